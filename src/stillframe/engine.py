@@ -1,0 +1,347 @@
+"""The block loop: source frames in, edited frames out, recomputing only what changed.
+
+One loop serves files and live streams. For every block of S latent frames:
+
+    encode -> choose tokens (method) -> denoise the kept ones (recovery fills in for the others)
+           -> commit clean keys and values (context pass) -> restore the full grid -> decode
+
+Everything a stream remembers lives in the `EditStream`; weights are shared and untouched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from stillframe.attention import BlockAttention
+from stillframe.cache import CacheShape, KeyValueCache
+from stillframe.change import SourceBlock
+from stillframe.grid import Grid, Plan, patchify, plan_tokens, take, unpatchify
+from stillframe.methods import Method
+from stillframe.recovery import RecoverySetup, find_recovery
+from stillframe.restore import predecessor_rows, restore
+from stillframe.streaming import StreamingAutoencoder
+from stillframe.wan import TextCache, WanDenoiser
+
+__all__ = ["BlockStats", "EditStream", "StageClock", "StreamSettings"]
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How a stream is denoised.
+
+    Attributes:
+        sigmas: noise level of each denoising pass, falling.
+        conditioning: "source" concatenates the source latents to the input, "sdedit" only starts
+            from them.
+        block_frames: S, latent frames a block.
+        sink_frames, window_frames: attention sees the first and the latest so many frames, the
+            block included (the papers' ``m = (1, 6)``).
+        position_limit: temporal positions in use, see `rope.frame_positions`.
+        timestep_scale: the model's timestep at sigma 1.
+
+    Raises:
+        ValueError: if the window cannot hold a block or the positions cannot hold the window.
+    """
+
+    sigmas: tuple[float, ...]
+    conditioning: str = "sdedit"
+    block_frames: int = 3
+    sink_frames: int = 1
+    window_frames: int = 6
+    position_limit: int = 21
+    timestep_scale: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.conditioning not in ("source", "sdedit"):
+            raise ValueError(f"conditioning is 'source' or 'sdedit', got {self.conditioning!r}")
+        if self.block_frames < 1 or self.sink_frames < 0:
+            raise ValueError(
+                f"a block needs at least 1 frame and sinks at least 0, "
+                f"got {self.block_frames} and {self.sink_frames}"
+            )
+        if self.window_frames < self.block_frames:
+            raise ValueError(
+                f"a window of {self.window_frames} frames cannot hold a block of "
+                f"{self.block_frames}"
+            )
+        if self.position_limit < self.sink_frames + self.window_frames:
+            raise ValueError(
+                f"{self.position_limit} positions cannot hold {self.sink_frames} sink and "
+                f"{self.window_frames} window frames"
+            )
+
+
+class BlockStats(NamedTuple):
+    """What happened to one block.
+
+    Attributes:
+        block: number of the block, from 0.
+        kept, tokens: computed tokens and all tokens, summed over the batch.
+        keep: (B, S, h, w) bool mask.
+        seconds: wall time by stage: encode, mask, denoise, context, decode.
+    """
+
+    block: int
+    kept: int
+    tokens: int
+    keep: Tensor
+    seconds: dict[str, float]
+
+    @property
+    def kept_share(self) -> float:
+        """0 to 1."""
+        return self.kept / self.tokens
+
+
+@dataclass
+class StageClock:
+    """Wall time by stage; on a GPU every stage ends with a synchronisation if ``exact``."""
+
+    exact: bool = True
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.exact and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[stage] += time.perf_counter() - start
+
+    def lap(self) -> dict[str, float]:
+        """Seconds since the last lap, by stage."""
+        seconds, self.seconds = dict(self.seconds), defaultdict(float)
+        return seconds
+
+
+class _State:
+    """What a stream remembers once the size of its frames is known."""
+
+    def __init__(
+        self, denoiser: WanDenoiser, settings: StreamSettings, method: Method, latents: Tensor
+    ) -> None:
+        batch, _, frames, height, width = latents.shape
+        self.grid = Grid(frames, height // denoiser.patch, width // denoiser.patch)
+        shape = CacheShape(
+            layers=denoiser.layers,
+            batch=batch,
+            grid=self.grid,
+            heads=denoiser.heads,
+            head_dim=denoiser.head_dim,
+            sink=settings.sink_frames,
+            window=settings.window_frames,
+        )
+        device, dtype = latents.device, denoiser.transformer.dtype
+        self.cache = KeyValueCache(shape, device, dtype)
+        # a method that never prunes has nothing to recover
+        recovery = find_recovery(method.recovery if method.prunes else "none")
+        self.recovery = recovery(
+            RecoverySetup(shape, len(settings.sigmas), device, dtype, method.tau2, method.trim)
+        )
+        self.attention = BlockAttention(
+            self.cache, denoiser.transformer.rope, self.recovery, settings.position_limit
+        )
+        self.select = method.selector()
+        # last frame of the block before: source, what it was recomputed from, result
+        self.source: Tensor | None = None
+        self.reference: Tensor | None = None
+        self.result: Tensor | None = None
+
+
+class EditStream:
+    """One stream of edited video. Push frames, get frames; `flush` at the end.
+
+    Args:
+        denoiser: the transformer.
+        autoencoder: a fresh stream through the autoencoder.
+        text: the prompt, from ``denoiser.text``.
+        method: which tokens to compute.
+        settings: how to denoise.
+        generator: source of noise; a list gives each batch row its own.
+        on_block: called with the `BlockStats` of every finished block.
+    """
+
+    def __init__(
+        self,
+        denoiser: WanDenoiser,
+        autoencoder: StreamingAutoencoder,
+        text: TextCache,
+        method: Method,
+        settings: StreamSettings,
+        generator: Generators = None,
+        on_block: Callable[[BlockStats], None] | None = None,
+    ) -> None:
+        if settings.conditioning == "source" and not denoiser.takes_source:
+            raise ValueError("this transformer has no source channels: use conditioning='sdedit'")
+        self.method = method
+        self.settings = settings
+        self.blocks = 0
+        self.clock = StageClock()
+        self._denoiser = denoiser
+        self._autoencoder = autoencoder
+        self._text = text
+        self._generator = generator
+        self._on_block = on_block
+        self._state: _State | None = None
+        self._whole = True
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes held by this stream: ``cache`` and the ``recovery`` store. Bounded."""
+        if self._state is None:
+            return {"cache": 0, "recovery": 0}
+        return {"cache": self._state.cache.nbytes, "recovery": self._state.recovery.nbytes}
+
+    def set_text(self, text: TextCache) -> None:
+        """Change the prompt from the next block on, which is then computed whole."""
+        self._text = text
+        self._whole = True
+
+    @torch.inference_mode()
+    def push(self, frames: Tensor) -> Tensor | None:
+        """Feed frames (B, T, 3, H, W) in [0, 1], any T; None means "feed me more".
+
+        Returns:
+            edited frames (B, T', 3, H, W), for the blocks that are now complete.
+
+        Raises:
+            ValueError: if H or W does not fit the model's grid, or frames change size.
+        """
+        multiple = self._autoencoder.spatial * self._denoiser.patch
+        if frames.shape[-1] % multiple or frames.shape[-2] % multiple:
+            raise ValueError(
+                f"frames must have sides in multiples of {multiple}, "
+                f"got {frames.shape[-1]}x{frames.shape[-2]}"
+            )
+        with self.clock("encode"):
+            blocks = self._autoencoder.encode(frames)
+        return self._edit(blocks)
+
+    @torch.inference_mode()
+    def flush(self) -> Tensor | None:
+        """End the stream: the frames that were still waiting, None if there were none."""
+        with self.clock("encode"):
+            blocks = self._autoencoder.flush()
+        return self._edit(blocks)
+
+    def _edit(self, blocks: Sequence[Tensor]) -> Tensor | None:
+        edited = [self._edit_block(latents) for latents in blocks]
+        edited = [frames for frames in edited if frames.shape[1]]
+        return torch.cat(edited, 1) if edited else None
+
+    def _edit_block(self, latents: Tensor) -> Tensor:
+        if self._state is None:
+            self._state = _State(self._denoiser, self.settings, self.method, latents)
+        state = self._state
+        source = patchify(latents.float(), self._denoiser.patch)
+        with self.clock("mask"):
+            plan = self._plan(state, source)
+        result = self._recompute(state, source, plan, latents)
+        n = state.grid.frame_tokens
+        state.source, state.result = source[:, -n:], result[:, -n:]
+        with self.clock("decode"):
+            grid = unpatchify(result, state.grid, self._denoiser.patch)
+            frames = self._autoencoder.decode(grid)
+        self._report(state, plan)
+        self.blocks += 1
+        return frames
+
+    def _plan(self, state: _State, source: Tensor) -> Plan:
+        """The block's plan: whole if it must be, else what the method selects."""
+        grid = state.grid
+        whole, self._whole = self._whole, False
+        by_frame = source.unflatten(1, (grid.frames, grid.frame_tokens))
+        if state.source is None or state.reference is None:
+            plan = plan_tokens(torch.ones_like(by_frame[..., 0], dtype=torch.bool))
+            state.reference = by_frame[:, -1]
+            first = SourceBlock(by_frame, by_frame[:, 0], state.reference, grid)
+            state.recovery.observe(first, plan)
+            return plan
+        block = SourceBlock(by_frame, state.source, state.reference, grid)
+        keep = state.select(block).flatten(2)
+        plan = plan_tokens(torch.ones_like(keep) if whole else keep)
+        if not plan.nothing:
+            state.recovery.observe(block, plan)
+        rows = predecessor_rows(plan.keep)
+        state.reference = restore(source, state.reference, rows)[:, -grid.frame_tokens :]
+        return plan
+
+    def _recompute(self, state: _State, source: Tensor, plan: Plan, latents: Tensor) -> Tensor:
+        """Denoise and commit the block; returns its result, (B, S*N, P) float32."""
+        noise = self._noise(latents)
+        if plan.nothing:
+            with self.clock("context"):
+                state.attention.skip_block(plan)
+            own = torch.zeros_like(source)
+        else:
+            own = self._denoise(state, source, noise, plan)
+        if plan.everything or state.result is None:
+            return own
+        with self.clock("context"):
+            return restore(own, state.result, predecessor_rows(plan.keep))
+
+    def _noise(self, latents: Tensor) -> list[Tensor]:
+        """Noise for each pass, (B, S*N, P). Always drawn for the whole grid, so that what is kept
+        does not change what noise the rest gets."""
+        draws = (
+            randn_tensor(latents.shape, self._generator, latents.device, torch.float32)
+            for _ in self.settings.sigmas
+        )
+        return [patchify(draw, self._denoiser.patch) for draw in draws]
+
+    def _denoise(
+        self, state: _State, source: Tensor, noise: Sequence[Tensor], plan: Plan
+    ) -> Tensor:
+        """Denoising passes and context pass over the kept tokens; their results at their slots.
+
+        Pruned tokens need no restoration between passes: nothing reads them but attention, where
+        the recovery stands in for them.
+        """
+        attention, sigmas = state.attention, self.settings.sigmas
+        kept = plan.kept
+
+        def of_kept(x: Tensor) -> Tensor:
+            return x if kept is None else take(x, kept.index)
+
+        here = of_kept(source)
+        x0 = here
+        with self._denoiser.attached():
+            with self.clock("denoise"):
+                attention.begin_block(plan)
+                for step, sigma in enumerate(sigmas):
+                    attention.step = step
+                    x = (1 - sigma) * x0 + sigma * of_kept(noise[step])
+                    x0 = x - sigma * self._velocity(state, x, here, sigma)
+            with self.clock("context"):
+                attention.step = None
+                self._velocity(state, x0, here, 0.0)
+                attention.end_block()
+        return attention.scattered(x0)
+
+    def _velocity(self, state: _State, x: Tensor, source: Tensor, sigma: float) -> Tensor:
+        timestep = torch.full((x.shape[0],), sigma * self.settings.timestep_scale, device=x.device)
+        tokens = x
+        if self._denoiser.takes_source:
+            shown = source if self.settings.conditioning == "source" else torch.zeros_like(source)
+            pixels = (-1, self._denoiser.latent_channels)
+            tokens = torch.cat([x.unflatten(2, pixels), shown.unflatten(2, pixels)], 3).flatten(2)
+        return self._denoiser(tokens, timestep, self._text, state.attention).float()
+
+    def _report(self, state: _State, plan: Plan) -> None:
+        if self._on_block is not None:
+            grid = state.grid
+            keep = plan.keep.unflatten(2, (grid.height, grid.width))
+            self._on_block(
+                BlockStats(self.blocks, sum(plan.counts), keep.numel(), keep, self.clock.lap())
+            )

@@ -1,0 +1,30 @@
+"""The error tree: what a caller of stillframe may want to catch.
+
+    StillframeError
+    ├── InputError      a file or frame that cannot be used: missing, not a video, too small,
+    corrupt ├── OutputError     a result that cannot be written: no permission, unknown container,
+    disk full └── ModelError      a model that cannot be loaded or is not of a supported kind
+
+Wrong *arguments* raise ``ValueError`` (or ``TypeError``), as everywhere in Python. Every message is
+one sentence with the numbers in it; the command line prints it and exits with code 2.
+"""
+
+from __future__ import annotations
+
+__all__ = ["InputError", "ModelError", "OutputError", "StillframeError"]
+
+
+class StillframeError(Exception):
+    """Base of all errors that stillframe raises on purpose."""
+
+
+class InputError(StillframeError):
+    """A video, frame or file that cannot be used."""
+
+
+class OutputError(StillframeError):
+    """A result that cannot be written."""
+
+
+class ModelError(StillframeError):
+    """A model that cannot be loaded, or that this engine does not support."""

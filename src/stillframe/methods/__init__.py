@@ -1,0 +1,11 @@
+"""Methods, one file each; every module of this package registers itself."""
+
+import importlib
+import pkgutil
+
+from stillframe.methods.base import Method, Selector, find_method, methods, register
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Method", "Selector", "find_method", "methods", "register"]

@@ -1,0 +1,97 @@
+"""A method: which tokens of a block are computed, and what stands in for the others.
+
+A method is a frozen dataclass - parameters, repr and equality in one object - that makes one
+*selector* a stream. A selector is called once a block and returns the keep mask; it may remember
+what it has seen, and must not look ahead. The engine sees to the rest: a stream's first block is
+whole, pruned tokens are recovered and restored.
+
+Adding one: a file in this package (or anywhere, if it is imported) with a subclass under
+`register`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+from torch import Tensor
+
+from stillframe.change import SourceBlock
+from stillframe.recovery import find_recovery
+
+__all__ = ["Method", "Selector", "find_method", "methods", "register"]
+
+#: One a stream, called once a block: (B, S, h, w) bool, true = compute this token.
+Selector = Callable[[SourceBlock], Tensor]
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Base of all methods.
+
+    Attributes:
+        recovery: what stands in for pruned keys and values: none, noisy, clean or aligned.
+        tau2: the largest distance, in latent standard deviations, between source patches of which
+            one may stand in for the other.
+        trim: share of a patch's differences dropped at either end, see `change.patch_distance`.
+
+    Class attributes:
+        name: what ``--method`` takes.
+        summary: one line for listings.
+        prunes: false if every token is always kept, so that nothing needs to be stored for
+        recovery.
+
+    Raises:
+        ValueError: for an unknown recovery or numbers out of range.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    prunes: ClassVar[bool] = True
+
+    recovery: str = "aligned"
+    tau2: float = 0.30
+    trim: float = 0.2
+
+    def __post_init__(self) -> None:
+        find_recovery(self.recovery)
+        if self.tau2 < 0:
+            raise ValueError(f"tau2 must not be negative, got {self.tau2}")
+        if not 0 <= self.trim < 0.5:
+            raise ValueError(f"trim must be in [0, 0.5), got {self.trim}")
+
+    @abstractmethod
+    def selector(self) -> Selector:
+        """A fresh selector for one stream."""
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+_M = TypeVar("_M", bound=type[Method])
+
+
+def register(name: str) -> Callable[[_M], _M]:
+    """Class decorator: make a method known under ``name``."""
+
+    def add(cls: _M) -> _M:
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def methods() -> dict[str, type[Method]]:
+    """All registered methods by name."""
+    return dict(sorted(_REGISTRY.items()))
+
+
+def find_method(name: str) -> type[Method]:
+    """The method called ``name``.
+
+    Raises:
+        ValueError: naming the known ones.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(_REGISTRY))}")
+    return _REGISTRY[name]

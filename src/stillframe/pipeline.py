@@ -1,0 +1,302 @@
+"""The causal video-to-video pipeline: diffusers' conventions around the block loop.
+
+``CausalWanPipeline.from_pretrained`` reads any Wan 2.1 text-to-video folder in diffusers' format
+(and the bundled model); calling it edits a clip, `CausalWanPipeline.stream` edits frames as they
+come. Both run the same `EditStream`. It knows nothing about files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    WanTransformer3DModel,
+)
+from diffusers.loaders import WanLoraLoaderMixin
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from diffusers.utils import BaseOutput
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from stillframe.autoencoder import TinyVideoAutoencoder
+from stillframe.engine import BlockStats, EditStream, Generators, StreamSettings
+from stillframe.methods import Method, find_method
+from stillframe.schedule import check_sigmas, edit_sigmas
+from stillframe.streaming import open_autoencoder
+from stillframe.wan import TextCache, WanDenoiser
+
+__all__ = ["CausalWanPipeline", "CausalWanPipelineOutput"]
+
+OnBlock = Callable[[BlockStats], None]
+
+
+@dataclass
+class CausalWanPipelineOutput(BaseOutput):
+    """Result of a `CausalWanPipeline` call.
+
+    Attributes:
+        frames: edited video, as many frames as came in; type by ``output_type``: "np"
+            (B, T, H, W, 3) in [0, 1], "pt" (B, T, 3, H, W), "pil" a list of lists.
+        blocks: one `BlockStats` a block.
+    """
+
+    frames: Any
+    blocks: list[BlockStats]
+
+
+class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
+    """Edit video with a causal Wan transformer, recomputing only the latent patches that changed.
+
+    Args:
+        tokenizer, text_encoder: UMT5, or any with the same interface.
+        transformer: ``WanTransformer3DModel``; with 2C input channels the source latents are
+            concatenated to the noisy ones.
+        vae: ``AutoencoderKLWan`` or `TinyVideoAutoencoder`.
+        scheduler: only its ``shift`` and ``num_train_timesteps`` are used.
+        block_frames: S, latent frames denoised together.
+        sink_frames, window_frames: frames attention sees, `StreamSettings`.
+        position_limit: temporal positions in use; 21 is what Self Forcing was trained on.
+        strength, num_inference_steps, conditioning: defaults of a call. ``conditioning`` None means
+            "source" where the transformer takes source latents, else "sdedit".
+        text_length: tokens of a prompt; embeddings are padded to it with zeros, as Wan expects.
+        default_height: working height where a caller gives no size.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+
+    def __init__(
+        self,
+        tokenizer: AutoTokenizer,
+        text_encoder: UMT5EncoderModel,
+        transformer: WanTransformer3DModel,
+        vae: AutoencoderKLWan | TinyVideoAutoencoder,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        block_frames: int = 3,
+        sink_frames: int = 1,
+        window_frames: int = 6,
+        position_limit: int = 21,
+        strength: float = 0.4,
+        num_inference_steps: int = 3,
+        conditioning: str | None = None,
+        text_length: int = 512,
+        default_height: int = 480,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            transformer=transformer,
+            vae=vae,
+            scheduler=scheduler,
+        )
+        self.register_to_config(
+            block_frames=block_frames,
+            sink_frames=sink_frames,
+            window_frames=window_frames,
+            position_limit=position_limit,
+            strength=strength,
+            num_inference_steps=num_inference_steps,
+            conditioning=conditioning,
+            text_length=text_length,
+            default_height=default_height,
+        )
+        self.denoiser = WanDenoiser(transformer)
+        self.video_processor = VideoProcessor(vae_scale_factor=self.frame_multiple)
+
+    @property
+    def frame_multiple(self) -> int:
+        """Frames must have sides in multiples of this many pixels."""
+        return open_autoencoder(self.vae, 1).spatial * self.denoiser.patch
+
+    @torch.inference_mode()
+    def encode_prompt(self, prompt: str | Sequence[str]) -> Tensor:
+        """Embed prompts: (B, text_length, text_dim), zero past each prompt's end, as in Wan."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        device = self._execution_device
+        tokens = self.tokenizer(
+            [prompt_clean(p) for p in prompts],
+            padding="max_length",
+            max_length=self.config.text_length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        mask = tokens.attention_mask.to(device)
+        embeds = self.text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
+        return (embeds * mask.unsqueeze(-1)).to(self.transformer.dtype)
+
+    @torch.inference_mode()
+    def text(
+        self, prompt: str | Sequence[str] | None, prompt_embeds: Tensor | None = None
+    ) -> TextCache:
+        """Keys and values of a prompt, or of embeddings (B, L, text_dim), for every layer.
+
+        Raises:
+            ValueError: if neither or both are given.
+        """
+        if (prompt is None) == (prompt_embeds is None):
+            raise ValueError("give either prompt or prompt_embeds")
+        if prompt is not None:
+            prompt_embeds = self.encode_prompt(prompt)
+        assert prompt_embeds is not None
+        return self.denoiser.text(prompt_embeds)
+
+    def settings(
+        self,
+        strength: float | None = None,
+        num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        conditioning: str | None = None,
+    ) -> StreamSettings:
+        """How to denoise: what is None comes from the pipeline's configuration.
+
+        Raises:
+            ValueError: for numbers out of range, or "source" conditioning without source channels.
+        """
+        config, scheduler = self.config, self.scheduler.config
+        if sigmas is None:
+            sigmas = edit_sigmas(
+                config.strength if strength is None else strength,
+                num_inference_steps or config.num_inference_steps,
+                scheduler.shift,
+            )
+        default = "source" if self.denoiser.takes_source else "sdedit"
+        return StreamSettings(
+            sigmas=check_sigmas(sigmas),
+            conditioning=conditioning or config.conditioning or default,
+            block_frames=config.block_frames,
+            sink_frames=config.sink_frames,
+            window_frames=config.window_frames,
+            position_limit=config.position_limit,
+            timestep_scale=scheduler.num_train_timesteps,
+        )
+
+    def stream(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        method: str | Method = "prune",
+        generator: Generators = None,
+        prompt_embeds: Tensor | None = None,
+        on_block: OnBlock | None = None,
+        **settings: Any,
+    ) -> EditStream:
+        """Open a stream: push frames, get frames.
+
+        Args:
+            prompt: one prompt, or one for each batch row.
+            method: name or `Method`.
+            generator: source of noise; a list gives each batch row its own.
+            prompt_embeds: instead of a prompt.
+            on_block: called after every block.
+            settings: see `settings`.
+
+        Raises:
+            ValueError: for unknown names and numbers out of range.
+        """
+        if isinstance(method, str):
+            method = find_method(method)()
+        return EditStream(
+            self.denoiser,
+            open_autoencoder(self.vae, self.config.block_frames),
+            self.text(prompt, prompt_embeds),
+            method,
+            self.settings(**settings),
+            generator,
+            on_block,
+        )
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        video: Any,
+        prompt: str | Sequence[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        strength: float | None = None,
+        sigmas: Sequence[float] | None = None,
+        conditioning: str | None = None,
+        method: str | Method = "prune",
+        generator: Generators = None,
+        prompt_embeds: Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_block_end: OnBlock | None = None,
+    ) -> CausalWanPipelineOutput | tuple[Any, list[BlockStats]]:
+        """Edit a clip.
+
+        Args:
+            video: frames as diffusers' ``VideoProcessor`` takes them: list of PIL images, array
+                (T, H, W, 3), tensor (T, 3, H, W) in [0, 1], or a batch of any of these.
+            prompt: what it should look like; one for all, or one for each video.
+            height, width: working size in pixels; default the video's, cut down to the grid.
+            num_inference_steps: denoising passes a block.
+            strength: 0 to 1, how much of the source is replaced by noise at the first pass.
+            sigmas: explicit schedule instead of the two above.
+            conditioning: "source" or "sdedit".
+            method: which tokens to compute, by name or as a `Method`.
+            generator: source of noise, or one for each video.
+            prompt_embeds: (B, L, text_dim) instead of a prompt.
+            output_type: "np", "pt" or "pil".
+            return_dict: False returns the tuple (frames, blocks).
+            callback_on_block_end: called with each block's `BlockStats`.
+
+        Raises:
+            ValueError: for an empty video, or arguments out of range.
+        """
+        frames = self._preprocess(video, height, width)
+        blocks: list[BlockStats] = []
+
+        def on_block(stats: BlockStats) -> None:
+            blocks.append(stats)
+            if callback_on_block_end is not None:
+                callback_on_block_end(stats)
+
+        text_embeds = self._expanded(prompt, prompt_embeds, frames.shape[0])
+        stream = self.stream(
+            prompt_embeds=text_embeds,
+            method=method,
+            generator=generator,
+            on_block=on_block,
+            strength=strength,
+            num_inference_steps=num_inference_steps,
+            sigmas=sigmas,
+            conditioning=conditioning,
+        )
+        parts = [stream.push(frames), stream.flush()]
+        edited = torch.cat([part for part in parts if part is not None], 1)
+        result = self.video_processor.postprocess_video(
+            edited.float().transpose(1, 2) * 2 - 1, output_type=output_type
+        )
+        if not return_dict:
+            return result, blocks
+        return CausalWanPipelineOutput(frames=result, blocks=blocks)
+
+    def _preprocess(self, video: Any, height: int | None, width: int | None) -> Tensor:
+        """Any video to (B, T, 3, H, W) in [0, 1] on the pipeline's device."""
+        if not isinstance(video, Tensor) and not len(video):
+            raise ValueError("the video has 0 frames")
+        if isinstance(video, np.ndarray) and video.dtype == np.uint8:
+            video = video.astype(np.float32) / 255
+        pixels = self.video_processor.preprocess_video(video, height=height, width=width)
+        return ((pixels + 1) / 2).transpose(1, 2).to(self._execution_device, torch.float32)
+
+    def _expanded(
+        self, prompt: str | Sequence[str] | None, embeds: Tensor | None, batch: int
+    ) -> Tensor:
+        """Prompt embeddings, one row for each video."""
+        if (prompt is None) == (embeds is None):
+            raise ValueError("give either prompt or prompt_embeds")
+        if prompt is not None:
+            embeds = self.encode_prompt(prompt)
+        assert embeds is not None
+        if embeds.shape[0] not in (1, batch):
+            raise ValueError(f"{embeds.shape[0]} prompts for {batch} videos")
+        return embeds.expand(batch, -1, -1).to(self._execution_device)

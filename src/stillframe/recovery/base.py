@@ -1,0 +1,115 @@
+"""Attention recovery: what stands in for the keys and values of pruned tokens.
+
+Self-attention is the only operation in which tokens see each other, so if its output at the kept
+tokens is what it would have been with the whole sequence, everything after it follows. A recovery
+is one file in this package: a subclass of `Recovery` under the `register` decorator. One object
+serves one stream."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from stillframe.attention import BlockAttention
+from stillframe.cache import CacheShape
+from stillframe.change import SourceBlock
+from stillframe.grid import Plan
+
+__all__ = ["Recovery", "RecoverySetup", "find_recovery", "recoveries", "register"]
+
+
+@dataclass(frozen=True)
+class RecoverySetup:
+    """What a recovery is built from.
+
+    Attributes:
+        shape: sizes of the stream's cache.
+        steps: denoising passes a block (the context pass not counted).
+        device, dtype: of keys and values.
+        tolerance: largest distance between source patches that count as the same (``tau2``).
+        trim: see `change.patch_distance`.
+    """
+
+    shape: CacheShape
+    steps: int
+    device: torch.device
+    dtype: torch.dtype
+    tolerance: float
+    trim: float
+
+
+class Recovery(ABC):
+    """Fills in for pruned tokens. Subclasses override `place`, and what else they need.
+
+    Class attributes:
+        name: what ``--recovery`` takes.
+        summary: one line for listings.
+        complete: whether pruned tokens have keys and values at all.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    complete: ClassVar[bool] = True
+
+    def __init__(self, setup: RecoverySetup) -> None:
+        self.setup = setup
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values held beyond the cache."""
+        return 0
+
+    def observe(self, source: SourceBlock, plan: Plan) -> None:  # noqa: B027
+        """Look at the block's source before it is denoised; not called for skipped blocks."""
+
+    def begin_block(self, block: BlockAttention) -> None:  # noqa: B027
+        """Once a block, after positions are known: fill what holds for all its passes."""
+
+    @abstractmethod
+    def place(
+        self, block: BlockAttention, step: int, layer: int, key: Tensor, value: Tensor
+    ) -> None:
+        """Make the block's rows of the cache ready for attention.
+
+        Args:
+            block: the block; its ``write_own`` and ``write`` put keys and values.
+            step: denoising pass, from 0.
+            layer: transformer layer.
+            key, value: of the kept tokens, (B, K, heads, head_dim), keys before rotation.
+        """
+
+
+_REGISTRY: dict[str, type[Recovery]] = {}
+_R = TypeVar("_R", bound=type[Recovery])
+
+
+def register(name: str) -> Callable[[_R], _R]:
+    """Class decorator: make a recovery known under ``name``."""
+
+    def add(cls: _R) -> _R:
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def recoveries() -> dict[str, type[Recovery]]:
+    """All registered recoveries by name."""
+    return dict(sorted(_REGISTRY.items()))
+
+
+def find_recovery(name: str) -> type[Recovery]:
+    """The recovery called ``name``.
+
+    Raises:
+        ValueError: naming the known ones.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"unknown recovery {name!r}; known: {', '.join(sorted(_REGISTRY))}")
+    return _REGISTRY[name]

@@ -1,0 +1,237 @@
+"""Autoencoders as streams: pixel frames in whenever they come, blocks of latents out, and back.
+
+The weights stay stateless; a stream object remembers what the causal layers need. Blocks are always
+encoded and decoded in the same pieces, however the frames arrive, so chunking never shows in the
+result. Latents handed out are normalised. It does not know what happens to latents in between.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
+from torch import Tensor, nn
+
+from stillframe.autoencoder import Memory, TinyVideoAutoencoder
+from stillframe.errors import ModelError
+
+__all__ = ["StreamingAutoencoder", "TinyStream", "WanStream", "open_autoencoder"]
+
+
+class StreamingAutoencoder(ABC):
+    """One stream through an autoencoder.
+
+    Args:
+        block_frames: S, latent frames handed out at a time.
+        temporal, spatial: pixel frames of one latent frame, pixels of one latent pixel.
+        trim: pixel frames the decoder leaves out at the start of a stream.
+    """
+
+    def __init__(self, block_frames: int, temporal: int, spatial: int, trim: int) -> None:
+        self.block_frames = block_frames
+        self.temporal = temporal
+        self.spatial = spatial
+        self._trim = trim
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream; the next frame is a first frame."""
+        self._pending: list[Tensor] = []
+        self._received = self._emitted = self._encoded = self._decoded = 0
+        self._ended = False
+
+    @property
+    def next_frames(self) -> int:
+        """Pixel frames that the next block takes."""
+        return self._frames_for(self._encoded)
+
+    @property
+    def pending_frames(self) -> int:
+        """Pixel frames waiting for their block to fill up."""
+        return sum(x.shape[1] for x in self._pending)
+
+    def encode(self, frames: Tensor) -> list[Tensor]:
+        """Take frames (B, T, 3, H, W) in [0, 1]; return the blocks that are now full.
+
+        Returns:
+            blocks of latents, each (B, C, S, h, w); often none.
+
+        Raises:
+            ValueError: after `flush`, or if the frames differ in shape from those before.
+        """
+        if self._ended:
+            raise ValueError("this stream has been flushed; reset it first")
+        if self._pending and self._pending[0].shape[2:] != frames.shape[2:]:
+            was, now = self._pending[0].shape, frames.shape
+            raise ValueError(f"frames changed from {was[-1]}x{was[-2]} to {now[-1]}x{now[-2]}")
+        self._received += frames.shape[1]
+        self._pending.append(frames)
+        blocks = []
+        while self.pending_frames >= self.next_frames:
+            blocks.append(self._take_block())
+        return blocks
+
+    def flush(self) -> list[Tensor]:
+        """End the stream: complete the last block by repeating its last frame.
+
+        Returns:
+            the blocks needed so that decoding them all gives every frame taken; `decode` drops
+            what the repetition added.
+        """
+        self._ended = True
+        blocks = []
+        while self._decodable(self._encoded) < self._received:
+            last = self._pending[-1] if self._pending else self._last
+            missing = self.next_frames - self.pending_frames
+            self._pending.append(last[:, -1:].expand(-1, missing, -1, -1, -1))
+            blocks.append(self._take_block())
+        return blocks
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode the next block (B, C, S, h, w); returns frames (B, T, 3, H, W) in [0, 1].
+
+        Over a whole stream as many frames come out as went in.
+        """
+        frames = self._decode_block(latents, first=self._decoded == 0)
+        if self._decoded == 0:
+            frames = frames[:, self._trim :]
+        self._decoded += 1
+        if self._ended:
+            frames = frames[:, : max(self._received - self._emitted, 0)]
+        self._emitted += frames.shape[1]
+        return frames
+
+    def _take_block(self) -> Tensor:
+        count = self.next_frames
+        frames = torch.cat(self._pending, 1)
+        block, rest = frames[:, :count], frames[:, count:]
+        self._pending = [rest] if rest.shape[1] else []
+        self._last = block[:, -1:].clone()
+        latents = self._encode_block(block, first=self._encoded == 0)
+        self._encoded += 1
+        return latents
+
+    def _decodable(self, blocks: int) -> int:
+        return blocks * self.block_frames * self.temporal - (self._trim if blocks else 0)
+
+    @abstractmethod
+    def _frames_for(self, block: int) -> int:
+        """Pixel frames that block number ``block`` is encoded from."""
+
+    @abstractmethod
+    def _encode_block(self, frames: Tensor, first: bool) -> Tensor: ...
+
+    @abstractmethod
+    def _decode_block(self, latents: Tensor, first: bool) -> Tensor: ...
+
+
+class TinyStream(StreamingAutoencoder):
+    """A stream through `TinyVideoAutoencoder`."""
+
+    def __init__(self, vae: TinyVideoAutoencoder, block_frames: int) -> None:
+        # convolutions run fastest with channels last, on CPUs and GPUs alike
+        self.vae = vae.to(memory_format=torch.channels_last)
+        super().__init__(block_frames, vae.temporal_factor, vae.spatial_factor, vae.frames_to_trim)
+
+    def reset(self) -> None:
+        super().reset()
+        self._encoder_memory: Memory | None = None
+        self._decoder_memory: Memory | None = None
+
+    def _frames_for(self, block: int) -> int:
+        return self.block_frames * self.temporal
+
+    def _encode_block(self, frames: Tensor, first: bool) -> Tensor:
+        frames = frames.to(self.vae.device, self.vae.dtype)
+        latents, self._encoder_memory = self.vae.encode_chunk(frames, self._encoder_memory)
+        return latents
+
+    def _decode_block(self, latents: Tensor, first: bool) -> Tensor:
+        latents = latents.to(self.vae.dtype)
+        frames, self._decoder_memory = self.vae.decode_chunk(latents, self._decoder_memory)
+        return frames
+
+
+class WanStream(StreamingAutoencoder):
+    """A stream through diffusers' ``AutoencoderKLWan``, with feature caches of its own.
+
+    Wan's first latent frame stands for a single pixel frame, every later one for four.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, block_frames: int) -> None:
+        self.vae = vae
+        # the decoder makes 1 frame of the first latent, 4 of the others: nothing is left to trim
+        factors = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
+        self._missing = factors[0] - 1
+        super().__init__(block_frames, *factors, trim=0)
+
+    def reset(self) -> None:
+        super().reset()
+        counts = self.vae._cached_conv_counts
+        self._encoder_cache: list[Tensor | None] = [None] * counts["encoder"]
+        self._decoder_cache: list[Tensor | None] = [None] * counts["decoder"]
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.vae.config
+        shape = (1, -1, 1, 1, 1)
+        return (
+            like.new_tensor(config.latents_mean).view(shape),
+            like.new_tensor(config.latents_std).view(shape),
+        )
+
+    def _decodable(self, blocks: int) -> int:
+        return blocks * self.block_frames * self.temporal - (self._missing if blocks else 0)
+
+    def _frames_for(self, block: int) -> int:
+        return self.block_frames * self.temporal - (self._missing if block == 0 else 0)
+
+    def _encode_block(self, frames: Tensor, first: bool) -> Tensor:
+        vae = self.vae
+        x = frames.to(vae.device, vae.dtype).transpose(1, 2) * 2 - 1
+        if vae.config.patch_size is not None:
+            x = patchify(x, vae.config.patch_size)
+        out = []
+        for piece in _pieces(x, 1 if first else 0, self.temporal):
+            out.append(vae.encoder(piece, feat_cache=self._encoder_cache, feat_idx=[0]))
+        mean_of_posterior = vae.quant_conv(torch.cat(out, 2)).chunk(2, dim=1)[0]
+        mean, std = self._statistics(mean_of_posterior)
+        return (mean_of_posterior - mean) / std
+
+    def _decode_block(self, latents: Tensor, first: bool) -> Tensor:
+        vae = self.vae
+        mean, std = self._statistics(latents)
+        x = vae.post_quant_conv((latents * std + mean).to(vae.dtype))
+        out = []
+        for i in range(x.shape[2]):
+            start = {"first_chunk": True} if first and i == 0 else {}
+            frame = x[:, :, i : i + 1]
+            out.append(vae.decoder(frame, feat_cache=self._decoder_cache, feat_idx=[0], **start))
+        frames = torch.cat(out, 2)
+        if vae.config.patch_size is not None:
+            frames = unpatchify(frames, vae.config.patch_size)
+        return (frames.clamp(-1, 1).transpose(1, 2) + 1) / 2
+
+
+def _pieces(x: Tensor, head: int, size: int) -> list[Tensor]:
+    """Split (B, C, T, H, W) along time: ``head`` frames first, then ``size`` at a time."""
+    cuts = [0, head] if head else [0]
+    cuts += range(head + size, x.shape[2] + 1, size)
+    return [x[:, :, a:b] for a, b in pairwise(cuts)]
+
+
+def open_autoencoder(vae: nn.Module, block_frames: int) -> StreamingAutoencoder:
+    """A stream through ``vae``.
+
+    Raises:
+        ModelError: if it is neither a `TinyVideoAutoencoder` nor an ``AutoencoderKLWan``.
+    """
+    if isinstance(vae, TinyVideoAutoencoder):
+        return TinyStream(vae, block_frames)
+    if isinstance(vae, AutoencoderKLWan):
+        return WanStream(vae, block_frames)
+    raise ModelError(
+        f"autoencoders are TinyVideoAutoencoder or AutoencoderKLWan, got {type(vae).__name__}"
+    )

@@ -1,0 +1,199 @@
+"""The only file that knows ``WanTransformer3DModel``: running it on some of a block's tokens.
+
+diffusers' model is driven through its own submodules, in its own order; nothing of it is copied and
+nothing stays attached to it: while `WanDenoiser.attached` is entered, its attention processors are
+ours, and on leaving they are what they were. An arbitrary object rides in the rotary slot of each
+transformer block to our self-attention processor, and one in the text slot to the cross-attention
+processor, so that text keys and values are computed once a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import Tensor
+
+from stillframe.attention import BlockAttention
+from stillframe.errors import ModelError
+
+__all__ = ["TextCache", "WanDenoiser"]
+
+
+@dataclass(frozen=True)
+class TextCache:
+    """Cross-attention keys and values of a prompt, one entry a layer: (B, L, heads, head_dim)."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    embeds: Tensor
+
+
+def _heads(attn: WanAttention, x: Tensor) -> Tensor:
+    return x.unflatten(2, (attn.heads, -1))
+
+
+class _SelfAttention:
+    """Self-attention processor: projections here, keys and values of others from the block."""
+
+    _parallel_config = None
+
+    def __init__(self, layer: int, backend: Any) -> None:
+        self.layer = layer
+        self._attention_backend = backend
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: BlockAttention | None = None,
+    ) -> Tensor:
+        if rotary_emb is None:
+            raise TypeError("the self-attention processor needs a BlockAttention, got None")
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query = attn.to_q(hidden_states)
+            key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
+        out = rotary_emb.attend(
+            self.layer,
+            _heads(attn, attn.norm_q(query)),
+            _heads(attn, attn.norm_k(key)),
+            _heads(attn, value),
+            self._attention_backend,
+        )
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
+
+
+class _CrossAttention:
+    """Cross-attention processor over cached text keys and values."""
+
+    _parallel_config = None
+
+    def __init__(self, layer: int, backend: Any) -> None:
+        self.layer = layer
+        self._attention_backend = backend
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: TextCache | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
+    ) -> Tensor:
+        if encoder_hidden_states is None:
+            raise TypeError("the cross-attention processor needs a TextCache, got None")
+        query = _heads(attn, attn.norm_q(attn.to_q(hidden_states)))
+        out = dispatch_attention_fn(
+            query,
+            encoder_hidden_states.keys[self.layer],
+            encoder_hidden_states.values[self.layer],
+            backend=self._attention_backend,
+        )
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
+
+
+class WanDenoiser:
+    """A ``WanTransformer3DModel`` as a function of tokens.
+
+    Attributes:
+        latent_channels: channels predicted.
+        takes_source: whether source latents are concatenated to the input channels.
+        patch: side of a token in latent pixels.
+        layers, heads, head_dim: of self-attention.
+
+    Raises:
+        ModelError: for model variants this engine does not drive (image conditioning, patches that
+            span several latent frames, input channels that are neither C nor 2C).
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        config = transformer.config
+        p_t, p_h, p_w = config.patch_size
+        if p_t != 1 or p_h != p_w:
+            raise ModelError(
+                f"patches must be 1 x p x p, this transformer has {tuple(config.patch_size)}"
+            )
+        if config.image_dim is not None or config.added_kv_proj_dim is not None:
+            raise ModelError("image-conditioned (I2V) transformers are not supported")
+        channels = config.out_channels or config.in_channels
+        if config.in_channels not in (channels, 2 * channels):
+            raise ModelError(
+                f"the transformer takes {config.in_channels} channels and predicts {channels}; "
+                f"supported are {channels} and, with source latents, {2 * channels}"
+            )
+        self.transformer = transformer
+        self.latent_channels: int = channels
+        self.takes_source: bool = config.in_channels == 2 * channels
+        self.patch: int = p_h
+        self.layers: int = config.num_layers
+        self.heads: int = config.num_attention_heads
+        self.head_dim: int = config.attention_head_dim
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Use our attention processors within the ``with`` block; the model's return after it."""
+        blocks = self.transformer.blocks
+        before = [(block.attn1.processor, block.attn2.processor) for block in blocks]
+        for layer, (block, (own, cross)) in enumerate(zip(blocks, before, strict=True)):
+            block.attn1.processor = _SelfAttention(layer, own._attention_backend)
+            block.attn2.processor = _CrossAttention(layer, cross._attention_backend)
+        try:
+            yield
+        finally:
+            for block, (own, cross) in zip(blocks, before, strict=True):
+                block.attn1.processor, block.attn2.processor = own, cross
+
+    def text(self, embeds: Tensor) -> TextCache:
+        """Project prompt embeddings (B, L, text_dim) once, for all layers, steps and blocks."""
+        hidden = self.transformer.condition_embedder.text_embedder(embeds)
+        keys, values = [], []
+        for block in self.transformer.blocks:
+            attn = block.attn2
+            if attn.fused_projections:
+                key, value = attn.to_kv(hidden).chunk(2, dim=-1)
+            else:
+                key, value = attn.to_k(hidden), attn.to_v(hidden)
+            keys.append(_heads(attn, attn.norm_k(key)))
+            values.append(_heads(attn, value))
+        return TextCache(tuple(keys), tuple(values), embeds)
+
+    def __call__(
+        self, tokens: Tensor, timestep: Tensor, text: TextCache, block: BlockAttention
+    ) -> Tensor:
+        """Predict for some tokens of a block. Call within `attached`.
+
+        Args:
+            tokens: (B, K, p*p*channels in) latent patches, channels last within a patch.
+            timestep: (B,) float, 1000 sigma.
+            text: from `text`.
+            block: the block's attention, at the right step.
+
+        Returns:
+            (B, K, p*p*C): the model's velocity ``v`` for each token.
+        """
+        model = self.transformer
+        hidden = self._embed(tokens.to(model.dtype))
+        # one text token is enough here: the text projections are in `text` already
+        temb, modulation, _, _ = model.condition_embedder(timestep, text.embeds[:, :1])
+        modulation = modulation.unflatten(1, (6, -1))
+        for layer in model.blocks:
+            hidden = layer(hidden, text, modulation, block)
+        shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+        normed = model.norm_out(hidden.float()) * (1 + scale) + shift
+        return model.proj_out(normed.type_as(hidden))
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """The model's patch embedding of (B, K, p*p*C) tokens, laid side by side as one strip."""
+        b, k, _ = tokens.shape
+        p = self.patch
+        strip = tokens.reshape(b, k, p, p, -1).permute(0, 4, 2, 1, 3).reshape(b, -1, 1, p, k * p)
+        return self.transformer.patch_embedding(strip).flatten(2).transpose(1, 2).contiguous()
