@@ -1,0 +1,177 @@
+"""Teacher forcing against second derivations: a masked stock forward, a block-by-block rollout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch import Tensor, nn
+from training.rollout import Rollout
+from training.teacher_forcing import TeacherForcing
+
+SIZE, HEIGHT, WIDTH, CHANNELS, BATCH = 3, 4, 6, 4, 2
+TOKENS = HEIGHT // 2 * WIDTH // 2
+
+
+def tiny() -> Any:
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=2 * CHANNELS,
+        out_channels=CHANNELS,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=3,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=64,
+    )
+    # the published scale leaves gates near zero, where attention would hardly count
+    for block in model.blocks:
+        nn.init.normal_(block.scale_shift_table, std=0.5)
+    return model.eval()
+
+
+def inputs(blocks: int) -> dict[str, Any]:
+    torch.manual_seed(blocks)
+    shape = (3, BATCH, CHANNELS, blocks * SIZE, HEIGHT, WIDTH)
+    noisy, clean, source = torch.randn(shape)
+    text = torch.randn(BATCH, 5, 8)
+    return {
+        "noisy": noisy,
+        "clean": clean,
+        "source": source,
+        "sigma": torch.rand(BATCH, blocks),
+        "text": text,
+    }
+
+
+class Masked(WanAttnProcessor):
+    """diffusers' own processor, under a mask."""
+
+    mask: Tensor
+
+    def __call__(self, attn: Any, hidden_states: Any, *rest: Any) -> Any:
+        return super().__call__(attn, hidden_states, None, self.mask, rest[-1])
+
+
+class Twice(nn.Module):
+    """Rotary tables of a clip, once for its clean and once for its noisy frames."""
+
+    def __init__(self, rope: nn.Module) -> None:
+        super().__init__()
+        self.rope = rope
+
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.rope(hidden_states[:, :, : hidden_states.shape[2] // 2])
+        return torch.cat([cos, cos], 1), torch.cat([sin, sin], 1)
+
+
+def sees(query: tuple[bool, int], key: tuple[bool, int]) -> bool:
+    """Whether a frame attends to another; a frame is (noisy, number)."""
+    (noisy, frame), (key_noisy, key_frame) = query, key
+    block, key_block = frame // SIZE, key_frame // SIZE
+    if key_block == block:
+        return key_noisy == noisy
+    return not key_noisy and (key_block == block - 1 or (key_frame == 0 and block > 0))
+
+
+def masked_forward(model: Any, clip: dict[str, Any]) -> Tensor:
+    """The whole sequence, clean frames and then noisy ones, through diffusers' own code."""
+    frames = clip["noisy"].shape[2]
+    names = [(noisy, i) for noisy in (False, True) for i in range(frames)]
+    mask = torch.tensor([[sees(a, b) for b in names] for a in names])
+    processor = Masked()
+    processor.mask = mask.repeat_interleave(TOKENS, 0).repeat_interleave(TOKENS, 1)
+    for block in model.blocks:
+        block.attn1.processor = processor
+    hidden = torch.cat(
+        [
+            torch.cat([clip["clean"], clip["noisy"]], 2),
+            torch.cat([clip["source"], clip["source"]], 2),
+        ],
+        1,
+    )
+    levels = 1000 * clip["sigma"].repeat_interleave(SIZE * TOKENS, 1)
+    rope, model.rope = model.rope, Twice(model.rope)
+    try:
+        velocity = model(
+            hidden_states=hidden,
+            timestep=torch.cat([torch.zeros_like(levels), levels], 1),
+            encoder_hidden_states=clip["text"],
+            return_dict=False,
+        )[0]
+    finally:
+        model.rope = rope
+    return velocity[:, :, frames:]
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5])
+@torch.no_grad()
+def test_items_equal_a_masked_sequence(blocks: int) -> None:
+    model, clip = tiny(), inputs(blocks)
+    expected = masked_forward(model, clip)
+    actual = TeacherForcing(model, SIZE)(**clip)
+    assert (actual - expected).abs().max() <= 1e-5
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("later", [1, 2, 3])
+@torch.no_grad()
+def test_no_block_sees_a_later_one(later: int) -> None:
+    model, clip = tiny(), inputs(4)
+    predict = TeacherForcing(model, SIZE)
+    before = predict(**clip)
+    changed = {name: value.clone() for name, value in clip.items()}
+    first = later * SIZE
+    for name in ("noisy", "clean", "source"):
+        changed[name][:, :, first:] += 1
+    changed["sigma"][:, later:] *= 0.5
+    after = predict(**changed)
+    assert torch.equal(before[:, :, :first], after[:, :, :first])
+    assert not torch.allclose(before[:, :, first:], after[:, :, first:], atol=1e-3)
+
+
+@torch.no_grad()
+def test_every_block_sees_its_context() -> None:
+    model, clip = tiny(), inputs(4)
+    predict = TeacherForcing(model, SIZE)
+    before = predict(**clip)
+    sink = {**clip, "clean": clip["clean"].clone()}
+    sink["clean"][:, :, 0] += 1
+    moved = (predict(**sink) - before).abs().amax((0, 1, 3, 4)).unflatten(0, (4, SIZE)).amax(1)
+    assert moved[0] == 0
+    assert (moved[1:] > 1e-4).all()
+    noisy = {**clip, "noisy": clip["noisy"].clone()}
+    noisy["noisy"][:, :, :SIZE] += 1
+    other = predict(**noisy) - before
+    assert other[:, :, :SIZE].abs().max() > 1e-3
+    assert other[:, :, SIZE:].abs().max() == 0
+
+
+@torch.no_grad()
+def test_gap_moves_only_the_sink() -> None:
+    model, clip = tiny(), inputs(4)
+    predict = TeacherForcing(model, SIZE)
+    near, far = predict(**clip), predict(**clip, gap=40)
+    assert (near - far)[:, :, : 2 * SIZE].abs().max() <= 1e-5
+    assert (near - far)[:, :, 2 * SIZE :].abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_a_rollout_is_teacher_forcing_on_its_own_output() -> None:
+    model, clip = tiny(), inputs(4)
+    sigma = 0.7
+    noise = clip["noisy"]
+    made = Rollout(model, SIZE)(clip["source"], clip["text"], [sigma], noise[None])
+    predict = TeacherForcing(model, SIZE)
+    velocity = predict(
+        sigma * noise, made, clip["source"], torch.full((BATCH, 4), sigma), clip["text"]
+    )
+    assert (sigma * noise - sigma * velocity - made).abs().max() <= 1e-5

@@ -1,0 +1,232 @@
+"""A small model in about seventy minutes on two CPU cores, where no GPU is at hand.
+
+The same networks, losses and data as the full recipe (``training.autoencoder``,
+``training.transformer``), with small crops, fewer layers, and a transformer that starts out as
+"leave the picture as it is": its first output is noise minus source, so that what is left to learn
+is the style. It reaches less than the full recipe; the model card says what.
+
+This file knows nothing of GPUs.
+
+Run as ``python -m training.small autoencoder --clips DIR --state DIR --seconds 2000``, then
+``python -m training.small transformer --clips DIR --state DIR --tokenizer DIR --seconds 1900``,
+then ``python -m training.export``."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from stillframe.autoencoder import TinyVideoAutoencoder
+from training.autoencoder import STYLES, autoencoder_losses, export
+from training.autoencoder import build as build_autoencoder
+from training.data import load_clips, random_crops, read_clips, weights
+from training.filters import apply_style
+from training.latents import STYLE_NAMES, encode_styles
+from training.loop import (
+    Average,
+    Budget,
+    check_finite,
+    learning_rate,
+    load_checkpoint,
+    say,
+    write_checkpoint,
+)
+from training.teacher_forcing import TeacherForcing
+from training.transformer import (
+    BLOCK,
+    Batch,
+    CaptionPool,
+    Networks,
+    build,
+    drop_sources,
+    encode_text,
+    own_prediction,
+    random_gap,
+    velocity_loss,
+)
+
+__all__ = ["LAYERS", "main", "start_from_source"]
+
+LAYERS = 8
+"""Transformer layers of the small model."""
+
+_DEVICE = torch.device("cpu")
+
+
+def start_from_source(transformer: WanTransformer3DModel) -> None:
+    """Initialise a source-conditioned transformer to predict about ``noise - source``.
+
+    The patch embedding becomes an isometry of the noisy and the source patch, the output projection
+    reads one minus the other back, and the branches start small.
+    """
+    weight = transformer.patch_embedding.weight  # inner, 2C, 1, p, p
+    inner, channels = weight.shape[:2]
+    inputs = weight[0].numel()
+    isometry = torch.linalg.qr(torch.randn(inner, inputs)).Q  # inner x inputs
+    with torch.no_grad():
+        weight.copy_(isometry.view_as(weight))
+        transformer.patch_embedding.bias.zero_()
+        # rows of the isometry as (channel, p, p) -> output order (p, p, channel)
+        maps = isometry.view(inner, channels, -1).permute(2, 1, 0)  # pp, 2C, inner
+        half = channels // 2
+        # a token's layer norm divides by its standard deviation, about sqrt(inputs / inner)
+        scale = (inputs / inner) ** 0.5
+        transformer.proj_out.weight.copy_(scale * (maps[:, :half] - maps[:, half:]).flatten(0, 1))
+        transformer.proj_out.bias.zero_()
+        transformer.scale_shift_table.zero_()
+
+
+def _step(
+    loss: Tensor, networks: nn.Module, optimiser: torch.optim.Optimizer, average: Average
+) -> float:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(networks.parameters(), 0.5)
+    optimiser.step()
+    average.update()
+    return norm.item()
+
+
+def train_autoencoder(options: argparse.Namespace) -> None:
+    """Small crops, one of them restyled, in bfloat16; smaller still in the first half."""
+    listed = read_clips()[: options.limit]
+    clips, odds = load_clips(options.clips, listed, _DEVICE, workers=2), weights(listed)
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    model = build_autoencoder().to(memory_format=torch.channels_last)
+    average = Average(model, decay=0.998)
+    optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=1e-5)
+    budget, step, squared = Budget(options.seconds, options.seconds), 0, 0.0
+    while not budget.over:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(budget.progress, 8e-4, warm_up=0.03)
+        shape = (3, 8, 64) if budget.progress < 0.45 else (2, 8, 96)
+        target = random_crops(clips, odds, shape, rng)
+        target[-1] = apply_style(rng.choice(STYLES), target[-1])
+        noise = torch.randn_like(target[:1]) * rng.choice((1, 2)) / 255
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = autoencoder_losses(model, target, noise)
+        norm = _step(losses.total, model, optimiser, average)
+        step += 1
+        squared += losses.squared.item()
+        if step % 100 == 0:
+            psnr = -10 * torch.tensor(squared / 100).log10().item()
+            say(f"autoencoder step {step} at {budget.spent:.0f} s: psnr {psnr:.2f} grad {norm:.2f}")
+            squared = 0.0
+    average.swap()
+    export(model, clips[:60], options.state / "vae")
+
+
+def _latents(options: argparse.Namespace) -> tuple[list[Tensor], list[float]]:
+    """Latents (K, F, C, h, w) of part of the clips in every style, made once and kept on disk."""
+    path = options.state / "latents.pt"
+    if (state := load_checkpoint(path, _DEVICE)) is not None:
+        return state["latents"], state["odds"]
+    listed = read_clips()[: options.limit]
+    odds = weights(listed)
+    rng = random.Random(0)
+    chosen = sorted(rng.sample(range(len(listed)), min(options.clips_used, len(listed))))
+    clips = load_clips(options.clips, [listed[i] for i in chosen], _DEVICE, workers=2)
+    vae = TinyVideoAutoencoder.from_pretrained(options.state / "vae")
+    vae.to(torch.bfloat16, memory_format=torch.channels_last)
+    latents = []
+    for clip in clips:
+        start = rng.randint(0, len(clip) - 36)
+        window = clip[start : start + 36]
+        sides = clip.shape[-2:]
+        height, width = min(sides[0] // 16 * 16, 192), min(sides[1] // 16 * 16, 320)
+        top, left = rng.randint(0, sides[0] - height), rng.randint(0, sides[1] - width)
+        crop = window[..., top : top + height, left : left + width].float() / 255
+        latents.append(encode_styles(vae, crop))
+        if len(latents) % 20 == 0:
+            say(f"{len(latents)} clips encoded")
+    used = [odds[i] for i in chosen]
+    write_checkpoint({"latents": latents, "odds": used}, path)
+    return latents, used
+
+
+def _draw(
+    entries: Sequence[Tensor], odds: Sequence[float], rng: random.Random, count: int
+) -> Batch:
+    """Random small crops: mostly 6 latent frames of 16x16, some wider, some of 9 frames."""
+    h, w, frames = rng.choice(((16, 16, 6), (16, 16, 6), (16, 16, 9), (12, 32, 6), (24, 20, 6)))
+    styles = rng.choices(range(len(STYLE_NAMES)), k=count)
+    targets, sources = [], []
+    for entry, style in zip(rng.choices(entries, odds, k=count), styles, strict=True):
+        start = rng.randint(0, entry.shape[1] - frames)
+        top, left = rng.randint(0, entry.shape[-2] - h), rng.randint(0, entry.shape[-1] - w)
+        crop = entry[:, start : start + frames, :, top : top + h, left : left + w]
+        targets.append(crop[style])
+        sources.append(crop[0])
+    target, source = (torch.stack(x).float().transpose(1, 2) for x in (targets, sources))
+    return Batch(target, source, styles)
+
+
+def train_transformer(options: argparse.Namespace) -> None:
+    """The full recipe's loss on small crops."""
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    entries, odds = _latents(options)
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    networks: Networks = build(len(tokenizer), layers=LAYERS)
+    start_from_source(networks.transformer)
+    average = Average(networks, decay=0.996)
+    optimiser = torch.optim.AdamW(networks.parameters(), betas=(0.9, 0.97), weight_decay=0.01)
+    captions = CaptionPool(tokenizer, _DEVICE)
+    predict = TeacherForcing(networks.transformer, BLOCK)
+    budget, step, total, saved = Budget(options.seconds, options.seconds), 0, 0.0, 0.0
+
+    def save() -> None:
+        state = {"average": average.state_dict(), "step": step, "spent": budget.spent}
+        write_checkpoint(state, options.state / "transformer.pt")
+
+    while not budget.over:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(budget.progress, 1e-3, warm_up=0.03)
+        batch = _draw(entries, odds, rng, options.batch)
+        batch.source = drop_sources(batch.source, 0.2)
+        text = encode_text(networks.text_encoder, *captions.draw(batch.styles, rng))
+        context, gap = batch.target, random_gap(rng)
+        if budget.progress > 0.7 and step % 3 == 0:
+            context = own_prediction(predict, batch, text.detach(), gap)
+        loss = velocity_loss(predict, batch, context, text, gap)
+        norm = _step(loss, networks, optimiser, average)
+        total, step = total + loss.item(), step + 1
+        if step % options.log == 0:
+            check_finite(total)
+            say(
+                f"transformer step {step} at {budget.spent:.0f} s: "
+                f"loss {total / options.log:.4f} grad {norm:.2f}"
+            )
+            total = 0.0
+        if budget.spent - saved > 240:
+            save()
+            saved = budget.spent
+    save()
+
+
+def main() -> None:
+    """Train one of the two parts."""
+    parser = argparse.ArgumentParser(description="Train a small model on a CPU.")
+    parser.add_argument("part", choices=("autoencoder", "transformer"))
+    parser.add_argument("--clips", type=Path, required=True, help="folder with the clips")
+    parser.add_argument("--state", type=Path, required=True, help="folder for what is trained")
+    parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
+    parser.add_argument("--seconds", type=float, required=True, help="training time")
+    parser.add_argument("--batch", type=int, default=3)
+    parser.add_argument("--log", type=int, default=50, help="steps between log lines")
+    parser.add_argument("--limit", type=int, help="use only so many clips")
+    parser.add_argument("--clips-used", type=int, default=100, help="clips encoded for stage two")
+    options = parser.parse_args()
+    train_autoencoder(options) if options.part == "autoencoder" else train_transformer(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,394 @@
+"""Train the block-causal transformer of the bundled model and, with it, its text encoder.
+
+One step: a batch of latent crops of source and target, every block of the target at its own noise
+level; the velocity is predicted for all blocks at once (``teacher_forcing``). A third of the
+samples see no source, so that plain SDEdit works too. Clean context carries a little noise, and
+late in training it is, every other step, the model's own one-step prediction: at inference it
+never sees anything better.
+
+This file knows nothing of pixels.
+
+Run as ``python -m training.transformer --state DIR --tokenizer DIR --seconds 560 --total 1000``, as
+often as it takes; every run goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+
+from training.captions import sample_caption
+from training.latents import STYLE_NAMES, load_latents
+from training.loop import (
+    Average,
+    Budget,
+    check_finite,
+    learning_rate,
+    load_checkpoint,
+    say,
+    write_checkpoint,
+)
+from training.teacher_forcing import TeacherForcing
+
+__all__ = ["BLOCK", "CaptionPool", "Networks", "build", "draw_batch", "encode_text", "main"]
+
+BLOCK = 3
+"""Latent frames a block, S."""
+
+TEXT_LENGTH = 32
+"""Tokens a caption is padded to."""
+
+_CLIP = 12  # latent frames a sample
+_SHIFT = 3.0
+
+# latent heights and widths of a crop and how often: all have 390 tokens a frame, so one compiled
+# graph serves them; the long ones teach distances that a 240x416 crop does not have
+_GRIDS = {
+    (30, 52): 0.72,
+    (52, 30): 0.08,
+    (26, 60): 0.06,
+    (60, 26): 0.04,
+    (20, 78): 0.05,
+    (78, 20): 0.05,
+}
+
+
+class Networks(nn.Module):
+    """Everything that this file trains."""
+
+    def __init__(self, transformer: nn.Module, text_encoder: nn.Module) -> None:
+        super().__init__()
+        self.transformer, self.text_encoder = transformer, text_encoder
+
+
+def build(vocabulary: int, layers: int = 12) -> Networks:
+    """Fresh networks of the bundled model's size."""
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=64,
+        in_channels=32,
+        out_channels=16,
+        text_dim=128,
+        freq_dim=256,
+        ffn_dim=1024,
+        num_layers=layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        eps=1e-6,
+        rope_max_seq_len=1024,
+    )
+    config = UMT5Config(
+        vocab_size=vocabulary,
+        d_model=128,
+        d_kv=32,
+        d_ff=256,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+    )
+    return Networks(transformer, UMT5EncoderModel(config))
+
+
+def encode_text(text_encoder: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Encoded captions (B, L, E) of token ids and mask (B, L); zeros where there is no token."""
+    hidden = text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    return hidden * mask[..., None].to(hidden.dtype)
+
+
+class CaptionPool:
+    """Tokenised captions of every style, each with a few words dropped.
+
+    Args:
+        tokenizer: of the text encoder.
+        device: where the token ids live.
+        size: captions a style.
+        drop: share of words to drop; a caption keeps at least one.
+    """
+
+    def __init__(
+        self, tokenizer: Any, device: torch.device, size: int = 512, drop: float = 0.07
+    ) -> None:
+        rng = random.Random(0)
+        texts = []
+        for name in STYLE_NAMES:
+            for _ in range(size):
+                words = sample_caption(name, rng).split()
+                kept = [word for word in words if rng.random() >= drop]
+                texts.append(" ".join(kept or words))
+        tokens = tokenizer(
+            texts,
+            padding="max_length",
+            truncation=True,
+            max_length=TEXT_LENGTH,
+            return_tensors="pt",
+        )
+        self.size = size
+        self.ids, self.mask = tokens.input_ids.to(device), tokens.attention_mask.to(device)
+
+    def draw(self, styles: Sequence[int], rng: random.Random) -> tuple[Tensor, Tensor]:
+        """Token ids and masks (B, L) of one caption for each style number."""
+        rows = [style * self.size + rng.randrange(self.size) for style in styles]
+        index = torch.tensor(rows).to(self.ids.device, non_blocking=True)
+        return self.ids[index], self.mask[index]
+
+
+@dataclass
+class Batch:
+    """Latents (B, C, F, h, w) of targets and sources, and the style number of each sample."""
+
+    target: Tensor
+    source: Tensor
+    styles: list[int]
+
+
+def draw_batch(
+    entries: Sequence[Tensor], odds: Sequence[float], count: int, rng: random.Random
+) -> Batch:
+    """Random crops of one grid shape from random entries (K, F, C, h, w) and styles."""
+    while True:
+        h, w = rng.choices(list(_GRIDS), list(_GRIDS.values()))[0]
+        fits = [e.shape[-2] >= h and e.shape[-1] >= w for e in entries]
+        if any(fits):
+            break
+    chosen = rng.choices(
+        entries, [weight * fit for weight, fit in zip(odds, fits, strict=True)], k=count
+    )
+    style_odds = [0.5 if name == "photo" else 1.0 for name in STYLE_NAMES]
+    styles = rng.choices(range(len(STYLE_NAMES)), style_odds, k=count)
+    targets, sources = [], []
+    for entry, style in zip(chosen, styles, strict=True):
+        last = entry.shape[1] - _CLIP
+        start = 0 if rng.random() < 0.2 else rng.randint(0, last)
+        top, left = rng.randint(0, entry.shape[-2] - h), rng.randint(0, entry.shape[-1] - w)
+        crop = entry[:, start : start + _CLIP, :, top : top + h, left : left + w]
+        targets.append(crop[style])
+        sources.append(crop[0])
+    target, source = (torch.stack(x).float().transpose(1, 2) for x in (targets, sources))
+    return Batch(target, source, styles)
+
+
+def noise_levels(batch: int, blocks: int, device: torch.device, certain: float = 0.15) -> Tensor:
+    """Noise levels (B, nb): uniform, shifted by 3 towards noise; a share of ``certain`` is 1."""
+    u = torch.rand(batch, blocks, device=device)
+    sigma = _SHIFT * u / (1 + (_SHIFT - 1) * u)
+    return torch.where(torch.rand_like(u) < certain, 1.0, sigma)
+
+
+def random_gap(rng: random.Random) -> int:
+    """Latent frames between sink and clip: mostly none, else up to 1000, evenly in the exponent."""
+    return 0 if rng.random() < 0.6 else int(math.exp(rng.uniform(0, math.log(1000))))
+
+
+def _noised(x0: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, the noise, and sigma spread over (B, 1, F, 1, 1)."""
+    spread = sigma.repeat_interleave(BLOCK, 1)[:, None, :, None, None]
+    noise = torch.randn_like(x0)
+    return x0 + spread * (noise - x0), noise, spread
+
+
+def drop_sources(source: Tensor, share: float = 1 / 3) -> Tensor:
+    """Sources (B, ...) with a share of the samples set to zero."""
+    given = torch.rand(len(source), 1, 1, 1, 1, device=source.device) >= share
+    return source * given
+
+
+@torch.no_grad()
+def own_prediction(predict: TeacherForcing, batch: Batch, text: Tensor, gap: int) -> Tensor:
+    """What the model itself makes of the batch in one step (B, C, F, h, w), from true context."""
+    count, _, frames, _, _ = batch.target.shape
+    sigma = noise_levels(count, frames // BLOCK, batch.target.device, certain=0.5)
+    noisy, _, spread = _noised(batch.target, sigma)
+    velocity = predict(noisy, batch.target, batch.source, sigma, text, gap)
+    return noisy - spread * velocity.float()
+
+
+def velocity_loss(
+    predict: TeacherForcing, batch: Batch, context: Tensor, text: Tensor, gap: int
+) -> Tensor:
+    """Mean squared error of the velocity, given clean ``context`` that gets a little noise."""
+    count, _, frames, _, _ = batch.target.shape
+    strength = 0.1 * torch.rand(count, 1, 1, 1, 1, device=context.device)
+    context = context + strength * torch.randn_like(context)
+    sigma = noise_levels(count, frames // BLOCK, context.device)
+    noisy, noise, _ = _noised(batch.target, sigma)
+    velocity = predict(noisy, context, batch.source, sigma, text, gap)
+    return F.mse_loss(velocity.float(), noise - batch.target)
+
+
+def prefer_fastest_attention(device: torch.device) -> None:
+    """Of torch's two attention kernels for this hardware, leave on the one that is faster here."""
+    if device.type != "cuda":
+        return
+    times = {}
+    switches = {
+        "flash": torch.backends.cuda.enable_flash_sdp,
+        "cudnn": torch.backends.cuda.enable_cudnn_sdp,
+    }
+    for name, switch in switches.items():
+        for other in switches.values():
+            other(other is switch)
+        q = torch.randn(24, 1170, 4, 64, device=device, dtype=torch.bfloat16).transpose(1, 2)
+        k = torch.randn(24, 2730, 4, 64, device=device, dtype=torch.bfloat16).transpose(1, 2)
+        q, k = q.requires_grad_(), k.requires_grad_()
+        with contextlib.suppress(RuntimeError):
+            for i in range(6):
+                if i == 2:
+                    torch.cuda.synchronize()
+                    started = time.perf_counter()
+                F.scaled_dot_product_attention(q, k, k).sum().backward()
+            torch.cuda.synchronize()
+            times[name] = time.perf_counter() - started
+    best = min(times, key=lambda name: times[name])
+    for name, switch in switches.items():
+        switch(name == best)
+    say(f"attention: {best}, 4 passes in { ({k: round(1e3 * v, 2) for k, v in times.items()}) } ms")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the transformer and the text encoder.")
+    parser.add_argument("--state", type=Path, required=True, help="folder of latents, checkpoint")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder of the tokenizer")
+    parser.add_argument("--seconds", type=float, required=True, help="training time of this chunk")
+    parser.add_argument("--total", type=float, help="of the whole schedule, if longer")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--save-every", type=float, default=120, help="seconds")
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    return parser.parse_args()
+
+
+class Trainer:
+    """The state of a training run: networks, average, optimiser, data and time."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.device = options, torch.device(options.device)
+        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+        torch.manual_seed(0)
+        self.networks = build(len(tokenizer)).to(self.device)
+        self.average = Average(self.networks)
+        self.optimiser = torch.optim.AdamW(
+            self.networks.parameters(),
+            betas=(0.9, 0.95),
+            weight_decay=0.01,
+            fused=self.device.type == "cuda",
+        )
+        self.path = options.state / "transformer.pt"
+        self.step, spent = 0, 0.0
+        if (state := load_checkpoint(self.path, self.device)) is not None:
+            self.networks.load_state_dict(state["networks"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step, spent = state["step"], state["spent"]
+            torch.manual_seed(self.step)
+        self.rng = random.Random(self.step)
+        self.captions = CaptionPool(tokenizer, self.device)
+        self.entries, self.odds = load_latents(options.state, self.device)
+        self.predict = TeacherForcing(self.networks.transformer, BLOCK)
+        self.cast = (
+            torch.autocast("cuda", torch.bfloat16)
+            if self.device.type == "cuda"
+            else contextlib.nullcontext()
+        )
+        self.budget = Budget(options.seconds, options.total or options.seconds, spent)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {
+            "networks": self.networks.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "spent": self.budget.spent,
+        }
+        write_checkpoint(state, self.path)
+
+    def train_step(self) -> tuple[Tensor, Tensor]:
+        """One optimiser step; returns loss and gradient norm, still on the device."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.budget.progress, self.options.learning_rate)
+        batch = draw_batch(self.entries, self.odds, self.options.batch, self.rng)
+        batch.source = drop_sources(batch.source)
+        ids, mask = self.captions.draw(batch.styles, self.rng)
+        gap, context = random_gap(self.rng), batch.target
+        if self.budget.progress > 0.6 and self.step % 2 == 0:
+            # a cast of its own: within one, weights cast without gradients would be used again
+            with torch.no_grad(), self.cast:
+                text = encode_text(self.networks.text_encoder, ids, mask)
+                context = own_prediction(self.predict, batch, text, gap)
+        with self.cast:
+            text = encode_text(self.networks.text_encoder, ids, mask)
+            loss = velocity_loss(self.predict, batch, context, text, gap)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
+        self.optimiser.step()
+        self.average.update()
+        self.step += 1
+        return loss.detach(), norm.detach()
+
+    def compile(self) -> None:
+        """Compile the transformer's blocks, or leave them as they are where that fails."""
+        started = time.monotonic()
+        blocks: Any = self.networks.transformer.blocks
+        for block in blocks:
+            block.compile(fullgraph=True, dynamic=False)
+        try:
+            self.train_step()
+            say(f"compiled in {time.monotonic() - started:.0f} s")
+        except Exception as error:  # any failure of the compiler leaves eager execution
+            for block in blocks:
+                block._compiled_call_impl = None
+            say(f"training without compilation: {type(error).__name__}: {str(error)[:500]}")
+
+    def run(self) -> None:
+        """Train until the time is over."""
+        if not self.options.eager:
+            self.compile()
+        saved = logged = self.budget.spent
+        losses: list[Tensor] = []
+        while not self.budget.over:
+            loss, norm = self.train_step()
+            losses.append(loss)
+            spent = self.budget.spent
+            if spent - logged > 10:
+                mean = torch.stack(losses).mean().item()
+                check_finite(mean)
+                say(
+                    f"transformer step {self.step} at {spent:.0f} s: loss {mean:.4f} over "
+                    f"{len(losses)} steps, grad {norm.item():.3f}, "
+                    f"{len(losses) / (spent - logged):.2f} steps/s"
+                )
+                losses, logged = [], spent
+            if spent - saved > self.options.save_every:
+                self.save()
+                saved = spent
+        self.save()
+        say(f"transformer: {self.step} steps in {self.budget.spent:.0f} s")
+
+
+def main() -> None:
+    """Train until the time is over and save the state."""
+    options = _options()
+    torch.set_float32_matmul_precision("high")
+    prefer_fastest_attention(torch.device(options.device))
+    Trainer(options).run()
+
+
+if __name__ == "__main__":
+    main()
