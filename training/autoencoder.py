@@ -106,7 +106,11 @@ class Losses:
 
 
 def autoencoder_losses(
-    model: TinyVideoAutoencoder, target: Tensor, noise: Tensor, latent_noise: float = 0.1
+    model: TinyVideoAutoencoder,
+    target: Tensor,
+    noise: Tensor,
+    latent_noise: float = 0.1,
+    size_weight: float = 0.02,
 ) -> Losses:
     """Loss of one batch.
 
@@ -115,6 +119,7 @@ def autoencoder_losses(
         target: (B, T, 3, H, W) in [0, 1].
         noise: sensor noise to add to the first samples' input, (n, T, 3, H, W), n <= B.
         latent_noise: largest standard deviation of the noise added to latents before decoding.
+        size_weight: how firmly latents are held to unit size.
     """
     count = len(noise)
     seen = torch.cat([target[:count] + noise, target])
@@ -135,7 +140,7 @@ def autoencoder_losses(
         + 12 * (emphasis * squared).mean()
         + 0.4 * _edges(error)
         + 1.0 * grid
-        + 0.02 * size
+        + size_weight * size
         + 0.2 * drift
     )
     return Losses(total, squared.mean().detach(), size.detach(), drift.detach(), grid.detach())

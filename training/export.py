@@ -41,6 +41,9 @@ def model_index(tokenizer: Any) -> dict[str, Any]:
         "vae": ["stillframe", "TinyVideoAutoencoder"],
         "block_frames": BLOCK,
         "text_length": TEXT_LENGTH,
+        "default_height": 240,
+        "strength": 1.0,
+        "num_inference_steps": 2,
     }
 
 

@@ -25,10 +25,10 @@ from transformers import AutoTokenizer
 
 from stillframe.autoencoder import TinyVideoAutoencoder
 from training.autoencoder import STYLES, autoencoder_losses, export
-from training.autoencoder import build as build_autoencoder
 from training.data import load_clips, random_crops, read_clips, weights
 from training.filters import apply_style
 from training.latents import STYLE_NAMES, encode_styles
+from training.linear_start import LATENT_STD, build_linear, start_linear
 from training.loop import (
     Average,
     Budget,
@@ -95,29 +95,33 @@ def _step(
 
 
 def train_autoencoder(options: argparse.Namespace) -> None:
-    """Small crops, one of them restyled, in bfloat16; smaller still in the first half."""
+    """From the best linear transform on, in small crops, a third of them restyled, in bfloat16."""
     listed = read_clips()[: options.limit]
     clips, odds = load_clips(options.clips, listed, _DEVICE, workers=2), weights(listed)
     torch.manual_seed(0)
     rng = random.Random(0)
-    model = build_autoencoder().to(memory_format=torch.channels_last)
+    model = build_linear()
+    examples = [random_crops(clips, odds, (4, 8, 128), rng) for _ in range(12)]
+    restyled = [apply_style(rng.choice(STYLES), clip) for clip in examples[0]]
+    start_linear(model, [*(clip for batch in examples for clip in batch), *restyled])
+    model.to(memory_format=torch.channels_last)
     average = Average(model, decay=0.998)
     optimiser = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=1e-5)
     budget, step, squared = Budget(options.seconds, options.seconds), 0, 0.0
     while not budget.over:
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(budget.progress, 8e-4, warm_up=0.03)
-        shape = (3, 8, 64) if budget.progress < 0.45 else (2, 8, 96)
-        target = random_crops(clips, odds, shape, rng)
-        target[-1] = apply_style(rng.choice(STYLES), target[-1])
+            group["lr"] = learning_rate(budget.progress, 6e-5, warm_up=0.03)
+        target = random_crops(clips, odds, (6, 8, 96) if step % 3 else (4, 16, 96), rng)
+        for i in (-1, -2):
+            target[i] = apply_style(rng.choice(STYLES), target[i])
         noise = torch.randn_like(target[:1]) * rng.choice((1, 2)) / 255
         with torch.autocast("cpu", torch.bfloat16):
-            losses = autoencoder_losses(model, target, noise)
+            losses = autoencoder_losses(model, target, noise, 0.05 * LATENT_STD, size_weight=0.0)
         norm = _step(losses.total, model, optimiser, average)
         step += 1
         squared += losses.squared.item()
-        if step % 100 == 0:
-            psnr = -10 * torch.tensor(squared / 100).log10().item()
+        if step % options.log == 0:
+            psnr = -10 * torch.tensor(squared / options.log).log10().item()
             say(f"autoencoder step {step} at {budget.spent:.0f} s: psnr {psnr:.2f} grad {norm:.2f}")
             squared = 0.0
     average.swap()
@@ -141,7 +145,7 @@ def _latents(options: argparse.Namespace) -> tuple[list[Tensor], list[float]]:
         start = rng.randint(0, len(clip) - 36)
         window = clip[start : start + 36]
         sides = clip.shape[-2:]
-        height, width = min(sides[0] // 16 * 16, 192), min(sides[1] // 16 * 16, 320)
+        height, width = min(sides[0] // 16 * 16, 160), min(sides[1] // 16 * 16, 256)
         top, left = rng.randint(0, sides[0] - height), rng.randint(0, sides[1] - width)
         crop = window[..., top : top + height, left : left + width].float() / 255
         latents.append(encode_styles(vae, crop))
@@ -156,7 +160,7 @@ def _draw(
     entries: Sequence[Tensor], odds: Sequence[float], rng: random.Random, count: int
 ) -> Batch:
     """Random small crops: mostly 6 latent frames of 16x16, some wider, some of 9 frames."""
-    h, w, frames = rng.choice(((16, 16, 6), (16, 16, 6), (16, 16, 9), (12, 32, 6), (24, 20, 6)))
+    h, w, frames = rng.choice(((16, 16, 6), (16, 16, 6), (16, 16, 9), (12, 32, 6), (20, 20, 6)))
     styles = rng.choices(range(len(STYLE_NAMES)), k=count)
     targets, sources = [], []
     for entry, style in zip(rng.choices(entries, odds, k=count), styles, strict=True):
@@ -189,7 +193,7 @@ def train_transformer(options: argparse.Namespace) -> None:
 
     while not budget.over:
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(budget.progress, 1e-3, warm_up=0.03)
+            group["lr"] = learning_rate(budget.progress, 4e-4, warm_up=0.03)
         batch = _draw(entries, odds, rng, options.batch)
         batch.source = drop_sources(batch.source, 0.2)
         text = encode_text(networks.text_encoder, *captions.draw(batch.styles, rng))
@@ -223,7 +227,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=3)
     parser.add_argument("--log", type=int, default=50, help="steps between log lines")
     parser.add_argument("--limit", type=int, help="use only so many clips")
-    parser.add_argument("--clips-used", type=int, default=100, help="clips encoded for stage two")
+    parser.add_argument("--clips-used", type=int, default=40, help="clips encoded for stage two")
     options = parser.parse_args()
     train_autoencoder(options) if options.part == "autoencoder" else train_transformer(options)
 

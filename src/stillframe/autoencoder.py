@@ -26,7 +26,6 @@ __all__ = ["Memory", "TinyVideoAutoencoder"]
 Memory = list[Tensor]
 
 TEMPORAL_FACTOR = 4
-SPATIAL_FACTOR = 8
 
 
 def _conv(n_in: int, n_out: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -88,21 +87,25 @@ class _TemporalGrow(nn.Module):
         return x
 
 
-def _build_encoder(width: int, latent_channels: int) -> nn.Sequential:
-    layers: list[nn.Module] = [_conv(3, width), nn.ReLU(inplace=True)]
-    for stride in (2, 2, 1):
-        layers += [_TemporalPool(width, stride), _conv(width, width, stride=2, bias=False)]
+def _build_encoder(width: int, latent_channels: int, patch: int, stages: int) -> nn.Sequential:
+    layers: list[nn.Module] = [_conv(3 * patch**2, width), nn.ReLU(inplace=True)]
+    for stage, stride in enumerate((2, 2, 1)):
+        halve = _conv(width, width, stride=2 if stage < stages else 1, bias=False)
+        layers += [_TemporalPool(width, stride), halve]
         layers += [_MemoryBlock(width) for _ in range(3)]
     return nn.Sequential(*layers, _conv(width, latent_channels))
 
 
-def _build_decoder(widths: Sequence[int], latent_channels: int) -> nn.Sequential:
+def _build_decoder(
+    widths: Sequence[int], latent_channels: int, patch: int, stages: int
+) -> nn.Sequential:
     layers: list[nn.Module] = [_Clamp(), _conv(latent_channels, widths[0]), nn.ReLU(inplace=True)]
-    for width, narrower, stride in zip(widths, widths[1:], (1, 2, 2), strict=False):
+    for stage, stride in enumerate((1, 2, 2)):
+        width = widths[stage]
         layers += [_MemoryBlock(width) for _ in range(3)]
-        layers += [nn.Upsample(scale_factor=2), _TemporalGrow(width, stride)]
-        layers += [_conv(width, narrower, bias=False)]
-    return nn.Sequential(*layers, nn.ReLU(inplace=True), _conv(widths[-1], 3))
+        layers += [nn.Upsample(scale_factor=2) if stage < stages else nn.Identity()]
+        layers += [_TemporalGrow(width, stride), _conv(width, widths[stage + 1], bias=False)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True), _conv(widths[-1], 3 * patch**2))
 
 
 def _cheapest_order(layers: nn.Sequential) -> list[nn.Module]:
@@ -143,8 +146,10 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
         latent_channels: C of the latents.
         encoder_channels: width of the encoder; 64 in the published weights.
         decoder_channels: four widths of the decoder, coarse to fine; (256, 128, 64, 64) published.
-            The bundled model uses encoder 32 and decoder (128, 80, 32, 32), NOT (128, 64, 48, 32):
-            the half-resolution stage (the third width) dominates the cost on a CPU.
+        patch_size: pixels are folded into channels by so much before the encoder and unfolded
+            after the decoder; 1 in the weights for Wan 2.1, more in later members of the family.
+        spatial_stages: how many of the three stages halve the picture; 3 in the published weights.
+            The picture shrinks by ``patch_size * 2**spatial_stages``.
         frames_to_trim: frames to drop at the start of a decoded video. 3 for weights that imitate
             Wan's own autoencoder, whose first latent stands for one frame; 0 if every latent frame
             stands for four.
@@ -163,14 +168,23 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
         frames_to_trim: int = 3,
         latents_mean: Sequence[float] | None = None,
         latents_std: Sequence[float] | None = None,
+        patch_size: int = 1,
+        spatial_stages: int = 3,
     ) -> None:
         super().__init__()
         if len(decoder_channels) != 4:
             raise ValueError(f"decoder_channels needs 4 widths, got {len(decoder_channels)}")
-        self.encoder = _build_encoder(encoder_channels, latent_channels)
-        self.decoder = _build_decoder(decoder_channels, latent_channels)
+        if not 0 <= spatial_stages <= 3 or patch_size < 1:
+            raise ValueError(
+                f"spatial_stages must be 0 to 3 and patch_size at least 1, "
+                f"got {spatial_stages} and {patch_size}"
+            )
+        shape = (latent_channels, patch_size, spatial_stages)
+        self.encoder = _build_encoder(encoder_channels, *shape)
+        self.decoder = _build_decoder(decoder_channels, *shape)
+        self.patch_size = patch_size
         self.temporal_factor = TEMPORAL_FACTOR
-        self.spatial_factor = SPATIAL_FACTOR
+        self.spatial_factor = patch_size * 2**spatial_stages
         self.frames_to_trim = frames_to_trim
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,6 +193,13 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
         std = self.config["latents_std"] or [1.0] * channels
         shape = (1, 1, channels, 1, 1)
         return like.new_tensor(mean).view(shape), like.new_tensor(std).view(shape)
+
+    def _encode(self, frames: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        return _run(self.encoder, F.pixel_unshuffle(frames, self.patch_size), memory)
+
+    def _decode(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        frames, memory = _run(self.decoder, latents, memory)
+        return F.pixel_shuffle(frames, self.patch_size), memory
 
     def encode_chunk(self, frames: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         """Encode a chunk of a stream.
@@ -194,12 +215,12 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
             ValueError: if T, H or W is not such a multiple.
         """
         _, count, _, height, width = frames.shape
-        if count % TEMPORAL_FACTOR or height % SPATIAL_FACTOR or width % SPATIAL_FACTOR:
+        if count % TEMPORAL_FACTOR or height % self.spatial_factor or width % self.spatial_factor:
             raise ValueError(
-                f"a chunk needs frames in fours and sides in multiples of 8, "
+                f"a chunk needs frames in fours and sides in multiples of {self.spatial_factor}, "
                 f"got {count} frames of {width}x{height}"
             )
-        latents, memory = _run(self.encoder, frames, memory)
+        latents, memory = self._encode(frames, memory)
         mean, std = self._statistics(latents)
         return ((latents - mean) / std).transpose(1, 2), memory
 
@@ -209,7 +230,7 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
         ``frames_to_trim`` is the caller's to apply, once a stream.
         """
         mean, std = self._statistics(latents)
-        frames, memory = _run(self.decoder, latents.transpose(1, 2) * std + mean, memory)
+        frames, memory = self._decode(latents.transpose(1, 2) * std + mean, memory)
         return frames.clamp(0, 1), memory
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -222,11 +243,11 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
 
     def encode_raw(self, frames: Tensor) -> Tensor:
         """Encode without normalisation, for training: (B, T, 3, H, W) -> (B, T/4, C, h, w)."""
-        return _run(self.encoder, frames, None)[0]
+        return self._encode(frames, None)[0]
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """Decode unnormalised latents (B, F, C, h, w) without clamp: (B, 4F, 3, 8h, 8w)."""
-        return _run(self.decoder, latents, None)[0]
+        return self._decode(latents, None)[0]
 
     def forward(self, frames: Tensor) -> Tensor:
         """Reconstruct: (B, T, 3, H, W) in [0, 1] -> (B, T - frames_to_trim, 3, H, W)."""

@@ -15,6 +15,7 @@ for every single patch, whatever the filters say, so that no small object can go
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -91,14 +92,21 @@ def _neighbourhood(x: Tensor) -> Tensor:
     )
 
 
-def _gaussian_weights(like: Tensor) -> Tensor:
-    """27 weights matching `_neighbourhood`; time is one-sided, the newest frame weighs most."""
-    offset = torch.tensor([-1.0, 0.0, 1.0], device=like.device)
-    space = torch.exp(-(offset**2) / (2 * _GAUSSIAN_SIGMA**2))
-    age = torch.tensor([2.0, 1.0, 0.0], device=like.device)
-    time = torch.exp(-(age**2) / (2 * _GAUSSIAN_SIGMA**2))
-    weights = time.view(3, 1, 1) * space.view(1, 3, 1) * space.view(1, 1, 3)
-    return (weights / weights.sum()).flatten()
+def _bell(*offsets: float) -> list[float]:
+    """Gaussian weights at the offsets, with sum 1."""
+    weights = [math.exp(-(x**2) / (2 * _GAUSSIAN_SIGMA**2)) for x in offsets]
+    return [weight / sum(weights) for weight in weights]
+
+
+def _gaussian(x: Tensor) -> Tensor:
+    """Causal 3x3x3 Gaussian, (B, S+2, h, w) -> (B, S, h, w), edges repeated; time is one-sided, the
+    newest frame weighs most."""
+    x = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    for dim, weights in ((1, _bell(2, 1, 0)), (2, _bell(-1, 0, 1)), (3, _bell(-1, 0, 1))):
+        a, b, c = (x.narrow(dim, i, x.shape[dim] - 2) * weights[i] for i in range(3))
+        # single sums rather than a reduction or a convolution: rounding must not depend on shapes
+        x = a + b + c
+    return x
 
 
 @dataclass
@@ -110,9 +118,7 @@ class _Smoother:
 
     def __call__(self, distance: Tensor) -> Tensor:
         middle = _neighbourhood(self.raw(distance)).median(dim=0).values
-        near = _neighbourhood(self.median(middle))
-        # a sum of products rather than a convolution: its rounding does not depend on the shape
-        return (near * _gaussian_weights(near).view(-1, 1, 1, 1, 1)).sum(0)
+        return _gaussian(self.median(middle))
 
 
 def _dilate(mask: Tensor, size: int) -> Tensor:
@@ -148,7 +154,9 @@ class CausalMask:
 
         Returns:
             (B, S, h, w) bool, true where the token must be computed. Wherever it is false, the
-            patch differs from ``source.reference`` by less than ``tau2``.
+            patch differs by less than ``tau2`` both from ``source.reference``, whose keys and
+            values stand in for its own, and from the source of what is shown in its place, which
+            the block itself may have recomputed since.
         """
         grid = source.grid
         shape = (-1, grid.frames, grid.height, grid.width)
@@ -156,7 +164,18 @@ class CausalMask:
         short = patch_distance(source.tokens, before, self.trim).view(shape)
         long = patch_distance(source.tokens, source.reference.unsqueeze(1), self.trim).view(shape)
         moved = (self._short(short) >= self.tau1) | (self._long(long) >= self.tau2)
-        return self._clean(moved.float()) | (long >= self.tau2)
+        return self._bounded(self._clean(moved.float()) | (long >= self.tau2), source)
+
+    def _bounded(self, keep: Tensor, source: SourceBlock) -> Tensor:
+        """Also keep what has come to differ from its latest recomputation within the block."""
+        shown = source.reference
+        frames = []
+        for now, frame in zip(source.tokens.unbind(1), keep.unbind(1), strict=True):
+            stale = patch_distance(now, shown, self.trim) >= self.tau2
+            frame = frame | stale.view_as(frame)
+            shown = torch.where(frame.flatten(1).unsqueeze(-1), now, shown)
+            frames.append(frame)
+        return torch.stack(frames, 1)
 
     def _clean(self, moved: Tensor) -> Tensor:
         """Causal majority, opening and closing, causal (3, 5, 5) dilation of a 0/1 mask."""

@@ -184,6 +184,11 @@ class EditStream:
     ) -> None:
         if settings.conditioning == "source" and not denoiser.takes_source:
             raise ValueError("this transformer has no source channels: use conditioning='sdedit'")
+        if settings.position_limit > denoiser.positions:
+            raise ValueError(
+                f"{settings.position_limit} positions are too many: "
+                f"this transformer has {denoiser.positions}"
+            )
         self.method = method
         self.settings = settings
         self.blocks = 0

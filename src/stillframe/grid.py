@@ -42,7 +42,7 @@ class Slots(NamedTuple):
         target: the same with -1 for the padding, which `put` writes to a buffer's last row.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     target: Tensor
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -33,6 +34,9 @@ from stillframe.streaming import open_autoencoder
 from stillframe.wan import TextCache, WanDenoiser
 
 __all__ = ["CausalWanPipeline", "CausalWanPipelineOutput"]
+
+#: The papers' editing strength, u of the first pass.
+SDEDIT_STRENGTH = 0.4
 
 OnBlock = Callable[[BlockStats], None]
 
@@ -59,7 +63,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         transformer: ``WanTransformer3DModel``; with 2C input channels the source latents are
             concatenated to the noisy ones.
         vae: ``AutoencoderKLWan`` or `TinyVideoAutoencoder`.
-        scheduler: only its ``shift`` and ``num_train_timesteps`` are used.
+        scheduler: only its ``shift`` (``flow_shift`` in some) and ``num_train_timesteps`` are used.
         block_frames: S, latent frames denoised together.
         sink_frames, window_frames: frames attention sees, `StreamSettings`.
         position_limit: temporal positions in use; 21 is what Self Forcing was trained on.
@@ -160,16 +164,21 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             ValueError: for numbers out of range, or "source" conditioning without source channels.
         """
         config, scheduler = self.config, self.scheduler.config
+        usual = config.conditioning or ("source" if self.denoiser.takes_source else "sdedit")
+        conditioning = conditioning or usual
+        if strength is None:
+            # a model that sees its source may start from pure noise; SDEdit has nothing else to see
+            strength = config.strength if conditioning == usual else SDEDIT_STRENGTH
         if sigmas is None:
             sigmas = edit_sigmas(
-                config.strength if strength is None else strength,
-                num_inference_steps or config.num_inference_steps,
-                scheduler.shift,
+                strength,
+                config.num_inference_steps if num_inference_steps is None else num_inference_steps,
+                # Wan's own folders come with a UniPC scheduler, which calls it flow_shift
+                scheduler.get("shift", scheduler.get("flow_shift", 1.0)),
             )
-        default = "source" if self.denoiser.takes_source else "sdedit"
         return StreamSettings(
             sigmas=check_sigmas(sigmas),
-            conditioning=conditioning or config.conditioning or default,
+            conditioning=conditioning,
             block_frames=config.block_frames,
             sink_frames=config.sink_frames,
             window_frames=config.window_frames,
@@ -251,6 +260,8 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Raises:
             ValueError: for an empty video, or arguments out of range.
         """
+        if output_type not in ("np", "pt", "pil"):
+            raise ValueError(f"output_type is 'np', 'pt' or 'pil', got {output_type!r}")
         frames = self._preprocess(video, height, width)
         blocks: list[BlockStats] = []
 
@@ -281,11 +292,17 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     def _preprocess(self, video: Any, height: int | None, width: int | None) -> Tensor:
         """Any video to (B, T, 3, H, W) in [0, 1] on the pipeline's device."""
-        if not isinstance(video, Tensor) and not len(video):
+        if _is_empty(video):
             raise ValueError("the video has 0 frames")
-        if isinstance(video, np.ndarray) and video.dtype == np.uint8:
-            video = video.astype(np.float32) / 255
-        pixels = self.video_processor.preprocess_video(video, height=height, width=width)
+        size, multiple = _size(video), self.frame_multiple
+        for side in (height, width):
+            if side is not None and (side < 1 or side % multiple):
+                raise ValueError(f"height and width must be multiples of {multiple}, got {side}")
+        if min(height or size[0], width or size[1]) < multiple:
+            raise ValueError(
+                f"a video of {size[1]}x{size[0]} is smaller than one token of {multiple}x{multiple}"
+            )
+        pixels = self.video_processor.preprocess_video(_floats(video), height=height, width=width)
         return ((pixels + 1) / 2).transpose(1, 2).to(self._execution_device, torch.float32)
 
     def _expanded(
@@ -300,3 +317,34 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         if embeds.shape[0] not in (1, batch):
             raise ValueError(f"{embeds.shape[0]} prompts for {batch} videos")
         return embeds.expand(batch, -1, -1).to(self._execution_device)
+
+
+def _is_empty(video: Any) -> bool:
+    """Whether there is not a single frame in it."""
+    if isinstance(video, np.ndarray | Tensor):
+        return 0 in video.shape
+    return isinstance(video, list | tuple) and (not video or any(map(_is_empty, video)))
+
+
+def _size(video: Any) -> tuple[int, int]:
+    """Height and width of the frames of any video."""
+    while isinstance(video, list | tuple):
+        video = video[0]
+    if isinstance(video, Tensor):
+        return video.shape[-2], video.shape[-1]
+    if isinstance(video, np.ndarray):
+        return video.shape[-3], video.shape[-2]
+    if isinstance(video, PIL.Image.Image):
+        return video.height, video.width
+    raise ValueError(f"a video is made of images, arrays or tensors, got {type(video).__name__}")
+
+
+def _floats(video: Any) -> Any:
+    """Bytes to numbers in [0, 1], however deep in lists; everything else as it is."""
+    if isinstance(video, list | tuple):
+        return [_floats(part) for part in video]
+    if isinstance(video, np.ndarray) and video.dtype == np.uint8:
+        return video.astype(np.float32) / 255
+    if isinstance(video, Tensor) and video.dtype == torch.uint8:
+        return video.float() / 255
+    return video

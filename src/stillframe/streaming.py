@@ -40,6 +40,7 @@ class StreamingAutoencoder(ABC):
     def reset(self) -> None:
         """Forget the stream; the next frame is a first frame."""
         self._pending: list[Tensor] = []
+        self._shape: torch.Size | None = None
         self._received = self._emitted = self._encoded = self._decoded = 0
         self._ended = False
 
@@ -64,11 +65,17 @@ class StreamingAutoencoder(ABC):
         """
         if self._ended:
             raise ValueError("this stream has been flushed; reset it first")
-        if self._pending and self._pending[0].shape[2:] != frames.shape[2:]:
-            was, now = self._pending[0].shape, frames.shape
-            raise ValueError(f"frames changed from {was[-1]}x{was[-2]} to {now[-1]}x{now[-2]}")
-        self._received += frames.shape[1]
-        self._pending.append(frames)
+        shape = frames[:, 0:0].shape
+        if self._shape is not None and self._shape != shape:
+            (rows, *_, h, w), (now_rows, *_, now_h, now_w) = self._shape, shape
+            raise ValueError(
+                f"frames changed from {w}x{h} in batches of {rows} "
+                f"to {now_w}x{now_h} in batches of {now_rows}"
+            )
+        self._shape = shape
+        if frames.shape[1]:
+            self._received += frames.shape[1]
+            self._pending.append(frames)
         blocks = []
         while self.pending_frames >= self.next_frames:
             blocks.append(self._take_block())

@@ -109,6 +109,7 @@ class WanDenoiser:
         takes_source: whether source latents are concatenated to the input channels.
         patch: side of a token in latent pixels.
         layers, heads, head_dim: of self-attention.
+        positions: temporal positions that the model knows.
 
     Raises:
         ModelError: for model variants this engine does not drive (image conditioning, patches that
@@ -137,6 +138,7 @@ class WanDenoiser:
         self.layers: int = config.num_layers
         self.heads: int = config.num_attention_heads
         self.head_dim: int = config.attention_head_dim
+        self.positions: int = config.rope_max_seq_len
 
     @contextmanager
     def attached(self) -> Iterator[None]:

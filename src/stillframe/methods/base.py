@@ -56,7 +56,7 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         find_recovery(self.recovery)
-        if self.tau2 < 0:
+        if not self.tau2 >= 0:
             raise ValueError(f"tau2 must not be negative, got {self.tau2}")
         if not 0 <= self.trim < 0.5:
             raise ValueError(f"trim must be in [0, 0.5), got {self.trim}")
@@ -71,9 +71,16 @@ _M = TypeVar("_M", bound=type[Method])
 
 
 def register(name: str) -> Callable[[_M], _M]:
-    """Class decorator: make a method known under ``name``."""
+    """Class decorator: make a method known under ``name``.
+
+    Raises:
+        ValueError: if another one has that name.
+    """
 
     def add(cls: _M) -> _M:
+        known = _REGISTRY.get(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"{name!r} is already the name of {known.__qualname__}")
         cls.name = name
         _REGISTRY[name] = cls
         return cls

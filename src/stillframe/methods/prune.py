@@ -30,7 +30,7 @@ class InterFramePruning(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.tau1 < 0:
+        if not self.tau1 >= 0:
             raise ValueError(f"tau1 must not be negative, got {self.tau1}")
 
     def selector(self) -> Selector:

@@ -89,9 +89,16 @@ _R = TypeVar("_R", bound=type[Recovery])
 
 
 def register(name: str) -> Callable[[_R], _R]:
-    """Class decorator: make a recovery known under ``name``."""
+    """Class decorator: make a recovery known under ``name``.
+
+    Raises:
+        ValueError: if another one has that name.
+    """
 
     def add(cls: _R) -> _R:
+        known = _REGISTRY.get(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"{name!r} is already the name of {known.__qualname__}")
         cls.name = name
         _REGISTRY[name] = cls
         return cls

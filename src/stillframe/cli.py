@@ -1,0 +1,286 @@
+"""The command line: arguments in, exit codes out.
+
+torch is imported by commands that need it, so that ``--help`` answers at once. Exit codes: 0 done
+(perhaps with a warning), 2 refused with one sentence, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stillframe.screen import (
+    Interruption,
+    edit_progress,
+    names_table,
+    one_sentence_errors,
+    say,
+    summary,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from stillframe.methods import Method
+    from stillframe.pipeline import CausalWanPipeline
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Restyle video, recomputing only what moves.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> None:
+    """Entry point of the ``stillframe`` command."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(f"stillframe {version('stillframe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Restyle video, recomputing only what moves."""
+
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="A bundled model, a folder, or a hub id (owner/name).")
+]
+
+
+@app.command()
+def edit(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The video to edit.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The video to write.")],
+    prompt: Annotated[str | None, typer.Option(help="What it should look like.")] = None,
+    style: Annotated[str | None, typer.Option(help="A style of the model, by name.")] = None,
+    model: ModelOption = "tiny",
+    method: Annotated[str, typer.Option(help="Which patches to compute.")] = "prune",
+    recovery: Annotated[
+        str | None, typer.Option(help="What stands in for the others in attention.")
+    ] = None,
+    tau1: Annotated[float | None, typer.Option(help="Short-term threshold.")] = None,
+    tau2: Annotated[float | None, typer.Option(help="Long-term threshold.")] = None,
+    conditioning: Annotated[str | None, typer.Option(help="source or sdedit.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Share of noise at the first pass, above 0 up to 1.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising passes a block.")] = None,
+    sigmas: Annotated[
+        str | None, typer.Option(help="Explicit noise levels, falling: 1.0,0.6")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    height: Annotated[int | None, typer.Option(min=1, help="Of the output, in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Of the output, in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality, 0 is lossless.")] = 18,
+    map_path: Annotated[
+        Path | None, typer.Option("--map", help="Write a video of what was recomputed.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write all numbers as JSON.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also edit without pruning and report both.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")] = False,
+) -> None:
+    """Edit a video file."""
+    with one_sentence_errors():
+        _check_files(source, out, map_path, report)
+        levels = _parse_sigmas(sigmas)
+        text, placed, doubts = _place(model, prompt, style)
+        chosen = _build_method(method, recovery=recovery, tau1=tau1, tau2=tau2)
+        for doubt in doubts:
+            warn(doubt)
+        started = time.perf_counter()
+        pipe = _load(model, device, dtype, threads)
+        loaded = time.perf_counter() - started
+        from stillframe.edit import edit_file
+
+        with Interruption() as interrupted, edit_progress(quiet) as show:
+            done = edit_file(
+                pipe,
+                source,
+                out,
+                prompt=text,
+                method=chosen,
+                seed=seed,
+                height=height,
+                width=width,
+                max_frames=frames,
+                crf=crf,
+                compare=compare,
+                map_path=map_path,
+                model=model,
+                load_seconds=loaded,
+                on_progress=show,
+                stop=interrupted,
+                strength=strength,
+                num_inference_steps=steps,
+                sigmas=levels,
+                conditioning=conditioning,
+            )
+        for warning in done.warnings:
+            warn(warning)
+        done = dataclasses.replace(done, style=placed, warnings=(*doubts, *done.warnings))
+        if report is not None and done.frames_out:
+            done.write(report)
+        if done.interrupted or not quiet:
+            for line in summary(done):
+                say(line)
+        if done.interrupted:
+            raise typer.Exit(interrupted.code)
+
+
+def _check_files(source: Path, out: Path, map_path: Path | None, report: Path | None) -> None:
+    """Refuse what cannot be read or written before anything heavy is imported."""
+    from stillframe.outputs import check_outputs
+    from stillframe.video import VideoReader
+
+    VideoReader(source).close()
+    check_outputs(source, out, map_path, report)
+
+
+def _parse_sigmas(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--sigmas takes numbers such as 1.0,0.6, got {text!r}") from error
+
+
+def _place(
+    model: str, prompt: str | None, style: str | None
+) -> tuple[str, str | None, tuple[str, ...]]:
+    """The prompt for the text encoder, the style it stands for if known, and doubts about that."""
+    from stillframe.load import model_styles
+    from stillframe.styles import find, place
+
+    if (prompt is None) == (style is None):
+        raise ValueError("give either --prompt TEXT or --style NAME")
+    known = model_styles(model)
+    if prompt is None:
+        chosen = find(str(style), known)
+        return chosen.prompt, chosen.name, ()
+    placed = place(prompt, known)
+    if placed is not None or not known:
+        return prompt, None if placed is None else placed.name, ()
+    names = ", ".join(entry.name for entry in known)
+    return (
+        prompt,
+        None,
+        (f"{prompt!r} names no style that this model has learnt; it knows {names}",),
+    )
+
+
+def _build_method(name: str, **given: Any) -> Method:
+    """The method with what the user asked for; everything else as the method has it."""
+    from stillframe.methods import find_method
+
+    kind = find_method(name)
+    known = [field.name for field in dataclasses.fields(kind)]
+    asked = {key: value for key, value in given.items() if value is not None}
+    for key in asked:
+        if key not in known:
+            raise ValueError(f"method {name!r} has no {key}; it has {', '.join(known)}")
+    return kind(**asked)
+
+
+def _load(model: str, device: str, dtype: str, threads: int | None) -> CausalWanPipeline:
+    """The model, in a process tuned for it."""
+    from stillframe.host import keep_freed_memory
+    from stillframe.load import load_pipeline, pick_device
+
+    if pick_device(device).type == "cpu":
+        keep_freed_memory()
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return load_pipeline(model, device=device, dtype=dtype)
+
+
+@app.command()
+def models() -> None:
+    """List the models that come with the package, and say what else --model takes."""
+    from stillframe.load import bundled_models, model_styles
+
+    with one_sentence_errors():
+        rows = []
+        for name, folder in bundled_models().items():
+            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            rows.append((name, f"{size / 1e6:.1f} MB", f"{len(model_styles(name))} styles"))
+        names_table(("model", "size", "knows"), rows)
+        say("--model also takes a folder in the format of Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or a")
+        say("hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers, which is downloaded once.")
+
+
+@app.command()
+def styles(model: ModelOption = "tiny") -> None:
+    """List the styles that a model has learnt."""
+    from stillframe.load import model_styles
+
+    with one_sentence_errors():
+        known = model_styles(model)
+        if not known:
+            say(f"{model} has no table of styles: it takes any prompt")
+            return
+        rows = [(entry.name, entry.prompt, entry.summary) for entry in known]
+        names_table(("style", "prompt", "looks like"), rows)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, and the recoveries that stand in for what they prune."""
+    from stillframe.methods import methods as known_methods
+    from stillframe.recovery import recoveries
+
+    names_table(("method", ""), [(n, kind.summary) for n, kind in known_methods().items()])
+    say("")
+    names_table(("recovery", ""), [(n, kind.summary) for n, kind in recoveries().items()])
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("demo"),
+    frames: Annotated[int, typer.Option(min=1, help="Frames of the clip.")] = 96,
+    height: Annotated[int, typer.Option(min=16, help="Of the results, in pixels.")] = 208,
+    model: ModelOption = "tiny",
+) -> None:
+    """Restyle a real clip in two styles, with map and comparison."""
+    with one_sentence_errors():
+        from stillframe.demo import run_demo
+
+        with Interruption() as interrupted:
+            done = run_demo(
+                out,
+                frames=frames,
+                height=height,
+                model=model,
+                load=lambda: _load(model, "auto", "auto", None),
+                stop=interrupted,
+            )
+        if not done:
+            raise typer.Exit(interrupted.code)

@@ -1,0 +1,260 @@
+"""Edit a video file: open it, choose the size, run the loop, complete the files, report.
+
+Knows files, sizes and what a caller may ask for. The loop itself is ``stillframe.loop``, what to
+recompute the engine's business, and how progress is shown the caller's.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from stillframe.fit import Fit, fit_to_grid
+from stillframe.host import peak_resident_bytes
+from stillframe.loop import Comparison, FileLoop, Lane, MapVideo
+from stillframe.methods import Method, find_method
+from stillframe.outputs import check_outputs
+from stillframe.pipeline import CausalWanPipeline
+from stillframe.report import DENOISING_STAGES, Report, RunReport
+from stillframe.video import VideoReader, VideoWriter
+
+__all__ = ["Progress", "edit_file"]
+
+StrPath = str | PathLike[str]
+
+
+class Progress(NamedTuple):
+    """How far an edit is.
+
+    Attributes:
+        frames_in, frames_out: frames read and written so far.
+        frames_total: frames there will be, as far as the file says; None if unknown.
+        fps: frames written a second since the first was read.
+        kept_share: computed tokens / all tokens so far, 0 to 1.
+    """
+
+    frames_in: int
+    frames_out: int
+    frames_total: int | None
+    fps: float
+    kept_share: float
+
+
+def edit_file(
+    pipe: CausalWanPipeline,
+    source: StrPath,
+    target: StrPath,
+    *,
+    prompt: str,
+    method: str | Method = "prune",
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    max_frames: int | None = None,
+    crf: int = 18,
+    compare: bool = False,
+    map_path: StrPath | None = None,
+    model: str | None = None,
+    load_seconds: float = 0.0,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    **settings: Any,
+) -> Report:
+    """Edit a video file. Presentation times and sound are kept; memory does not grow with length.
+
+    Args:
+        pipe: the model.
+        source, target: files; the extension of ``target`` names its container.
+        prompt: what it should look like.
+        method: which tokens to compute, by name or as a `Method`.
+        seed: of the noise.
+        height, width: size of the output in pixels; one sets the other by the aspect ratio. Without
+            both, the short side is at most the pipeline's ``default_height``, and never enlarged.
+        max_frames: stop reading after so many frames.
+        crf: quality of the output, 0 (lossless) to 51.
+        compare: also edit without pruning, in lockstep and with the same noise, and measure the
+            differences. Only the first result is written.
+        map_path: where to write the source with recomputed patches highlighted.
+        model, load_seconds: the model's name and how long it took to load, for the report.
+        on_progress: called after every block.
+        stop: asked after every frame; true ends the files cleanly with the blocks that are done.
+        settings: see ``CausalWanPipeline.settings``.
+
+    Returns:
+        the report. If ``stop`` came before the first block was done, ``frames_out`` is 0 and no
+        file is written.
+
+    Raises:
+        InputError: the source cannot be used.
+        OutputError: a result cannot be written; nothing half-written is left.
+        ValueError: an argument is out of range.
+    """
+    chosen = find_method(method)() if isinstance(method, str) else method
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"at least 1 frame must be edited, got {max_frames}")
+    check_outputs(source, target, map_path)
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        reader = stack.enter_context(VideoReader(source))
+        fit = fit_to_grid(
+            reader.width,
+            reader.height,
+            multiple=pipe.frame_multiple,
+            target_height=height,
+            target_width=width,
+            max_short_side=pipe.config.default_height,
+        )
+        embeds = pipe.encode_prompt(prompt)
+        load_seconds += time.perf_counter() - started
+        writer = stack.enter_context(_open_writer(target, reader, fit, crf, sound=True))
+        map_video = None
+        if map_path is not None:
+            map_writer = _open_writer(map_path, reader, fit, crf, sound=False)
+            map_video = MapVideo(pipe, stack.enter_context(map_writer))
+        note = None if map_video is None else map_video.note
+        lanes = [Lane(pipe, embeds, chosen, seed, settings, note)]
+        if compare:
+            lanes.append(Lane(pipe, embeds, find_method("full")(), seed, settings))
+        comparison = Comparison() if compare else None
+        loop = FileLoop(fit, pipe.device, lanes, writer, map_video, comparison)
+        _forget_peak(pipe.device)
+        tell = _teller(on_progress, loop, reader, max_frames)
+        loop.run(islice(reader, max_frames), stop, tell)
+        loop.close()
+        name = model or Path(pipe.name_or_path or type(pipe).__name__).name
+        job = _Job(pipe, prompt, seed, name, load_seconds)
+        return _report(job, reader, fit, loop, comparison)
+
+
+def _open_writer(
+    path: StrPath, reader: VideoReader, fit: Fit, crf: int, *, sound: bool
+) -> VideoWriter:
+    """A writer of frames that are timed and shaped as the reader's."""
+    with warnings.catch_warnings():
+        # that the sound cannot be kept is told in the report
+        warnings.simplefilter("ignore", UserWarning)
+        return VideoWriter(
+            path,
+            fit.width,
+            fit.height,
+            reader.time_base,
+            reader.fps,
+            crf=crf,
+            sample_aspect_ratio=reader.sample_aspect_ratio,
+            audio_from=reader if sound else None,
+        )
+
+
+def _teller(
+    on_progress: Callable[[Progress], None] | None,
+    loop: FileLoop,
+    reader: VideoReader,
+    max_frames: int | None,
+) -> Callable[[], None] | None:
+    """What the loop calls after every block, None if nobody wants to know."""
+    if on_progress is None:
+        return None
+    started = time.perf_counter()
+    known = [count for count in (reader.frames_estimate, max_frames) if count is not None]
+    total = min(known) if reader.frames_estimate is not None else None
+
+    def tell() -> None:
+        out = loop.writer.frames_written
+        fps = out / max(time.perf_counter() - started, 1e-9)
+        on_progress(Progress(loop.frames_in, out, total, fps, loop.lanes[0].kept_share))
+
+    return tell
+
+
+class _Job(NamedTuple):
+    """What was asked for."""
+
+    pipe: CausalWanPipeline
+    prompt: str
+    seed: int
+    model: str
+    load_seconds: float
+
+
+def _report(
+    job: _Job, reader: VideoReader, fit: Fit, loop: FileLoop, comparison: Comparison | None
+) -> Report:
+    files = loop.clock.lap()
+    frames = loop.writer.frames_written
+    flickers = comparison.flicker.levels if comparison is not None else (None, None)
+    runs = [lane.report(files, frames, f) for lane, f in zip(loop.lanes, flickers, strict=False)]
+    runs[0].seconds["load"] = job.load_seconds
+    settings = loop.lanes[0].stream.settings
+    return Report(
+        **{name: getattr(runs[0], name) for name in asdict(runs[0])},
+        **({} if comparison is None else _differences(runs[0], runs[1], comparison)),
+        stillframe=version("stillframe"),
+        source=str(reader.path),
+        output=str(loop.writer.path),
+        frames_in=loop.frames_in,
+        frames_out=frames,
+        fps_source=reader.fps,
+        width=fit.width,
+        height=fit.height,
+        source_width=reader.width,
+        source_height=reader.height,
+        model=job.model,
+        prompt=job.prompt,
+        device=str(job.pipe.device),
+        dtype=str(job.pipe.transformer.dtype).removeprefix("torch."),
+        seed=job.seed,
+        sigmas=settings.sigmas,
+        conditioning=settings.conditioning,
+        peak_memory_bytes=_peak_memory(job.pipe.device),
+        damage=reader.damage,
+        interrupted=loop.interrupted,
+        warnings=_warnings(reader, loop.writer),
+    )
+
+
+def _differences(run: RunReport, full: RunReport, comparison: Comparison) -> dict[str, Any]:
+    """What only a comparison knows."""
+
+    def ratio(*stages: str) -> float | None:
+        spent = sum(run.seconds[stage] for stage in stages)
+        return sum(full.seconds[stage] for stage in stages) / spent if spent else None
+
+    return {
+        "full": full,
+        "speedup_total": ratio("total"),
+        "speedup_denoise": ratio(*DENOISING_STAGES),
+        "psnr_vs_full_db": comparison.likeness.db,
+        "flicker_source": comparison.flicker.source_level,
+        "static_share": comparison.flicker.still_share,
+    }
+
+
+def _warnings(reader: VideoReader, writer: VideoWriter) -> tuple[str, ...]:
+    told = []
+    if reader.damage is not None:
+        told.append(f"a part of {reader.path} was lost: {reader.damage}")
+    if writer.audio_dropped is not None:
+        told.append(f"{writer.path} has no sound: {writer.audio_dropped}")
+    return tuple(told)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    """Most bytes in use: torch's on a GPU, the whole process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_resident_bytes()

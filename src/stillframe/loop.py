@@ -1,0 +1,281 @@
+"""Frames of one file through one or two streams, to the files that come of it.
+
+What waits between reading and writing is bounded by what the autoencoder holds back, about a block.
+Knows frames, streams and clocks. It does not open files, choose sizes or make reports.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillframe.engine import BlockStats, EditStream, StageClock
+from stillframe.fit import Fit
+from stillframe.measures import PeakSignalToNoise, StaticFlicker
+from stillframe.methods import Method
+from stillframe.overlay import MaskTrack, draw_map
+from stillframe.pipeline import CausalWanPipeline
+from stillframe.report import STAGES, RunReport
+from stillframe.streaming import StreamingAutoencoder, open_autoencoder
+from stillframe.video import Frame, VideoWriter
+
+__all__ = ["Comparison", "FileLoop", "Lane", "MapVideo", "missing_frames"]
+
+Pixels = NDArray[np.uint8]
+
+
+class Waiting(NamedTuple):
+    """A frame between reading and writing; ``source`` only where someone will look at it."""
+
+    pts: int
+    source: Pixels | None
+
+
+class Lane:
+    """One way of editing the clip: a stream, and what it costs.
+
+    Args:
+        pipe: the model.
+        embeds: the prompt's embeddings.
+        method: which tokens to compute.
+        seed: of the noise.
+        settings: see ``CausalWanPipeline.settings``.
+        on_block: called after every block.
+
+    Attributes:
+        shares: kept share of each block so far.
+    """
+
+    def __init__(
+        self,
+        pipe: CausalWanPipeline,
+        embeds: Tensor,
+        method: Method,
+        seed: int,
+        settings: dict[str, Any],
+        on_block: Callable[[BlockStats], None] | None = None,
+    ) -> None:
+        self.method = method
+        self.shares: list[float] = []
+        self._kept = self._tokens = 0
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._on_block = on_block
+        # a generator of the CPU: the same noise on every device
+        generator = torch.Generator().manual_seed(seed)
+        self.stream: EditStream = pipe.stream(
+            prompt_embeds=embeds,
+            method=method,
+            generator=generator,
+            on_block=self._note,
+            **settings,
+        )
+
+    @property
+    def kept_share(self) -> float:
+        """Computed tokens / all tokens so far, 0 to 1."""
+        return self._kept / self._tokens if self._tokens else 0.0
+
+    def _note(self, stats: BlockStats) -> None:
+        self.shares.append(stats.kept_share)
+        self._kept += stats.kept
+        self._tokens += stats.tokens
+        self._count(stats.seconds)
+        if self._on_block is not None:
+            self._on_block(stats)
+
+    def _count(self, seconds: dict[str, float]) -> None:
+        for stage, spent in seconds.items():
+            self._seconds[stage] += spent
+
+    def report(self, files: dict[str, float], frames: int, flicker: float | None) -> RunReport:
+        """What it cost.
+
+        Args:
+            files: seconds of reading and writing, which both lanes have in common.
+            frames: frames that came out.
+            flicker: of static regions, if measured.
+        """
+        self._count(self.stream.clock.lap())
+        seconds = {stage: self._seconds[stage] + files.get(stage, 0.0) for stage in STAGES}
+        seconds["total"] = sum(seconds.values())
+        memory = self.stream.memory
+        prunes = self.method.prunes
+        return RunReport(
+            method=self.method.name,
+            recovery=self.method.recovery if prunes else "none",
+            tau1=getattr(self.method, "tau1", None) if prunes else None,
+            tau2=self.method.tau2 if prunes else None,
+            kept_share=self.kept_share,
+            kept_share_blocks=tuple(self.shares),
+            seconds=seconds,
+            fps=frames / seconds["total"] if seconds["total"] else 0.0,
+            cache_bytes=memory["cache"],
+            recovery_bytes=memory["recovery"],
+            flicker=flicker,
+        )
+
+
+def missing_frames(vae: Any, fresh: StreamingAutoencoder) -> int:
+    """Pixel frames by which a stream's first block is short of a full one; ``fresh`` is unused yet.
+
+    Either the encoder takes fewer frames for it (Wan's first latent frame stands for one), or the
+    decoder drops some that it makes.
+    """
+    not_taken = fresh.block_frames * fresh.temporal - fresh.next_frames
+    return not_taken + int(getattr(vae, "frames_to_trim", 0))
+
+
+class MapVideo:
+    """The map as a video: masks come from the engine, source frames from the loop.
+
+    Args:
+        pipe: the model, for its numbers.
+        writer: where to write; frames have the size of the output.
+    """
+
+    def __init__(self, pipe: CausalWanPipeline, writer: VideoWriter) -> None:
+        self.writer = writer
+        stream = open_autoencoder(pipe.vae, pipe.config.block_frames)
+        self._patch = stream.spatial * pipe.denoiser.patch
+        self._track = MaskTrack(stream.temporal, missing_frames(pipe.vae, stream))
+
+    def note(self, stats: BlockStats) -> None:
+        """Take the mask of a finished block."""
+        self._track.add(stats.keep[0].cpu().numpy())
+
+    def write(self, waiting: Waiting) -> None:
+        """Draw and write the map of the next frame."""
+        assert waiting.source is not None
+        keep = self._track.at(self.writer.frames_written)
+        self.writer.write(draw_map(waiting.source, keep, self._patch), waiting.pts)
+
+
+class Comparison:
+    """Measures of the first lane, which may prune, against the second, which does not."""
+
+    def __init__(self) -> None:
+        self.likeness = PeakSignalToNoise()
+        self.flicker = StaticFlicker(videos=2)
+
+    def add(self, source: Pixels | None, edited: Pixels, full: Pixels) -> None:
+        """Take the next frame of all three, uint8 (H, W, 3)."""
+        assert source is not None
+        self.likeness.add(edited, full)
+        self.flicker.add(source, edited, full)
+
+
+class FileLoop:
+    """The loop over one file: ``lanes[0]`` is written, ``lanes[1]`` compared to it.
+
+    Args:
+        fit: from the file's frames to the model's and back.
+        device: of the model.
+        lanes: one, or two if there is a ``comparison``.
+        writer: the output.
+        map_video, comparison: what else to make, if anything.
+
+    Attributes:
+        frames_in: frames read so far.
+        interrupted: whether it was told to stop.
+        clock: seconds of ``decode_video`` (with fitting) and ``write``.
+    """
+
+    def __init__(
+        self,
+        fit: Fit,
+        device: torch.device,
+        lanes: Sequence[Lane],
+        writer: VideoWriter,
+        map_video: MapVideo | None = None,
+        comparison: Comparison | None = None,
+    ) -> None:
+        self.frames_in = 0
+        self.interrupted = False
+        self.clock = StageClock()
+        self.writer = writer
+        self.lanes = lanes
+        self._fit, self._device = fit, device
+        self._map, self._comparison = map_video, comparison
+        self._waiting: deque[Waiting] = deque()
+        self._watched = map_video is not None or comparison is not None
+
+    def run(
+        self,
+        frames: Iterator[Frame],
+        stop: Callable[[], bool] | None = None,
+        on_output: Callable[[], None] | None = None,
+    ) -> None:
+        """Edit frames until they end or ``stop`` says so, which leaves unfinished blocks out."""
+        while not self.interrupted:
+            with self.clock("decode_video"):
+                frame = next(frames, None)
+                picture = None if frame is None else self._picture(frame)
+            if frame is not None and picture is not None:
+                self._wait(frame, picture)
+            edited = self._advance(picture)
+            if edited is not None:
+                self._output(edited)
+                if on_output is not None:
+                    on_output()
+            if picture is None:
+                return
+            self.interrupted = stop is not None and stop()
+
+    def _picture(self, frame: Frame) -> Tensor:
+        """A frame on the model's grid, (1, 1, 3, H, W) in [0, 1]."""
+        pixels = torch.from_numpy(frame.pixels).to(self._device)
+        return self._fit.to_grid(pixels.unsqueeze(0)).unsqueeze(0)
+
+    def _wait(self, frame: Frame, picture: Tensor) -> None:
+        """Put a frame on the list of those whose edit has yet to come out."""
+        self.frames_in += 1
+        source = self._pixels(picture)[0] if self._watched else None
+        self._waiting.append(Waiting(frame.pts, source))
+
+    def _advance(self, picture: Tensor | None) -> list[Tensor] | None:
+        """Push a frame (None: the end) through every lane; what came out, None if nothing did."""
+        order = list(range(len(self.lanes)))
+        # files are encoded in the background: no lane shall be the one that always runs beside that
+        if len(self.lanes[0].shares) % 2:
+            order.reverse()
+        edited: dict[int, Tensor | None] = {}
+        for i in order:
+            stream = self.lanes[i].stream
+            edited[i] = stream.flush() if picture is None else stream.push(picture)
+        done = [x for _, x in sorted(edited.items()) if x is not None]
+        return done or None
+
+    def _output(self, edited: Sequence[Tensor]) -> None:
+        """Write the frames of the first lane, (1, T, 3, H, W), and compare the second's."""
+        with self.clock("write"):
+            frames = self._pixels(edited[0])
+        others = frames if self._comparison is None else self._pixels(edited[1])
+        for pixels, other in zip(frames, others, strict=True):
+            waiting = self._waiting.popleft()
+            with self.clock("write"):
+                self.writer.write(pixels, waiting.pts)
+            if self._map is not None:
+                self._map.write(waiting)
+            if self._comparison is not None:
+                self._comparison.add(waiting.source, pixels, other)
+
+    def _pixels(self, edited: Tensor) -> Pixels:
+        return np.asarray(self._fit.from_grid(edited[0]).cpu().numpy())
+
+    def close(self) -> None:
+        """Complete the files, or delete them if there is not one frame because of an interruption.
+
+        Raises:
+            OutputError: they cannot be completed.
+        """
+        keep = self.writer.frames_written > 0 or not self.interrupted
+        if self._map is not None:
+            self._map.writer.close(keep=keep)
+        with self.clock("write"):
+            self.writer.close(keep=keep)

@@ -1,0 +1,136 @@
+"""What an edit did and what it cost, as numbers: the report.
+
+Every field is described in ``docs/report.md``. Knows JSON and files; not where numbers come from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from stillframe.errors import OutputError
+
+__all__ = ["DENOISING_STAGES", "STAGES", "Report", "RunReport", "check_report_path"]
+
+#: What ``seconds["total"]`` is the sum of, in the order of the work.
+STAGES = ("decode_video", "encode", "mask", "denoise", "context", "decode", "write")
+#: The stages that pruning makes shorter.
+DENOISING_STAGES = ("denoise", "context")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """One way of editing a clip: with ``--compare`` there are two in a report.
+
+    Attributes:
+        method: name of the method.
+        recovery: what stood in for pruned tokens; "none" for a method that prunes nothing.
+        tau1, tau2: thresholds in latent standard deviations; None where the method has none.
+        kept_share: computed tokens / all tokens, 0 to 1.
+        kept_share_blocks: the same for each block.
+        seconds: wall time by stage (`STAGES`), ``total`` their sum.
+        fps: frames out / total seconds.
+        cache_bytes: keys and values of committed frames.
+        recovery_bytes: what the recovery stores beyond those.
+        flicker: of static regions, grey levels (`measures.StaticFlicker`); None if not measured.
+    """
+
+    method: str
+    recovery: str
+    tau1: float | None
+    tau2: float | None
+    kept_share: float
+    kept_share_blocks: tuple[float, ...]
+    seconds: dict[str, float]
+    fps: float
+    cache_bytes: int
+    recovery_bytes: int
+    flicker: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(RunReport):
+    """An edit. See ``docs/report.md`` for every field.
+
+    ``full``, the speedups, ``psnr_vs_full_db`` and the flickers are None without a comparison.
+    ``psnr_vs_full_db`` is ``math.inf`` for identical results.
+    """
+
+    stillframe: str
+    source: str
+    output: str
+    frames_in: int
+    frames_out: int
+    fps_source: float
+    width: int
+    height: int
+    source_width: int
+    source_height: int
+    model: str
+    prompt: str
+    device: str
+    dtype: str
+    seed: int
+    sigmas: tuple[float, ...]
+    conditioning: str
+    peak_memory_bytes: int | None
+    damage: str | None = None
+    interrupted: bool = False
+    warnings: tuple[str, ...] = ()
+    full: RunReport | None = None
+    speedup_total: float | None = None
+    speedup_denoise: float | None = None
+    psnr_vs_full_db: float | None = None
+    flicker_source: float | None = None
+    static_share: float | None = None
+    style: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, which has no infinity: an infinite figure becomes "inf"."""
+        values = asdict(self)
+        if self.psnr_vs_full_db == math.inf:
+            values["psnr_vs_full_db"] = "inf"
+        return values
+
+    def write(self, path: str | PathLike[str]) -> None:
+        """Write the report as JSON; the file is complete or not there.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        target = check_report_path(path)
+        text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        part = target.with_name(f"{target.name}.{os.getpid()}.part")
+        try:
+            with open(part, "x", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(part, target)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise OutputError(f"{path} could not be written: {error.strerror}") from error
+
+
+def check_report_path(path: str | PathLike[str]) -> Path:
+    """The real path of a report to be written; touches nothing.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or something that is not a regular file
+            is in the way.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder, not a file that can be written")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path} is not a regular file and cannot be replaced")
+    if not target.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: no permission in {target.parent}")
+    return target

@@ -1,0 +1,241 @@
+"""Encoders and containers: pictures and copied sound in, an open file out.
+
+Knows which container an extension means, what its encoders want and which times it can hold. Does
+not know whether the file may be written, when it is complete, or what becomes of it after an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+from av.audio.stream import AudioStream
+from av.codec import Codec
+from av.container import OutputContainer
+from av.video.stream import VideoStream
+
+from stillframe.video.picture import FromRgb, tag_colours
+
+__all__ = ["CONTAINERS", "Container", "Encoder", "Picture"]
+
+_FINEST_TICK = Fraction(1, 1_000_000)
+_COARSEST_TIMESCALE = 1000
+_LAMBDA_PER_QSCALE = 118
+_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+_EVEN_FORMATS = ("yuv420", "yuvj420", "nv12", "p010")
+
+
+class Container(NamedTuple):
+    """What an extension stands for.
+
+    Attributes:
+        format: FFmpeg's name of the muxer.
+        codec: the encoder used unless another is asked for.
+        tick: the only time base that it can hold; None if it holds any.
+        constant_rate: times are multiples of one frame's duration.
+    """
+
+    format: str
+    codec: str
+    tick: Fraction | None = None
+    constant_rate: bool = False
+
+    def grid(self, time_base: Fraction, rate: Fraction) -> Fraction:
+        """The time base to write in: `time_base` itself wherever the container can hold it."""
+        if self.constant_rate:
+            return 1 / rate
+        if self.tick is not None:
+            return self.tick
+        # Finer ticks overflow the 32-bit durations of MP4 after a few seconds without a frame.
+        return max(time_base, _FINEST_TICK)
+
+
+_MILLISECOND = Fraction(1, 1000)
+CONTAINERS = {
+    ".mp4": Container("mp4", "libx264"),
+    ".m4v": Container("mp4", "libx264"),
+    ".mov": Container("mov", "libx264"),
+    ".mkv": Container("matroska", "libx264", tick=_MILLISECOND),
+    ".webm": Container("webm", "libvpx-vp9", tick=_MILLISECOND),
+    ".avi": Container("avi", "mpeg4", constant_rate=True),
+    ".gif": Container("gif", "gif", tick=Fraction(1, 100)),
+}
+
+
+class Picture(NamedTuple):
+    """What the pictures of a file have in common.
+
+    Attributes:
+        width, height: in pixels.
+        grid: seconds per tick of their times.
+        rate: frames per second, nominal.
+        aspect: width of a pixel divided by its height.
+        crf: quality on libx264's scale.
+    """
+
+    width: int
+    height: int
+    grid: Fraction
+    rate: Fraction
+    aspect: Fraction
+    crf: int
+
+
+class Encoder:
+    """An open output file: header written, pictures and sound accepted.
+
+    Args:
+        path: the file; what is there is overwritten.
+        container: how.
+        codec: FFmpeg's name of a video encoder.
+        picture: size, times and quality; an odd size loses a row or column where the pixel format
+            cannot hold it.
+        audio: stream of an open input to copy, or None.
+
+    Attributes:
+        width, height: of the pictures in the file.
+        audio_dropped: why `audio` is not copied, None if it is.
+
+    Raises:
+        ValueError: there is no such encoder, or the container does not take what it makes.
+        av.FFmpegError: the file cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        container: Container,
+        codec: str,
+        picture: Picture,
+        audio: AudioStream | None,
+    ) -> None:
+        self._pixel_format = _pixel_format(codec)
+        even = self._pixel_format.startswith(_EVEN_FORMATS)
+        self.width = picture.width - (picture.width % 2 if even else 0)
+        self.height = picture.height - (picture.height % 2 if even else 0)
+        self.audio_dropped: str | None = None
+        self._picture = picture
+        self._duration = max(1, round(1 / (picture.rate * picture.grid)))
+        self._convert = FromRgb(self.width, self.height, picture.grid, self._pixel_format)
+        self._last_audio_dts: int | None = None
+        try:
+            self._open(path, container, codec, audio)
+        except (ValueError, av.FFmpegError) as error:
+            if audio is None or isinstance(error, OSError):
+                raise
+            self._open(path, container, codec, None)
+            name = audio.codec_context.name if audio.codec_context else "unknown"
+            self.audio_dropped = f"{path.suffix} files cannot hold {name} sound"
+
+    def _open(
+        self, path: Path, container: Container, codec: str, audio: AudioStream | None
+    ) -> None:
+        options = {}
+        if container.format in ("mp4", "mov"):
+            # Moves the index to the front; lets late starts be as exact as the times themselves.
+            scale = _movie_timescale(self._picture.grid, audio)
+            options = {"movflags": "+faststart", "movie_timescale": str(scale)}
+        output = av.open(str(path), "w", format=container.format, container_options=options)
+        try:
+            self._video = self._add_video(output, codec)
+            self._audio = None if audio is None else _copy_stream(output, audio)
+            output.start_encoding()
+        except BaseException:
+            with contextlib.suppress(av.FFmpegError):
+                output.close()
+            raise
+        self._output = output
+
+    def _add_video(self, output: OutputContainer, codec: str) -> VideoStream:
+        picture = self._picture
+        options = _quality(codec, picture.crf)
+        stream: Any = output.add_stream(codec, rate=picture.rate, options=options)
+        stream.width, stream.height = self.width, self.height
+        stream.pix_fmt = self._pixel_format
+        stream.codec_context.time_base = picture.grid
+        stream.codec_context.sample_aspect_ratio = picture.aspect
+        if self._pixel_format.startswith("yuv"):
+            tag_colours(stream.codec_context, self.width, self.height)
+        return stream
+
+    def add(self, frame: av.VideoFrame) -> None:
+        """Encode an rgb24 frame of the file's size, its pts in ticks of the grid."""
+        frame.time_base = self._picture.grid
+        self._mux(self._video.encode(self._convert(frame)))
+
+    def add_audio(self, packet: av.Packet[Any]) -> None:
+        """Copy a packet of the input's audio stream; times that do not increase are repaired."""
+        if self._audio is None or packet.dts is None:
+            return
+        if self._last_audio_dts is not None and packet.dts <= self._last_audio_dts:
+            packet.dts = self._last_audio_dts + 1
+            packet.pts = max(packet.pts or packet.dts, packet.dts)
+        self._last_audio_dts = packet.dts
+        packet.stream = self._audio
+        self._output.mux(packet)
+
+    def finish(self) -> None:
+        """Write what the encoder still holds, then the index."""
+        self._mux(self._video.encode(None))
+        self._output.close()
+
+    def abandon(self) -> None:
+        """Let go of the file in whatever state it is."""
+        with contextlib.suppress(av.FFmpegError, OSError):
+            self._output.close()
+
+    def _mux(self, packets: list[av.Packet[Any]]) -> None:
+        for packet in packets:
+            packet.duration = packet.duration or self._duration
+            self._output.mux(packet)
+
+
+def _movie_timescale(grid: Fraction, audio: AudioStream | None) -> int:
+    """Ticks per second that hit every tick of the pictures, and of the sound if 31 bits allow."""
+    scale = grid.denominator * -(-_COARSEST_TIMESCALE // grid.denominator)
+    if audio is not None and audio.time_base is not None:
+        common = math.lcm(scale, audio.time_base.denominator)
+        scale = common if common < 2**31 else scale
+    return scale
+
+
+def _copy_stream(output: OutputContainer, audio: AudioStream) -> AudioStream:
+    stream = output.add_stream_from_template(audio)
+    # AVI and WAV count channels without naming them; MP4 fails on that, only at the very end.
+    layout: Any = stream.codec_context.layout
+    channels = layout.nb_channels
+    if layout.name == f"{channels} channels" and channels in _USUAL_LAYOUTS:
+        stream.codec_context.layout = _USUAL_LAYOUTS[channels]
+    return stream
+
+
+def _pixel_format(codec: str) -> str:
+    """The pixel format to give an encoder: yuv420p, which plays everywhere, if it takes that."""
+    try:
+        formats = [video_format.name for video_format in Codec(codec, "w").video_formats or ()]
+    except ValueError as error:
+        raise ValueError(f"there is no video encoder named {codec!r}") from error
+    for preferred in ("yuv420p", "pal8"):
+        if preferred in formats or not formats:
+            return preferred
+    return formats[0]
+
+
+def _quality(codec: str, crf: int) -> dict[str, str]:
+    """Encoder options near `crf` on libx264's scale; none for encoders without a known scale."""
+    if codec == "libx264":
+        return {"crf": str(crf), "preset": "faster"}
+    if codec == "libx265":
+        return {"crf": str(min(51, crf + 3)), "x265-params": "log-level=none"}
+    if codec == "libvpx-vp9":
+        return {"crf": str(min(63, crf + 10)), "cpu-used": "4", "row-mt": "1"}
+    if codec == "libsvtav1":
+        return {"crf": str(min(63, crf + 12)), "preset": "8"}
+    if codec == "mpeg4":
+        quantiser = max(1, round(crf / 6))
+        return {"flags": "+qscale", "global_quality": str(_LAMBDA_PER_QSCALE * quantiser)}
+    return {}

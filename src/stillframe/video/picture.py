@@ -1,0 +1,151 @@
+"""One picture: between a codec's pixel format and upright 8-bit RGB, same colours both ways.
+
+Knows YUV matrices and ranges, what to assume where a file does not say, and display matrices. Does
+not know files or time, nor HDR: pictures with a PQ or HLG curve are reduced to 8 bits as they are
+and look flat. Transfer curves and primaries are never converted.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.filter.context import FilterContext
+from av.video.reformatter import Colorspace, VideoReformatter
+from numpy.typing import NDArray
+
+__all__ = ["FromRgb", "Orientation", "ToRgb", "tag_colours"]
+
+# libswscale: bilinear, accurate rounding, full chroma interpolation. Without the last two it takes
+# table-driven short cuts that darken every round trip by more than one grey level.
+_ACCURATE = 0x2 | 0x40000 | 0x2000
+_ACCURATE_NAMES = "bilinear+accurate_rnd+full_chroma_int"
+_UNKNOWN_MATRICES = frozenset({2, 3})
+_BT709_TAG = 1
+_BT601_TAG = 6
+_LIMITED_RANGE_TAG = 1
+
+
+def _is_bt709(width: int, height: int) -> bool:
+    """Whether players take a picture that does not name its YUV matrix for BT.709, not BT.601."""
+    return width >= 1280 or height > 576
+
+
+class ToRgb:
+    """Converts decoded pictures, keeping libswscale's tables from one to the next."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
+        """Any picture as uint8 (height, width, 3) RGB, scaled if it has another size.
+
+        Alpha is dropped; more than 8 bits are rounded.
+        """
+        matrix = None
+        if frame.colorspace in _UNKNOWN_MATRICES:
+            is_bt709 = _is_bt709(frame.width, frame.height)
+            matrix = Colorspace.ITU709 if is_bt709 else Colorspace.ITU601
+        rgb = self._reformatter.reformat(
+            frame, width, height, "rgb24", src_colorspace=matrix, interpolation=_ACCURATE
+        )
+        return np.asarray(rgb.to_ndarray(), dtype=np.uint8)
+
+
+class FromRgb:
+    """Converts rgb24 pictures of one size to an encoder's pixel format; times pass through.
+
+    YUV has limited range, the matrix that `tag_colours` declares, and chroma level with the left
+    pixel, where decoders expect it and plain libswscale does not put it. "pal8" pictures
+    get 256 colours each, dithered.
+
+    Args:
+        width, height: in pixels.
+        time_base: of the pictures' times.
+        pixel_format: FFmpeg's name.
+    """
+
+    def __init__(self, width: int, height: int, time_base: Fraction, pixel_format: str) -> None:
+        self._graph = Graph()
+        rgb: Any = av.VideoFormat("rgb24")
+        source = self._graph.add_buffer(width=width, height=height, format=rgb, time_base=time_base)
+        if pixel_format == "pal8":
+            last = self._add_palette(source)
+        else:
+            last = self._graph.add("format", pixel_format)
+            matrix = "bt709" if _is_bt709(width, height) else "bt601"
+            is_yuv = pixel_format.startswith("yuv")
+            yuv = f":out_color_matrix={matrix}:out_range=tv:out_h_chr_pos=0" if is_yuv else ""
+            scale = self._graph.add("scale", f"flags={_ACCURATE_NAMES}{yuv}")
+            source.link_to(scale)
+            scale.link_to(last)
+        last.link_to(self._graph.add("buffersink"))
+        self._graph.configure()
+
+    def _add_palette(self, source: FilterContext) -> FilterContext:
+        split = self._graph.add("split")
+        palette = self._graph.add("palettegen", "stats_mode=single:reserve_transparent=0")
+        paint = self._graph.add("paletteuse", "new=1:dither=bayer:bayer_scale=4")
+        source.link_to(split)
+        split.link_to(palette, 0, 0)
+        split.link_to(paint, 1, 0)
+        palette.link_to(paint, 0, 1)
+        return paint
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        self._graph.push(frame)
+        converted: Any = self._graph.pull()
+        return converted
+
+
+def tag_colours(codec_context: Any, width: int, height: int) -> None:
+    """Declare on an encoder what `FromRgb` makes of YUV: limited range, BT.709 or BT.601 matrix.
+
+    Only the matrix follows the size, as players expect. Curve and primaries are those of BT.709:
+    the closest to the RGB of a screen.
+    """
+    codec_context.colorspace = _BT709_TAG if _is_bt709(width, height) else _BT601_TAG
+    codec_context.color_range = _LIMITED_RANGE_TAG
+    codec_context.color_primaries = _BT709_TAG
+    codec_context.color_trc = _BT709_TAG
+
+
+class Orientation(NamedTuple):
+    """How stored pixels become upright: transpose, then mirror columns (x) and rows (y).
+
+    `rotation` is the same in words: degrees clockwise (0, 90, 180, 270), mirroring aside.
+    """
+
+    rotation: int = 0
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> Orientation:
+        """Read a frame's display matrix, rounded to quarter turns.
+
+        The matrix (a b u; c d v; x y w) takes column p and row q to column ap + cq, row bp + dq.
+        Source: ISO/IEC 14496-12, track header.
+        """
+        side_data: Any = frame.side_data.get("DISPLAYMATRIX")
+        if side_data is None:
+            return cls()
+        a, b, _, c, d = np.frombuffer(side_data, dtype=np.int32)[:5].tolist()
+        is_mirrored = a * d < b * c
+        degrees = math.degrees(math.atan2(b, -a if is_mirrored else a))
+        rotation = round(degrees / 90) * 90 % 360
+        if abs(b) > abs(a):
+            return cls(rotation, transpose=True, flip_x=c < 0, flip_y=b < 0)
+        return cls(rotation, transpose=False, flip_x=a < 0, flip_y=d < 0)
+
+    def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(height, width, 3) as stored -> the same picture upright, contiguous."""
+        if self.transpose:
+            pixels = pixels.transpose(1, 0, 2)
+        pixels = pixels[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+        return np.ascontiguousarray(pixels)

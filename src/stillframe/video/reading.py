@@ -1,0 +1,188 @@
+"""Decode a video file into upright 8-bit RGB frames, one at a time.
+
+Knows decoding, sizes and times. Does not know who reads. Handles neither HDR (see `picture`) nor
+interlacing nor still images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from fractions import Fraction
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from numpy.typing import NDArray
+
+from stillframe.errors import InputError
+from stillframe.video.damage import Damage
+from stillframe.video.demuxing import AudioSink, Demuxer
+from stillframe.video.picture import Orientation, ToRgb
+from stillframe.video.timing import InputClock
+
+__all__ = ["Frame", "VideoReader"]
+
+_SMALLEST = 16
+_FPS_IF_UNKNOWN = 25.0
+
+
+class Frame(NamedTuple):
+    """One decoded picture.
+
+    Attributes:
+        pixels: uint8 (height, width, 3), RGB, upright.
+        pts: presentation time in ticks of the reader's `time_base`, counted from the file's start.
+    """
+
+    pixels: NDArray[np.uint8]
+    pts: int
+
+
+class VideoReader:
+    """A video file, opened and probed; iterating yields its frames in order, as they are decoded.
+
+    Like an open text file it has one position: a second loop goes on where the first one stopped.
+    Use it as a context manager.
+
+    What cannot be decoded is skipped and told in `damage`. Frames of another size than the first
+    are scaled to it. HDR is not handled: it is reduced to 8 bits as it is and looks flat.
+    Presentation times are the file's own (variable frame rates included), counted from the start of
+    its earliest stream, and repaired where they do not increase.
+
+    Attributes:
+        path: the file.
+        width, height: of the upright frames, in pixels.
+        rotation: degrees clockwise by which stored pictures are turned: 0, 90, 180 or 270.
+            Mirroring is undone too.
+        time_base: seconds per tick of `Frame.pts`.
+        fps: average frame rate, in frames per second.
+        frames_estimate: how many frames the file says or implies that it has; None if unknown.
+        sample_aspect_ratio: width of an upright pixel divided by its height.
+
+    Raises:
+        InputError: the file is missing, not a video, without a decodable frame, or under 16x16.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+        self._damage = Damage()
+        self._demuxer = Demuxer(self.path, self._damage)
+        try:
+            self._describe()
+            self._pictures = self._decode()
+            self._frames = self._read(self._probe())
+        except BaseException:
+            self._demuxer.close()
+            raise
+
+    def _describe(self) -> None:
+        stream, duration = self._demuxer.video, self._demuxer.duration
+        self._stream = stream
+        self.time_base = stream.time_base or Fraction(1, 90_000)
+        self.fps = float(stream.average_rate or stream.guessed_rate or _FPS_IF_UNKNOWN)
+        self.frames_estimate: int | None = stream.frames or None
+        if self.frames_estimate is None and duration:
+            self.frames_estimate = max(1, round(duration * Fraction(self.fps)))
+
+    def _probe(self) -> av.VideoFrame:
+        """Decode the first frame: only it tells the true size and the orientation."""
+        first = next(self._pictures, None)
+        if first is None:
+            lost = f": {self.damage}" if self.damage else ""
+            raise InputError(f"{self.path} has a video stream but not one readable frame{lost}")
+        self._orientation = Orientation.of(first)
+        self.rotation = self._orientation.rotation
+        self.width, self.height = first.width, first.height
+        self.sample_aspect_ratio = self._stream.sample_aspect_ratio or Fraction(1)
+        if self._orientation.transpose:
+            self.width, self.height = first.height, first.width
+            self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
+        if min(self.width, self.height) < _SMALLEST:
+            raise InputError(
+                f"{self.path} is {self.width}x{self.height} pixels and the smallest usable size is "
+                f"{_SMALLEST}x{_SMALLEST}"
+            )
+        return first
+
+    @property
+    def audio_stream(self) -> AudioStream | None:
+        """The stream whose packets `connect_audio` hands over; None without sound."""
+        return self._demuxer.audio
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether there is a sound track that a `VideoWriter` may copy."""
+        return self._demuxer.audio is not None
+
+    @property
+    def lost_packets(self) -> int:
+        """Packets of video that could not be decoded so far."""
+        return self._damage.undecoded.count
+
+    @property
+    def damage(self) -> str | None:
+        """What was lost so far and where, in one sentence without a full stop; None if nothing."""
+        return self._damage.sentence()
+
+    def connect_audio(self, sink: AudioSink | None) -> None:
+        """Hand every audio packet to `sink` as it is met, in the thread that iterates.
+
+        Nothing is stored: whoever connects after the first frame was taken misses the packets
+        before it. Times count from the file's start, as those of frames do. None disconnects.
+        """
+        self._demuxer.connect_audio(sink)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self._frames
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file. Iteration ends; attributes stay."""
+        self._frames.close()
+        self._pictures.close()
+        self._demuxer.close()
+
+    def _read(self, first: av.VideoFrame) -> Generator[Frame, None, None]:
+        start = round(self._demuxer.start / self.time_base)
+        clock = InputClock(self.time_base, self.fps, start)
+        to_rgb = ToRgb()
+        width, height = first.width, first.height
+        self._demuxer.end_of_probing()
+        picture: av.VideoFrame | None = first
+        while picture is not None:
+            pixels = self._orientation.apply(to_rgb(picture, width, height))
+            yield Frame(pixels, clock(picture.dts if picture.pts is None else picture.pts))
+            picture = next(self._pictures, None)
+
+    def _decode(self) -> Generator[av.VideoFrame, None, None]:
+        """Pictures in order of presentation; packets that do not decode are counted and skipped."""
+        seconds = None
+        for packet in self._demuxer.packets():
+            seconds = self._demuxer.seconds(packet)
+            try:
+                pictures = self._stream.decode(packet)
+            except av.FFmpegError:
+                self._damage.undecoded.add(seconds)
+                continue
+            for picture in pictures:
+                if picture.is_corrupt:
+                    self._damage.concealed.add(seconds)
+                yield picture
+        try:
+            yield from self._stream.decode(None)
+        except av.FFmpegError:
+            self._damage.undecoded.add(seconds)

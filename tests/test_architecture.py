@@ -1,0 +1,223 @@
+"""Imports flow one way, names are public on purpose, and importing does nothing."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import stillframe
+
+SOURCE = Path(stillframe.__file__).parent
+ROOT = SOURCE.parents[1]
+
+# Lowest first: a module imports from its own layer and from those above it in this list. Packages
+# count as one. A new module goes into the lowest layer whose imports suffice for it.
+LAYERS: list[tuple[str, set[str]]] = [
+    ("pure maths", {"errors", "grid", "rope", "restore", "schedule", "change"}),
+    ("state", {"cache", "attention"}),
+    ("recovery and methods", {"recovery", "methods"}),
+    ("adapters", {"wan", "autoencoder", "streaming"}),
+    ("engine", {"engine"}),
+    ("pipeline", {"pipeline"}),
+    ("files and styles", {"video", "fit", "styles", "overlay", "measures", "host"}),
+    ("applications", {"load", "loop", "outputs", "report", "edit"}),
+    ("command line", {"screen", "demo", "cli"}),
+]
+LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
+
+# what the pipeline and all below it must not know: files, terminals, other people's frameworks
+OUTSIDE = {"av", "rich", "typer", "cv2", "torchvision"}
+
+
+def files() -> dict[str, Path]:
+    """Every module by dotted name, ``stillframe`` itself excluded."""
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if name:
+            found[name] = path
+    return found
+
+
+def imported(path: Path) -> list[str]:
+    """Dotted names a file imports, in functions and under conditions as well."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno} imports relatively; spell it out"
+            assert node.module is not None
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def own_imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports, by dotted name without ``stillframe``."""
+    known, found = files(), set()
+    for name in imported(path):
+        head, _, rest = name.partition(".")
+        if head == "stillframe":
+            candidates = [rest, rest.rpartition(".")[0]]
+            match = next((c for c in candidates if c in known), None)
+            found.add(match if match is not None else rest)
+    return found
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_every_module_has_a_layer() -> None:
+    unknown = {top(name) for name in files()} - set(LEVEL)
+    assert not unknown, (
+        f"{', '.join(sorted(unknown))}: not in LAYERS of tests/test_architecture.py; add a new "
+        f"module there to the lowest layer whose imports suffice for it, and to the tree in README"
+    )
+    assert len(LEVEL) == sum(len(names) for _, names in LAYERS), "a module stands in two layers"
+
+
+def test_imports_flow_one_way() -> None:
+    wrong = [
+        f"{name} ({LAYERS[LEVEL[top(name)]][0]}) imports {other} ({LAYERS[LEVEL[top(other)]][0]})"
+        for name, path in files().items()
+        for other in sorted(own_imports(path))
+        if LEVEL.get(top(other), 99) > LEVEL.get(top(name), 99)
+    ]
+    assert not wrong, "; ".join(wrong)
+
+
+def test_nobody_imports_the_package_itself_for_what_a_module_holds() -> None:
+    wrong = [
+        f"{name} imports stillframe.{other}"
+        for name, path in files().items()
+        for other in own_imports(path)
+        if other not in files()
+    ]
+    assert not [w for w in wrong if not w.endswith("__version__")], "; ".join(wrong)
+
+
+def test_there_is_no_cycle() -> None:
+    """Within a layer, too, and counting what is imported for type checking only."""
+    waiting = {name: own_imports(path) - {name} for name, path in files().items()}
+    # a package's __init__ gathers its modules, which is no cycle as long as they spell out `base`
+    for name in waiting:
+        waiting[name] -= {other for other in waiting[name] if other == top(name)}
+    while ready := {name for name, needs in waiting.items() if not needs & set(waiting)}:
+        for name in ready:
+            del waiting[name]
+    assert not waiting, f"cycle among {sorted(waiting)}"
+
+
+def test_the_pipeline_and_below_know_nothing_about_files_and_terminals() -> None:
+    for name, path in files().items():
+        if LEVEL.get(top(name), 99) <= LEVEL["pipeline"]:
+            outside = OUTSIDE & {top(i) for i in imported(path)}
+            assert not outside, f"{name} imports {outside}"
+
+
+def test_only_one_module_knows_the_transformer() -> None:
+    """The pipeline names its class for diffusers' loader, and does no more with it."""
+    for name, path in files().items():
+        if name not in ("wan", "pipeline"):
+            users = [i for i in imported(path) if "WanTransformer" in i or "WanAttention" in i]
+            assert not users, f"{name} imports {users}, which is for wan.py"
+
+
+def test_the_package_does_not_know_its_training_or_tests() -> None:
+    for name, path in files().items():
+        heads = {top(i) for i in imported(path)}
+        assert not heads & {"training", "tests", "cv2", "pytest"}, f"{name} imports {heads}"
+
+
+def test_the_walk_sees_what_it_should(tmp_path: Path) -> None:
+    """The test of the test: the usual hiding places."""
+    path = tmp_path / "hidden.py"
+    path.write_text(
+        "def f():\n    import stillframe.pipeline as p\n"
+        "if TYPE_CHECKING:\n    from stillframe.methods.base import Method\n"
+        "try:\n    from stillframe import engine, Recovery\nexcept ImportError: pass\n"
+    )
+    assert own_imports(path) == {"pipeline", "methods.base", "engine", "Recovery"}
+
+
+# public names
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    names = stillframe.__all__
+    assert names == sorted(names)
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert getattr(stillframe, name) is not None
+    public = {n for n, v in vars(stillframe).items() if n[0] != "_" and not is_module(v)}
+    assert public - {"annotations"} == {n for n in names if not is_module(getattr(stillframe, n))}
+
+
+def is_module(value: object) -> bool:
+    return isinstance(value, type(sys))
+
+
+@pytest.mark.parametrize("name", sorted(set(files()) - {"__main__"}))
+def test_every_module_says_what_is_public(name: str) -> None:
+    module = importlib.import_module(f"stillframe.{name}")
+    assert module.__doc__
+    assert len(set(module.__all__)) == len(module.__all__)
+    for public in module.__all__:
+        assert hasattr(module, public), f"{name}.{public} is announced but missing"
+
+
+def test_modules_are_found_as_the_package_finds_them() -> None:
+    walked = {m.name for m in pkgutil.walk_packages([str(SOURCE)])}
+    assert {top(name) for name in files()} <= {top(name) for name in walked} | {"models"}
+
+
+# importing does nothing
+
+PROBE = """
+import importlib, json, os, pathlib, sys
+# libraries may print, cache and configure as they like; they come first
+import accelerate, av, diffusers, numpy, rich, torch, transformers, typer
+from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
+from diffusers.loaders import WanLoraLoaderMixin
+from diffusers.pipelines.wan import pipeline_wan
+from transformers import AutoTokenizer, UMT5EncoderModel
+sys.stdout.flush(), sys.stderr.flush()
+here = pathlib.Path.cwd()
+state = lambda: (dict(os.environ), sorted(map(str, here.rglob("*"))),
+                 int(torch.get_rng_state().sum()), torch.get_num_threads(),
+                 torch.get_default_dtype(), torch.is_grad_enabled())
+before = state()
+print("MARK", flush=True), print("MARK", file=sys.stderr, flush=True)
+for name in {modules}:
+    importlib.import_module(name)
+print("MARK", flush=True), print("MARK", file=sys.stderr, flush=True)
+print(json.dumps([a == b for a, b in zip(before, state())]))
+"""
+
+
+def test_importing_prints_nothing_sets_nothing_and_creates_nothing(tmp_path: Path) -> None:
+    modules = ["stillframe", *(f"stillframe.{name}" for name in files() if name != "__main__")]
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.replace("{modules}", repr(modules))],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for stream in (done.stdout, done.stderr):
+        assert stream.split("MARK\n")[1] == ""
+    unchanged = json.loads(done.stdout.splitlines()[-1])
+    assert all(unchanged), unchanged
