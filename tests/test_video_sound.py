@@ -117,3 +117,19 @@ def test_sound_that_starts_late_is_late_to_the_sample(tmp_path: Path) -> None:
             w.write(pixels, index)
     assert packets(out, "audio")[0][0] == pytest.approx(float(late), abs=1e-5)
     assert decode(out)[0][0] == 0
+
+
+def test_sound_whose_times_start_again_goes_on(tmp_path: Path) -> None:
+    """Two transport streams in a row, as cameras and recorders make them."""
+    frames = [gradient(index) for index in range(50)]
+    path = make_video(tmp_path / "a.ts", frames, sound="mp2", sound_seconds=2.0)
+    single = packets(path, "audio")
+    path.write_bytes(path.read_bytes() * 2)
+    out = tmp_path / "out.mp4"
+    copy(path, out)
+    double = packets(out, "audio")
+    assert len(double) == 2 * len(single)
+    steps = np.diff([seconds for seconds, _ in double])
+    assert steps.max() == pytest.approx(1152 / 48_000, abs=1e-3)
+    assert steps.min() == pytest.approx(1152 / 48_000, abs=1e-3)
+    assert abs(double[-1][0] - float(decode(out)[-1][0])) < 0.1

@@ -54,7 +54,7 @@ from training.transformer import (
 
 __all__ = ["LAYERS", "main", "start_from_source"]
 
-LAYERS = 8
+LAYERS = 4
 """Transformer layers of the small model."""
 
 _DEVICE = torch.device("cpu")
@@ -160,7 +160,7 @@ def _draw(
     entries: Sequence[Tensor], odds: Sequence[float], rng: random.Random, count: int
 ) -> Batch:
     """Random small crops: mostly 6 latent frames of 16x16, some wider, some of 9 frames."""
-    h, w, frames = rng.choice(((16, 16, 6), (16, 16, 6), (16, 16, 9), (12, 32, 6), (20, 20, 6)))
+    h, w, frames = rng.choice(((16, 16, 6), (16, 16, 6), (12, 20, 6), (16, 16, 9), (10, 32, 6)))
     styles = rng.choices(range(len(STYLE_NAMES)), k=count)
     targets, sources = [], []
     for entry, style in zip(rng.choices(entries, odds, k=count), styles, strict=True):
@@ -193,9 +193,9 @@ def train_transformer(options: argparse.Namespace) -> None:
 
     while not budget.over:
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(budget.progress, 4e-4, warm_up=0.03)
+            group["lr"] = learning_rate(budget.progress, 1.5e-3, warm_up=0.03)
         batch = _draw(entries, odds, rng, options.batch)
-        batch.source = drop_sources(batch.source, 0.2)
+        batch.source = drop_sources(batch.source, 0.15)
         text = encode_text(networks.text_encoder, *captions.draw(batch.styles, rng))
         context, gap = batch.target, random_gap(rng)
         if budget.progress > 0.7 and step % 3 == 0:
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="folder for what is trained")
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
     parser.add_argument("--seconds", type=float, required=True, help="training time")
-    parser.add_argument("--batch", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--log", type=int, default=50, help="steps between log lines")
     parser.add_argument("--limit", type=int, help="use only so many clips")
     parser.add_argument("--clips-used", type=int, default=40, help="clips encoded for stage two")

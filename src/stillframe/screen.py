@@ -71,9 +71,23 @@ def one_sentence_errors() -> Iterator[None]:
     except (StillframeError, ValueError) as error:
         _to_stderr("Error", "bold red", str(error))
         raise typer.Exit(REFUSED) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _to_stderr("Error", "bold red", "out of memory; a smaller --height needs less")
+        raise typer.Exit(REFUSED) from error
     except KeyboardInterrupt as error:
         _to_stderr("Interrupted", "yellow", "the file being made was not kept")
         raise typer.Exit(INTERRUPTED) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also torch's own errors, which are known by name because torch is not imported here."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "allocate memory" in str(error)
+    )
 
 
 class Interruption:

@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 
 from stillframe.errors import InputError
 from stillframe.video.damage import Damage
+from stillframe.video.timing import InputClock
 
 __all__ = ["AudioSink", "Demuxer"]
 
@@ -57,6 +58,7 @@ class Demuxer:
         self._damage = damage
         self._sink: AudioSink | None = None
         self._early: list[av.Packet[Any]] | None = []
+        self._audio_clock: InputClock | None = None
         self.container = _open(path)
         try:
             self.video = _picture_stream(self.container, path)
@@ -122,11 +124,15 @@ class Demuxer:
                 failures += 1
 
     def _hand_over(self, packet: av.Packet[Any]) -> None:
-        shift = round(self.start / packet.time_base)
-        if shift and packet.pts is not None:
-            packet.pts -= shift
-        if shift and packet.dts is not None:
-            packet.dts -= shift
+        if packet.dts is None:
+            return
+        if self._audio_clock is None:
+            rate = 1 / ((packet.duration or 1024) * packet.time_base)
+            start = round(self.start / packet.time_base)
+            self._audio_clock = InputClock(packet.time_base, float(rate), start, lowest=None)
+        delay = 0 if packet.pts is None else packet.pts - packet.dts
+        packet.dts = self._audio_clock(packet.dts)
+        packet.pts = packet.dts + delay
         if self._sink is not None:
             self._sink(packet)
         elif self._early is not None:

@@ -121,7 +121,7 @@ class Encoder:
         self._picture = picture
         self._duration = max(1, round(1 / (picture.rate * picture.grid)))
         self._convert = FromRgb(self.width, self.height, picture.grid, self._pixel_format)
-        self._last_audio_dts: int | None = None
+        self._last_audio_tick: int | None = None
         try:
             self._open(path, container, codec, audio)
         except (ValueError, av.FFmpegError) as error:
@@ -168,13 +168,13 @@ class Encoder:
         self._mux(self._video.encode(self._convert(frame)))
 
     def add_audio(self, packet: av.Packet[Any]) -> None:
-        """Copy a packet of the input's audio stream; times that do not increase are repaired."""
+        """Copy a packet of the input's audio stream; one that is not after the last is left out."""
         if self._audio is None or packet.dts is None:
             return
-        if self._last_audio_dts is not None and packet.dts <= self._last_audio_dts:
-            packet.dts = self._last_audio_dts + 1
-            packet.pts = max(packet.pts or packet.dts, packet.dts)
-        self._last_audio_dts = packet.dts
+        tick = round(packet.dts * packet.time_base / (self._audio.time_base or packet.time_base))
+        if self._last_audio_tick is not None and tick <= self._last_audio_tick:
+            return
+        self._last_audio_tick = tick
         packet.stream = self._audio
         self._output.mux(packet)
 

@@ -21,18 +21,23 @@ class InputClock:
         time_base: seconds per tick.
         fps: frame rate with which gaps are filled.
         start: ticks at which the file begins; they become 0.
+        lowest: the earliest time that the first may have; None if any.
     """
 
-    def __init__(self, time_base: Fraction, fps: float, start: int = 0) -> None:
+    def __init__(
+        self, time_base: Fraction, fps: float, start: int = 0, lowest: int | None = 0
+    ) -> None:
         self._step = max(1, round(1 / (Fraction(fps) * time_base)))
         self._second = max(1, round(1 / time_base))
         self._shift = -start
+        self._lowest = lowest
         self._last: int | None = None
 
     def __call__(self, pts: int | None) -> int:
         """The repaired time of the next frame, whose file time is `pts` (None: not given)."""
         if self._last is None:
-            now = 0 if pts is None else max(0, pts + self._shift)
+            now = 0 if pts is None else pts + self._shift
+            now = now if self._lowest is None else max(now, self._lowest)
         elif pts is None:
             now = self._last + self._step
         else:
