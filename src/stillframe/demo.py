@@ -168,10 +168,10 @@ _COLUMNS = (
     "frames",
     "kept",
     "seconds",
-    "without pruning",
+    "unpruned",
     "speedup",
-    "in denoising",
-    "likeness",
+    "denoising",
+    "PSNR to it",
 )
 
 
