@@ -14,11 +14,13 @@ from tests import tiny
 from tests.tiny import Masked, causal_mask, clip, set_self_attention, stock
 from torch import Tensor
 
-from stillframe.change import SourceBlock
+from stillframe.change import SourceBlock, patch_distance
 from stillframe.engine import BlockStats, EditStream, StreamSettings
+from stillframe.grid import Plan, patchify
 from stillframe.methods import Method, Selector, find_method
 from stillframe.methods.prune import InterFramePruning
-from stillframe.recovery import recoveries
+from stillframe.recovery import base as recovery_registry
+from stillframe.recovery import find_recovery, recoveries
 from stillframe.streaming import StreamingAutoencoder, TinyStream, open_autoencoder
 from stillframe.wan import WanDenoiser
 
@@ -307,6 +309,44 @@ def test_a_pruned_place_shows_its_predecessor_and_a_kept_one_does_not(
     assert 0.05 < keep.float().mean() < 0.95
     assert same[~keep].all()
     assert not same[keep].any()
+
+
+def test_a_slow_fade_is_followed(transformer: Any, autoencoder: Any) -> None:
+    """Whatever is shown was computed from a source within tau2 of the present one."""
+    video = 0.7 * clip(1) + torch.linspace(0, 0.3, 240).view(1, -1, 1, 1, 1)
+    vae, method = Recorder(autoencoder), InterFramePruning()
+    out = edit(transformer, vae, method, video)
+    source = torch.cat(vae.source, 2)
+    tokens = patchify(source, 2).unflatten(1, (source.shape[2], -1))
+    short = patch_distance(tokens[:, 4:], tokens[:, 3:-1])
+    assert short.max() < method.tau1
+    assert patch_distance(tokens[:, -1], tokens[:, 3]).max() > 3 * method.tau2
+    assert 0 < out.masks[:, 3:].float().mean() < 0.5
+    shown = tokens[:, 0]
+    for now, keep in zip(tokens.unbind(1), out.masks.flatten(2).unbind(1), strict=True):
+        assert (patch_distance(now, shown)[~keep] < method.tau2).all()
+        shown = torch.where(keep.unsqueeze(-1), now, shown)
+
+
+def test_a_recovery_observes_every_block_but_the_skipped(
+    transformer: Any, autoencoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it sees, it expects to be asked to fill: the source, in order, and the plan."""
+    seen: list[tuple[Tensor, float]] = []
+
+    class Watching(find_recovery("clean")):  # type: ignore[misc]
+        def observe(self, source: SourceBlock, plan: Plan) -> None:
+            seen.append((source.tokens, plan.kept_share))
+
+    monkeypatch.setitem(recovery_registry._REGISTRY, "watching", Watching)
+    vae = Recorder(autoencoder)
+    script = Scripted(recovery="watching", script=(0.0, 0.5, 0.0, 0.0, 1.0, 0.3))
+    out = edit(transformer, vae, script, clip(84))
+    computed = [i for i, block in enumerate(out.blocks) if block.kept]
+    assert computed == [0, 2, 5, 6]
+    assert [share for _, share in seen] == [out.blocks[i].kept_share for i in computed]
+    for i, (tokens, _) in zip(computed, seen, strict=True):
+        assert torch.equal(tokens.flatten(1, 2), patchify(vae.source[i], 2))
 
 
 def test_recoveries_differ_where_something_is_pruned(transformer: Any, autoencoder: Any) -> None:

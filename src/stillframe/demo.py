@@ -112,7 +112,7 @@ def run_demo(
         f"Restyling {frames} frames of {clip.name} as {' and '.join(prompts.values())}, each once "
         f"with and once without pruning, {height} pixels high: into {out}/"
     )
-    say("On two CPU cores this takes three to four minutes.")
+    say("On two CPU cores this takes two to three minutes.")
     source = out / "source.mp4"
     cut(clip, source, _FIRST_FRAME, frames)
     started = time.perf_counter()

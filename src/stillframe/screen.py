@@ -115,7 +115,9 @@ class Interruption:
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None stands for a handler that Python did not install and cannot put back
+            if handler is not None:
+                signal.signal(number, handler)
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
