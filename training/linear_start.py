@@ -12,6 +12,7 @@ This file knows nothing of losses or loops.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ def _set(conv: nn.Conv2d, matrix: Tensor, bias: Tensor | None = None) -> None:
         conv.bias[: len(bias)] = bias
 
 
-def _memory_blocks(layers: nn.Sequential) -> list[nn.Conv2d]:
+def _memory_blocks(layers: Any) -> list[nn.Conv2d]:
     """Last convolution of every memory block, its branch made small."""
     last: list[nn.Conv2d] = []
     for name, module in layers.named_modules():
@@ -116,7 +117,7 @@ def _pooled(matrix: Tensor, width: int) -> Tensor:
 
 
 def _encoder(
-    layers: nn.Sequential,
+    layers: Any,
     maps: tuple[Tensor, ...],
     offsets: tuple[Tensor, ...],
     mean: Tensor,
@@ -157,7 +158,7 @@ def _grown(matrix: Tensor, shift: Tensor, one: int, width: int, out: int) -> Ten
 
 
 def _decoder(
-    layers: nn.Sequential,
+    layers: Any,
     maps: tuple[Tensor, ...],
     offsets: tuple[Tensor, ...],
     mean: Tensor,

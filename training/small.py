@@ -1,15 +1,15 @@
-"""A small model in about seventy minutes on two CPU cores, where no GPU is at hand.
+"""A small model on two CPU cores, where no GPU is at hand.
 
-The same networks, losses and data as the full recipe (``training.autoencoder``,
-``training.transformer``), with small crops, fewer layers, and a transformer that starts out as
-"leave the picture as it is": its first output is noise minus source, so that what is left to learn
-is the style. It reaches less than the full recipe; the model card says what.
+The full recipe's data and losses with small crops: an autoencoder that starts as the best linear
+transform (``training.linear_start``), latents of some of the clips, and joint training of a smaller
+transformer. ``training.token_start`` is the other way to a transformer, and the one that the shipped
+weights took.
 
 This file knows nothing of GPUs.
 
-Run as ``python -m training.small autoencoder --clips DIR --state DIR --seconds 2000``, then
-``python -m training.small transformer --clips DIR --state DIR --tokenizer DIR --seconds 1900``,
-then ``python -m training.export``."""
+Run as ``python -m training.small PART --clips DIR --state DIR --seconds N``, with the parts
+autoencoder, latents and transformer in this order; see the README beside this file.
+"""
 
 from __future__ import annotations
 
@@ -217,9 +217,9 @@ def train_transformer(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Train one of the two parts."""
+    """Run one part."""
     parser = argparse.ArgumentParser(description="Train a small model on a CPU.")
-    parser.add_argument("part", choices=("autoencoder", "transformer"))
+    parser.add_argument("part", choices=("autoencoder", "latents", "transformer"))
     parser.add_argument("--clips", type=Path, required=True, help="folder with the clips")
     parser.add_argument("--state", type=Path, required=True, help="folder for what is trained")
     parser.add_argument("--tokenizer", type=Path, help="folder of the tokenizer")
@@ -229,7 +229,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="use only so many clips")
     parser.add_argument("--clips-used", type=int, default=40, help="clips encoded for stage two")
     options = parser.parse_args()
-    train_autoencoder(options) if options.part == "autoencoder" else train_transformer(options)
+    {"autoencoder": train_autoencoder, "latents": _latents, "transformer": train_transformer}[
+        options.part
+    ](options)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Start a transformer as one small network a style, applied token by token.
 
-A Wan transformer can hold this exactly enough: cross-attention turns the prompt into an indicator of
-the style, the first feed-forward layer sharpens it, and the second holds one small network a style,
-of which the indicator lets a single one through; it maps a source token to the edited one. The
-output is ``(noisy - edited) / sigma``. Large constant features keep layer norms from changing scale.
-Self-attention starts with no effect. Prompt path and style networks are trained apart, in minutes on
-a CPU, which joint training from scratch would spend on finding out what a prompt is.
+A Wan transformer can hold this exactly enough: cross-attention turns the prompt into an indicator
+of the style, the first feed-forward layer sharpens it, and the second holds one small network a
+style, of which the indicator lets a single one through; it maps a source token to the edited one.
+The output is ``(noisy - edited) / sigma``. Large constant features keep layer norms from changing
+scale. Self-attention starts with no effect. Prompt path and style networks are trained apart, in
+minutes on a CPU, which joint training from scratch would spend on finding out what a prompt is.
 
 This file knows nothing of pixels.
 
