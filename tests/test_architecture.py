@@ -161,6 +161,22 @@ def test_public_names_are_sorted_and_there() -> None:
         assert getattr(stillframe, name) is not None
     public = {n for n, v in vars(stillframe).items() if n[0] != "_" and not is_module(v)}
     assert public - {"annotations"} == {n for n in names if not is_module(getattr(stillframe, n))}
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        stillframe.nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_names_that_are_there() -> None:
+    """The imports written for them, and what a name gives when it is used."""
+    statements = ast.walk(ast.parse((SOURCE / "__init__.py").read_text()))
+    written = {
+        alias.name: node.module
+        for node in statements
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert set(written) == set(stillframe.__all__)
+    for name, home in written.items():
+        assert getattr(stillframe, name) is getattr(importlib.import_module(home), name)
 
 
 def is_module(value: object) -> bool:

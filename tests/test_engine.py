@@ -258,8 +258,8 @@ def test_a_batch_of_two_equals_two_runs(
         )  # fmt: skip
         assert torch.equal(one.masks[0], both.masks[row])
         result, expected = torch.cat(vae.result, 2)[row], torch.cat(alone.result, 2)[0]
-        torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
-        torch.testing.assert_close(both.frames[row], one.frames[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(result, expected, rtol=0, atol=2e-6)
+        torch.testing.assert_close(both.frames[row], one.frames[0], rtol=0, atol=1e-6)
 
 
 def test_two_streams_on_the_same_weights_do_not_meet(transformer: Any, autoencoder: Any) -> None:

@@ -1,8 +1,8 @@
 """A small model on two CPU cores, where no GPU is at hand.
 
 The full recipe's data and losses with small crops: an autoencoder that starts as the best linear
-transform (``training.linear_start``), latents of some of the clips, and joint training of a smaller
-transformer. ``training.token_start`` is the other way to a transformer, and the one that the shipped
+transform (``training.linear_start``), latents of some clips, and joint training of a smaller
+transformer. ``training.token_start`` is the other way to a transformer, the one that the shipped
 weights took.
 
 This file knows nothing of GPUs.

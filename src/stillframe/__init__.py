@@ -1,11 +1,19 @@
-"""stillframe: restyle video, recomputing only the latent patches that changed."""
+"""stillframe: restyle video, recomputing only the latent patches that changed.
 
-from stillframe.autoencoder import TinyVideoAutoencoder
-from stillframe.engine import BlockStats, EditStream, StreamSettings
-from stillframe.errors import InputError, ModelError, OutputError, StillframeError
-from stillframe.methods import Method, methods
-from stillframe.pipeline import CausalWanPipeline, CausalWanPipelineOutput
-from stillframe.recovery import Recovery, recoveries
+Names are imported when they are first used, so that ``import stillframe`` and the command line's
+``--help`` do not wait for torch.
+"""
+
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from stillframe.autoencoder import TinyVideoAutoencoder
+    from stillframe.engine import BlockStats, EditStream, StreamSettings
+    from stillframe.errors import InputError, ModelError, OutputError, StillframeError
+    from stillframe.methods import Method
+    from stillframe.pipeline import CausalWanPipeline, CausalWanPipelineOutput
+    from stillframe.recovery import Recovery, recoveries
 
 __all__ = [
     "BlockStats",
@@ -20,6 +28,23 @@ __all__ = [
     "StillframeError",
     "StreamSettings",
     "TinyVideoAutoencoder",
-    "methods",
     "recoveries",
 ]
+
+_HOMES = {
+    "autoencoder": ("TinyVideoAutoencoder",),
+    "engine": ("BlockStats", "EditStream", "StreamSettings"),
+    "errors": ("InputError", "ModelError", "OutputError", "StillframeError"),
+    "methods": ("Method",),
+    "pipeline": ("CausalWanPipeline", "CausalWanPipelineOutput"),
+    "recovery": ("Recovery", "recoveries"),
+}
+
+
+def __getattr__(name: str) -> typing.Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"stillframe.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'stillframe' has no attribute {name!r}")
