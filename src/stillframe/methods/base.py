@@ -52,7 +52,7 @@ class Method(ABC):
 
     recovery: str = "aligned"
     tau2: float = 0.30
-    trim: float = 0.2
+    trim: float = 0.0
 
     def __post_init__(self) -> None:
         find_recovery(self.recovery)
