@@ -32,7 +32,7 @@ Fill = pytest.mark.parametrize("recovery", recoveries())
 KINDS: dict[str, tuple[Callable[[], Any], Method]] = {
     "tiny": (tiny.autoencoder, InterFramePruning()),
     "trimming": (lambda: tiny.autoencoder(trim=3), InterFramePruning()),
-    "wan": (tiny.wan_autoencoder, InterFramePruning(tau1=0.22, tau2=0.4)),
+    "wan": (tiny.wan_autoencoder, InterFramePruning(tau1=0.22, tau2=0.4, trim=0.2)),
 }
 
 
@@ -314,7 +314,7 @@ def test_a_pruned_place_shows_its_predecessor_and_a_kept_one_does_not(
 def test_a_slow_fade_is_followed(transformer: Any, autoencoder: Any) -> None:
     """Whatever is shown was computed from a source within tau2 of the present one."""
     video = 0.7 * clip(1) + torch.linspace(0, 0.3, 240).view(1, -1, 1, 1, 1)
-    vae, method = Recorder(autoencoder), InterFramePruning()
+    vae, method = Recorder(autoencoder), InterFramePruning(trim=0.2)
     out = edit(transformer, vae, method, video)
     source = torch.cat(vae.source, 2)
     tokens = patchify(source, 2).unflatten(1, (source.shape[2], -1))
