@@ -314,17 +314,17 @@ def test_a_pruned_place_shows_its_predecessor_and_a_kept_one_does_not(
 def test_a_slow_fade_is_followed(transformer: Any, autoencoder: Any) -> None:
     """Whatever is shown was computed from a source within tau2 of the present one."""
     video = 0.7 * clip(1) + torch.linspace(0, 0.3, 240).view(1, -1, 1, 1, 1)
-    vae, method = Recorder(autoencoder), InterFramePruning(trim=0.2)
+    vae, method = Recorder(autoencoder), InterFramePruning()
     out = edit(transformer, vae, method, video)
     source = torch.cat(vae.source, 2)
     tokens = patchify(source, 2).unflatten(1, (source.shape[2], -1))
-    short = patch_distance(tokens[:, 4:], tokens[:, 3:-1])
+    short = patch_distance(tokens[:, 4:], tokens[:, 3:-1], method.trim)
     assert short.max() < method.tau1
-    assert patch_distance(tokens[:, -1], tokens[:, 3]).max() > 3 * method.tau2
+    assert patch_distance(tokens[:, -1], tokens[:, 3], method.trim).max() > 3 * method.tau2
     assert 0 < out.masks[:, 3:].float().mean() < 0.5
     shown = tokens[:, 0]
     for now, keep in zip(tokens.unbind(1), out.masks.flatten(2).unbind(1), strict=True):
-        assert (patch_distance(now, shown)[~keep] < method.tau2).all()
+        assert (patch_distance(now, shown, method.trim)[~keep] < method.tau2).all()
         shown = torch.where(keep.unsqueeze(-1), now, shown)
 
 
