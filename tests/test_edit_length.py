@@ -25,7 +25,7 @@ def _resident_bytes() -> int:
 def test_memory_does_not_grow_with_length(
     tiny_pipe: CausalWanPipeline, tmp_path: Path, frames: int
 ) -> None:
-    clip = busy_frames(60, 48, 48)
+    clip = busy_frames(60, 96, 96)
     source = make_video(tmp_path / "in.mkv", [clip[i % 60] for i in range(frames)])
     held: dict[int, int] = {}
     waiting: list[int] = []
@@ -47,7 +47,7 @@ def test_memory_does_not_grow_with_length(
     assert report.frames_out == frames
     assert max(waiting) == 0
     # the least that a frame could be kept in, and how many came in the second half
-    leak = 3 * 48 * 48 * (frames // 2)
+    leak = 3 * 96 * 96 * (frames // 2)
     late = [size for count, size in held.items() if count > frames // 2]
     early = max(size for count, size in held.items() if count <= frames // 2)
     assert max(late) - early < 0.7 * leak

@@ -1,7 +1,7 @@
 """Train the block-causal transformer of the bundled model and, with it, its text encoder.
 
 One step: a batch of latent crops of source and target, every block of the target at its own noise
-level; the velocity is predicted for all blocks at once (``teacher_forcing``). A third of the
+level; the velocity is predicted for all blocks at once (``teacher_forcing``). A quarter of the
 samples see no source, so that plain SDEdit works too. Clean context carries a little noise, and
 late in training it is, every other step, the model's own one-step prediction: at inference it
 never sees anything better.
@@ -42,6 +42,7 @@ from training.loop import (
     write_checkpoint,
 )
 from training.teacher_forcing import TeacherForcing
+from training.warm_start import start_from_source, teach_prompts
 
 __all__ = ["BLOCK", "CaptionPool", "Networks", "build", "draw_batch", "encode_text", "main"]
 
@@ -201,7 +202,7 @@ def _noised(x0: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x0 + spread * (noise - x0), noise, spread
 
 
-def drop_sources(source: Tensor, share: float = 1 / 3) -> Tensor:
+def drop_sources(source: Tensor, share: float = 0.25) -> Tensor:
     """Sources (B, ...) with a share of the samples set to zero."""
     given = torch.rand(len(source), 1, 1, 1, 1, device=source.device) >= share
     return source * given
@@ -267,7 +268,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--total", type=float, help="of the whole schedule, if longer")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--save-every", type=float, default=120, help="seconds")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     return parser.parse_args()
@@ -298,6 +299,8 @@ class Trainer:
             torch.manual_seed(self.step)
         self.rng = random.Random(self.step)
         self.captions = CaptionPool(tokenizer, self.device)
+        if state is None:
+            self.start()
         self.entries, self.odds = load_latents(options.state, self.device)
         self.predict = TeacherForcing(self.networks.transformer, BLOCK)
         self.cast = (
@@ -306,6 +309,18 @@ class Trainer:
             else contextlib.nullcontext()
         )
         self.budget = Budget(options.seconds, options.total or options.seconds, spent)
+
+    def start(self) -> None:
+        """Put fresh networks where training should start."""
+        text_encoder: Any = self.networks.text_encoder
+
+        def encode(styles: Sequence[int]) -> Tensor:
+            return encode_text(text_encoder, *self.captions.draw(styles, self.rng))
+
+        transformer: Any = self.networks.transformer
+        teach_prompts(transformer, encode, list(text_encoder.parameters()), len(STYLE_NAMES))
+        start_from_source(transformer)
+        self.average = Average(self.networks)
 
     def save(self) -> None:
         """Write the checkpoint."""
