@@ -21,15 +21,19 @@ ROOT = SOURCE.parents[1]
 # Lowest first: a module imports from its own layer and from those above it in this list. Packages
 # count as one. A new module goes into the lowest layer whose imports suffice for it.
 LAYERS: list[tuple[str, set[str]]] = [
-    ("pure maths", {"errors", "grid", "rope", "restore", "schedule", "change"}),
+    ("pure maths", {"errors", "grid", "rope", "restore", "schedule", "change", "meter"}),
     ("state", {"cache", "attention"}),
     ("recovery and methods", {"recovery", "methods"}),
-    ("adapters", {"wan", "autoencoder", "streaming"}),
-    ("engine", {"engine"}),
+    ("adapters", {"wan", "autoencoder", "streaming", "prompts", "checkpoint", "taehv"}),
+    ("engine", {"engine", "memory", "clips", "generation"}),
     ("pipeline", {"pipeline"}),
-    ("files and styles", {"video", "fit", "styles", "overlay", "measures", "host"}),
-    ("applications", {"load", "loop", "outputs", "report", "edit"}),
-    ("command line", {"screen", "demo", "cli"}),
+    (
+        "files and styles",
+        {"video", "fit", "styles", "overlay", "measures", "host", "recipes", "hub", "hub_calls"},
+    ),
+    ("models", {"assemble", "adapt"}),
+    ("applications", {"load", "convert", "loop", "outputs", "report", "edit", "generate"}),
+    ("command line", {"screen", "demo", "cli", "cli_generate", "cli_options", "cli_models"}),
 ]
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
 

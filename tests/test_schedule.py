@@ -6,9 +6,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from stillframe.schedule import check_sigmas, edit_sigmas, shift_sigma
+from stillframe.schedule import (
+    check_sigmas,
+    edit_sigmas,
+    generate_sigmas,
+    scheduler_shift,
+    shift_sigma,
+)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0])
@@ -51,6 +57,38 @@ def test_strength_out_of_range_is_refused(strength: float) -> None:
 def test_no_steps_are_refused(steps: int) -> None:
     with pytest.raises(ValueError, match=f"at least 1 denoising step is needed, got {steps}"):
         edit_sigmas(0.4, steps, 5.0)
+
+
+def test_four_generating_steps_are_the_schedulers_own() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=5)
+    scheduler.set_timesteps(sigmas=[1, 0.75, 0.5, 0.25])
+    ours = torch.tensor(generate_sigmas(4, 5.0))
+    torch.testing.assert_close(ours, scheduler.sigmas[:-1], rtol=0, atol=1e-7)
+    assert [round(1000 * s, 1) for s in ours.tolist()] == [1000.0, 937.5, 833.3, 625.0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 50])
+@pytest.mark.parametrize("shift", [1.0, 1.1, 3.0, 4.7, 5.0, 7.3, 8.0])
+def test_generating_starts_at_exactly_1_and_falls(shift: float, steps: int) -> None:
+    sigmas = generate_sigmas(steps, shift)
+    assert len(sigmas) == steps
+    assert sigmas[0] == 1
+    assert sigmas[-1] == pytest.approx(shift_sigma(1 / steps, shift))
+    assert check_sigmas(sigmas) == sigmas
+
+
+def test_generating_needs_a_step() -> None:
+    with pytest.raises(ValueError, match="at least 1 denoising step is needed, got 0"):
+        generate_sigmas(0, 5.0)
+
+
+def test_the_shift_is_found_under_both_names() -> None:
+    euler = FlowMatchEulerDiscreteScheduler(shift=3.5)
+    unipc = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.5
+    )
+    assert [scheduler_shift(s.config) for s in (euler, unipc)] == [3.5, 2.5]
+    assert scheduler_shift({}) == 1.0
 
 
 @pytest.mark.parametrize(

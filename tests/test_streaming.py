@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from tests import tiny
 from torch import Tensor, nn
 
+from stillframe import streaming
 from stillframe.errors import ModelError
 from stillframe.streaming import StreamingAutoencoder, TinyStream, WanStream, open_autoencoder
 
@@ -77,6 +79,28 @@ def test_the_tiny_stream_is_the_module_at_once(block_frames: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("at_once", [1, 2 * 4 * HEIGHT * WIDTH, 10**9])
+@pytest.mark.parametrize("kind", ["tiny", "trimming"])
+def test_large_frames_are_coded_in_pieces_that_do_not_show(
+    kind: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, video = MODELS[kind](), torch.rand(1, 24, 3, HEIGHT, WIDTH)
+    expected = roundtrip(open_autoencoder(model, 3), [video])
+    monkeypatch.setattr(streaming, "_PIXELS_AT_ONCE", at_once)
+    calls: list[int] = []
+    encode_chunk = model.encode_chunk
+
+    def counted(frames: Tensor, memory: Any) -> Any:
+        calls.append(frames.shape[1])
+        return encode_chunk(frames, memory)
+
+    monkeypatch.setattr(model, "encode_chunk", counted)
+    got = roundtrip(open_autoencoder(model, 3), [video])
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert calls == {1: [4] * 6, 10**9: [12] * 2}.get(at_once, [8, 4] * 2)
+
+
 @pytest.mark.parametrize("block_frames", [1, 2, 3])
 def test_the_wan_stream_is_the_stock_autoencoder_at_once(block_frames: int) -> None:
     """Encoding is the mode of the posterior, normalised as Wan's pipelines do."""

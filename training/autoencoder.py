@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from stillframe.autoencoder import TinyVideoAutoencoder
 from training.data import load_clips, random_crops, read_clips, weights
 from training.filters import FILTERS, apply_style
+from training.linear_start import LATENT_STD, build_linear, start_linear
 from training.loop import (
     Average,
     Budget,
@@ -202,9 +203,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, required=True, help="training time of this chunk")
     parser.add_argument("--total", type=float, help="of the whole schedule, if longer")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--side", type=int, default=192, help="crop side in pixels")
-    parser.add_argument("--learning-rate", type=float, default=8e-4)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-4)
     parser.add_argument("--limit", type=int, help="use only so many clips")
     return parser.parse_args()
 
@@ -218,13 +219,13 @@ class Trainer:
         self.clips, self.odds = load_clips(options.clips, listed, self.device), weights(listed)
         say(f"{len(self.clips)} clips, {sum(len(clip) for clip in self.clips)} frames")
         torch.manual_seed(0)
-        self.model = build().to(self.device, memory_format=torch.channels_last)
+        self.model = self._start().to(self.device, memory_format=torch.channels_last)
         self.average = Average(self.model)
         self.peak = options.learning_rate
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(),
             betas=(0.9, 0.99),
-            weight_decay=1e-4,
+            weight_decay=1e-5,
             fused=self.device.type == "cuda",
         )
         self.path = options.state / "autoencoder.pt"
@@ -241,6 +242,14 @@ class Trainer:
         self.shapes = [(options.batch, 16, side), (options.batch, 32, side * 3 // 4 // 8 * 8)]
         self.budget = Budget(options.seconds, options.total or options.seconds, spent)
 
+    def _start(self) -> TinyVideoAutoencoder:
+        """The best linear transform for some of the clips, and some of their styles."""
+        rng, model = random.Random(0), build_linear()
+        batches = [random_crops(self.clips, self.odds, (4, 8, 128), rng).cpu() for _ in range(16)]
+        styled = [apply_style(rng.choice(STYLES), clip) for clip in batches[0]]
+        start_linear(model, [*(clip for batch in batches for clip in batch), *styled])
+        return model
+
     def save(self) -> None:
         """Write the checkpoint."""
         state = {
@@ -255,11 +264,11 @@ class Trainer:
     def train_step(self) -> tuple[Losses, Tensor]:
         """One optimiser step; returns losses and gradient norm, still on the device."""
         for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.budget.progress, self.peak)
+            group["lr"] = learning_rate(self.budget.progress, self.peak, warm_up=0.05)
         target, noise = _batch(self.clips, self.odds, self.shapes[self.step % 4 == 3], self.rng)
         cuda = self.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext():
-            losses = autoencoder_losses(self.model, target, noise)
+            losses = autoencoder_losses(self.model, target, noise, 0.08 * LATENT_STD, 0.0)
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)

@@ -34,7 +34,7 @@ def build_linear() -> TinyVideoAutoencoder:
     """The small model's autoencoder: 8x8 patches, all stages at the latents' resolution."""
     return TinyVideoAutoencoder(
         encoder_channels=64,
-        decoder_channels=(96, 96, 64, 64),
+        decoder_channels=(128, 128, 96, 96),
         frames_to_trim=0,
         patch_size=8,
         spatial_stages=0,

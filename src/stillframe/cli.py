@@ -14,6 +14,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillframe.cli_generate import generate
+from stillframe.cli_models import models_app
+from stillframe.cli_options import (
+    AttentionOption,
+    CrfOption,
+    DeviceOption,
+    DtypeOption,
+    HeightOption,
+    LoadOptions,
+    LoraOption,
+    ModelOption,
+    OffloadOption,
+    OutOption,
+    QuietOption,
+    ReportOption,
+    SeedOption,
+    SigmasOption,
+    StepsOption,
+    ThreadsOption,
+    VaeOption,
+    WidthOption,
+    load,
+    parse_sigmas,
+)
 from stillframe.screen import (
     Interruption,
     edit_progress,
@@ -26,7 +50,6 @@ from stillframe.screen import (
 
 if TYPE_CHECKING:
     from stillframe.methods import Method
-    from stillframe.pipeline import CausalWanPipeline
 
 __all__ = ["app", "main"]
 
@@ -62,15 +85,10 @@ def _options(
     """Restyle video, recomputing only what moves."""
 
 
-ModelOption = Annotated[
-    str, typer.Option("--model", help="A bundled model, a folder, or a hub id (owner/name).")
-]
-
-
 @app.command()
 def edit(
     source: Annotated[Path, typer.Argument(metavar="IN", help="The video to edit.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The video to write.")],
+    out: OutOption,
     prompt: Annotated[str | None, typer.Option(help="What it should look like.")] = None,
     style: Annotated[str | None, typer.Option(help="A style of the model, by name.")] = None,
     model: ModelOption = "tiny",
@@ -84,37 +102,42 @@ def edit(
     strength: Annotated[
         float | None, typer.Option(help="Share of noise at the first pass, above 0 up to 1.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising passes a block.")] = None,
-    sigmas: Annotated[
-        str | None, typer.Option(help="Explicit noise levels, falling: 1.0,0.6")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
-    height: Annotated[int | None, typer.Option(min=1, help="Of the output, in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Of the output, in pixels.")] = None,
+    steps: StepsOption = None,
+    sigmas: SigmasOption = None,
+    seed: SeedOption = 0,
+    height: HeightOption = None,
+    width: WidthOption = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality, 0 is lossless.")] = 18,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    vae: VaeOption = None,
+    lora: LoraOption = None,
+    attention: AttentionOption = None,
+    offload: OffloadOption = False,
+    threads: ThreadsOption = None,
+    crf: CrfOption = 18,
     map_path: Annotated[
         Path | None, typer.Option("--map", help="Write a video of what was recomputed.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write all numbers as JSON.")] = None,
+    report: ReportOption = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also edit without pruning and report both.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Edit a video file."""
     with one_sentence_errors():
         _check_files(source, out, map_path, report)
-        levels = _parse_sigmas(sigmas)
+        levels = parse_sigmas(sigmas)
         text, placed, doubts = _place(model, prompt, style)
         chosen = _build_method(method, recovery=recovery, tau1=tau1, tau2=tau2)
         for doubt in doubts:
             warn(doubt)
         started = time.perf_counter()
-        pipe = _load(model, device, dtype, threads)
+        options = LoadOptions(
+            model, device, dtype, threads, vae, tuple(lora or ()), attention, offload, height, width
+        )
+        pipe = load(options)
         loaded = time.perf_counter() - started
         from stillframe.edit import edit_file
 
@@ -162,15 +185,6 @@ def _check_files(source: Path, out: Path, map_path: Path | None, report: Path | 
     check_outputs(source, out, map_path, report)
 
 
-def _parse_sigmas(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ValueError(f"--sigmas takes numbers such as 1.0,0.6, got {text!r}") from error
-
-
 def _place(
     model: str, prompt: str | None, style: str | None
 ) -> tuple[str, str | None, tuple[str, ...]]:
@@ -208,33 +222,10 @@ def _build_method(name: str, **given: Any) -> Method:
     return kind(**asked)
 
 
-def _load(model: str, device: str, dtype: str, threads: int | None) -> CausalWanPipeline:
-    """The model, in a process tuned for it."""
-    from stillframe.host import keep_freed_memory
-    from stillframe.load import load_pipeline, pick_device
-
-    if pick_device(device).type == "cpu":
-        keep_freed_memory()
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
-    return load_pipeline(model, device=device, dtype=dtype)
+app.command()(generate)
 
 
-@app.command()
-def models() -> None:
-    """List the models that come with the package, and say what else --model takes."""
-    from stillframe.load import bundled_models, model_styles
-
-    with one_sentence_errors():
-        rows = []
-        for name, folder in bundled_models().items():
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            rows.append((name, f"{size / 1e6:.1f} MB", f"{len(model_styles(name))} styles"))
-        names_table(("model", "size", "knows"), rows)
-        say("--model also takes a folder in the format of Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or a")
-        say("hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers, which is downloaded once.")
+app.add_typer(models_app, name="models")
 
 
 @app.command()
@@ -279,7 +270,7 @@ def demo(
                 frames=frames,
                 height=height,
                 model=model,
-                load=lambda: _load(model, "auto", "auto", None),
+                load=lambda: load(LoadOptions(model)),
                 stop=interrupted,
             )
         if not done:

@@ -28,26 +28,26 @@ from stillframe.pipeline import CausalWanPipeline
 from stillframe.report import DENOISING_STAGES, Report, RunReport
 from stillframe.video import VideoReader, VideoWriter
 
-__all__ = ["Progress", "edit_file"]
+__all__ = ["Progress", "edit_file", "forget_peak", "peak_memory"]
 
 StrPath = str | PathLike[str]
 
 
 class Progress(NamedTuple):
-    """How far an edit is.
+    """How far a job is.
 
     Attributes:
         frames_in, frames_out: frames read and written so far.
         frames_total: frames there will be, as far as the file says; None if unknown.
         fps: frames written a second since the first was read.
-        kept_share: computed tokens / all tokens so far, 0 to 1.
+        kept_share: computed tokens / all tokens so far, 0 to 1; None where all always are.
     """
 
     frames_in: int
     frames_out: int
     frames_total: int | None
     fps: float
-    kept_share: float
+    kept_share: float | None
 
 
 def edit_file(
@@ -126,8 +126,8 @@ def edit_file(
         if compare:
             lanes.append(Lane(pipe, embeds, find_method("full")(), seed, settings))
         comparison = Comparison() if compare else None
-        loop = FileLoop(fit, pipe.device, lanes, writer, map_video, comparison)
-        _forget_peak(pipe.device)
+        loop = FileLoop(fit, pipe.compute_device, lanes, writer, map_video, comparison)
+        forget_peak(pipe.compute_device)
         tell = _teller(on_progress, loop, reader, max_frames)
         loop.run(islice(reader, max_frames), stop, tell)
         loop.close()
@@ -210,12 +210,12 @@ def _report(
         source_height=reader.height,
         model=job.model,
         prompt=job.prompt,
-        device=str(job.pipe.device),
+        device=str(job.pipe.compute_device),
         dtype=str(job.pipe.transformer.dtype).removeprefix("torch."),
         seed=job.seed,
         sigmas=settings.sigmas,
         conditioning=settings.conditioning,
-        peak_memory_bytes=_peak_memory(job.pipe.device),
+        peak_memory_bytes=peak_memory(job.pipe.compute_device),
         damage=reader.damage,
         interrupted=loop.interrupted,
         warnings=_warnings(reader, loop.writer),
@@ -248,12 +248,13 @@ def _warnings(reader: VideoReader, writer: VideoWriter) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _forget_peak(device: torch.device) -> None:
+def forget_peak(device: torch.device) -> None:
+    """Start measuring `peak_memory` anew, where that is possible."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak_memory(device: torch.device) -> int | None:
+def peak_memory(device: torch.device) -> int | None:
     """Most bytes in use: torch's on a GPU, the whole process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

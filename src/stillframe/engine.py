@@ -241,11 +241,16 @@ class EditStream:
         return self._edit(blocks)
 
     def _edit(self, blocks: Sequence[Tensor]) -> Tensor | None:
-        edited = [self._edit_block(latents) for latents in blocks]
+        edited = [self.edit_block(latents) for latents in blocks]
         edited = [frames for frames in edited if frames.shape[1]]
         return torch.cat(edited, 1) if edited else None
 
-    def _edit_block(self, latents: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def edit_block(self, latents: Tensor) -> Tensor:
+        """Edit the next block, latents (B, C, S, h, w) that need no encoding; returns its frames.
+
+        `push` does this with what it encodes. A stream is fed by either of them, not by both.
+        """
         if self._state is None:
             self._state = _State(self._denoiser, self.settings, self.method, latents)
         state = self._state

@@ -1,4 +1,4 @@
-"""Find and load a model: a bundled one, a folder, or a repository of the Hugging Face hub.
+"""Find and load a model: bundled, published (a recipe), a folder, or a repository of the hub.
 
 Importing this file is cheap; torch and diffusers are imported when a model is loaded. It does not
 know what a model is used for.
@@ -6,22 +6,37 @@ know what a model is used for.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stillframe.errors import ModelError
+from stillframe.errors import ModelError, StillframeError
+from stillframe.recipes import load_recipes
 from stillframe.styles import Style, load_styles
 
 if TYPE_CHECKING:
     import torch
 
+    from stillframe.assemble import Source
+    from stillframe.memory import MemoryPlan
     from stillframe.pipeline import CausalWanPipeline
 
-__all__ = ["bundled_models", "find_model", "load_pipeline", "model_styles", "pick_device"]
+__all__ = [
+    "bundled_models",
+    "find_model",
+    "find_source",
+    "load_pipeline",
+    "model_styles",
+    "one_sentence",
+    "pick_device",
+    "pick_dtype",
+    "plan_pipeline",
+    "quietly",
+]
 
 _BUNDLED = Path(__file__).parent / "models"
 _INDEX = "model_index.json"
@@ -56,9 +71,9 @@ def find_model(name: str) -> str:
         raise ModelError(f"{name} is a file, and a model is a folder in diffusers' format")
     if _HUB_ID.fullmatch(name):
         return name
-    known = ", ".join(bundled) or "none"
+    known = ", ".join([*bundled, *load_recipes()])
     raise ModelError(
-        f"unknown model {name!r}: it is no folder and no hub id (owner/name); bundled models are "
+        f"unknown model {name!r}: it is no folder and no hub id (owner/name); known by name are "
         f"{known}"
     )
 
@@ -83,7 +98,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The number format of a name; "auto" is bfloat16 on a GPU and float32 elsewhere.
 
     Raises:
@@ -100,8 +115,42 @@ def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
+def find_source(name: str, vae: str | None = None) -> Source:
+    """Where the parts of a model come from; see `find_model` for names, bundled ones excluded.
+
+    Args:
+        name: of the model.
+        vae: "tiny", "full", or a weight file of the tiny autoencoder; None for the folder's own,
+            and for a recipe's the tiny one.
+
+    Raises:
+        ModelError: there is no such model.
+        ValueError: no such autoencoder.
+    """
+    from stillframe.assemble import Source
+    from stillframe.hub import VAES
+
+    if vae is not None and vae not in VAES and not Path(vae).expanduser().is_file():
+        raise ValueError(
+            f"unknown autoencoder {vae!r}: it is {' or '.join(VAES)}, or a weight file"
+        )
+    recipe = load_recipes().get(name)
+    if recipe is not None:
+        return Source(name, recipe.place(recipe.base), recipe, vae or "tiny")
+    return Source(name, find_model(name), None, vae or "full")
+
+
 def load_pipeline(
-    name: str = "tiny", *, device: str = "auto", dtype: str = "auto"
+    name: str = "tiny",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    vae: str | None = None,
+    loras: Sequence[str] = (),
+    attention: str | None = None,
+    offload: bool = False,
+    keep_text: bool = False,
+    size: tuple[int, int] = (480, 832),
 ) -> CausalWanPipeline:
     """Load a model, ready to edit; says nothing unless something has to be downloaded.
 
@@ -109,26 +158,143 @@ def load_pipeline(
         name: see `find_model`.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         dtype: "auto", "float32", "bfloat16" or "float16".
+        vae: see `find_source`.
+        loras: low-rank updates to merge, ``FILE`` or ``FILE:SCALE`` each.
+        attention: one of diffusers' attention backends.
+        offload: keep the transformer's weights on the CPU, and bring them layer by layer.
+        keep_text: keep the text encoder in memory between prompts (bundled models always do).
+        size: height and width that memory is planned for; a job that does not fit is refused
+            before weights are read.
 
     Raises:
-        ModelError: there is no such model, or it cannot be loaded or driven.
-        ValueError: no such device or dtype.
+        ModelError: there is no such model, or it cannot be loaded, driven or held in memory.
+        ValueError: no such device, dtype, autoencoder or attention.
     """
-    place = find_model(name)
-    chosen_device = pick_device(device)
-    chosen_dtype = _pick_dtype(dtype, chosen_device)
-    with _quietly():
-        from stillframe.pipeline import CausalWanPipeline
+    from stillframe.adapt import add_lora, offload_blocks, parse_lora, use_attention
 
-        try:
-            pipe: CausalWanPipeline = CausalWanPipeline.from_pretrained(place, dtype=chosen_dtype)
-        except ModelError:
-            raise
-        except Exception as error:  # damaged or foreign folders fail in every way there is
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ModelError(f"{name} cannot be loaded: {_first_sentence(reason)}") from error
+    chosen_device = pick_device(device)
+    chosen_dtype = pick_dtype(dtype, chosen_device)
+    updates = [parse_lora(text) for text in loras]
+    with quietly():
+        if name in bundled_models() and vae is None:
+            pipe = _load_folder(name, find_model(name), chosen_dtype)
+        else:
+            source = find_source(name, vae)
+            text_device = _prepare(source, chosen_device, chosen_dtype, size, offload)
+            pipe = _build(source, chosen_dtype, text_device, keep_text)
         pipe.set_progress_bar_config(disable=True)
+        for path, scale in updates:
+            add_lora(pipe, path, scale)
+        if attention is not None:
+            use_attention(pipe, attention)
+        if offload:
+            offload_blocks(pipe.transformer, chosen_device)
+            pipe.vae.to(chosen_device)
+            if pipe.text_encoder is not None:
+                pipe.text_encoder.to(chosen_device)
+            return pipe
         return pipe.to(chosen_device)
+
+
+def _load_folder(name: str, folder: str, dtype: torch.dtype) -> CausalWanPipeline:
+    """A model with its text encoder, as diffusers loads it."""
+    from stillframe.pipeline import CausalWanPipeline
+
+    with one_sentence(name):
+        pipe: CausalWanPipeline = CausalWanPipeline.from_pretrained(folder, dtype=dtype)
+    return pipe
+
+
+def _build(
+    source: Source, dtype: torch.dtype, text_device: torch.device, keep_text: bool
+) -> CausalWanPipeline:
+    from stillframe.assemble import build
+    from stillframe.prompts import default_cache
+
+    with one_sentence(source.name):
+        return build(
+            source,
+            dtype,
+            text_device=text_device,
+            keep_text=keep_text,
+            prompt_cache=default_cache(),
+        )
+
+
+def _prepare(
+    source: Source,
+    device: torch.device,
+    dtype: torch.dtype,
+    size: tuple[int, int],
+    offload: bool,
+) -> torch.device:
+    """Get the files, and refuse what does not fit; returns where prompts are encoded."""
+    from stillframe import hub
+    from stillframe.assemble import plan
+    from stillframe.memory import check_memory, free_memory
+
+    wanted = source.wanted
+    if not all(file.present for file in hub.on_disk(wanted)):
+        hub.fetch(wanted)
+    needs = plan(source, dtype, *size)
+    free = free_memory(device)
+    if offload:
+        needs = dataclasses.replace(needs, transformer=0)
+    # prompts can be encoded where there is more room, at the price of some seconds
+    beside = device if free is None or needs.encoding <= free else torch.device("cpu")
+    if beside != device:
+        needs = dataclasses.replace(needs, text_encoder=0, text_activations=0)
+    check_memory(needs, device)
+    return beside
+
+
+def plan_pipeline(
+    name: str,
+    height: int,
+    width: int,
+    *,
+    vae: str | None = None,
+    recovery: str = "aligned",
+    dtype: str = "bfloat16",
+    device: str = "auto",
+) -> tuple[MemoryPlan, int | None]:
+    """What editing with a model will take, and what is free; fetches configurations at most.
+
+    Args:
+        name, vae, dtype, device: see `load_pipeline`.
+        height, width: working size in pixels.
+        recovery: what stands in for pruned tokens.
+
+    Returns:
+        the plan, and the bytes free on the device (None where nobody says).
+
+    Raises:
+        ModelError: there is no such model, or its configuration cannot be had.
+        ValueError: a name is unknown, or the size does not fit the model's grid.
+    """
+    from stillframe import hub
+    from stillframe.assemble import plan
+    from stillframe.memory import free_memory
+
+    chosen = pick_device(device)
+    source = find_source(name, vae)
+    configs = source.configurations
+    if not all(file.present for file in hub.on_disk(configs)):
+        hub.fetch(configs)
+    needs = plan(source, pick_dtype(dtype, chosen), height, width, recovery)
+    return needs, free_memory(chosen)
+
+
+@contextmanager
+def one_sentence(name: str) -> Iterator[None]:
+    """Whatever goes wrong while a model is loaded as a `ModelError` in one sentence."""
+    try:
+        yield
+    except StillframeError:
+        raise
+    except Exception as error:  # damaged or foreign folders fail in every way there is
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{name} cannot be loaded: {_first_sentence(reason)}") from error
 
 
 def _first_sentence(text: str, most: int = 300) -> str:
@@ -137,7 +303,7 @@ def _first_sentence(text: str, most: int = 300) -> str:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No progress bars, log lines and warnings of diffusers and transformers within the block."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -159,9 +325,9 @@ def _quietly() -> Iterator[None]:
 
 
 def model_styles(name: str) -> tuple[Style, ...]:
-    """The style table of a model; empty for models without one, and for those on the hub.
+    """The style table of a model; empty for models without one, recipes, and those on the hub.
 
     Raises:
         ModelError: there is no such model, or its table is damaged.
     """
-    return load_styles(Path(find_model(name)))
+    return () if name in load_recipes() else load_styles(Path(find_model(name)))

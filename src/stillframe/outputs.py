@@ -1,4 +1,4 @@
-"""The files an edit will write, checked before any work is done. Knows paths, not contents."""
+"""The files a job will write, checked before any work is done. Knows paths, not contents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ StrPath = str | PathLike[str]
 
 
 def check_outputs(
-    source: StrPath,
+    source: StrPath | None,
     target: StrPath,
     map_path: StrPath | None = None,
     report_path: StrPath | None = None,
@@ -24,7 +24,7 @@ def check_outputs(
     """Refuse outputs that cannot be written. Touches nothing.
 
     Args:
-        source: the video that is read.
+        source: the video that is read; None if there is none.
         target: the video that is written.
         map_path: the video of what was recomputed, if wanted.
         report_path: the report, if wanted.
@@ -32,8 +32,8 @@ def check_outputs(
     Raises:
         OutputError: one of them cannot be written, or two of the four are the same file.
     """
-    read = source if os.path.exists(source) else None
-    taken = {Path(os.path.realpath(source)): source}
+    read = source if source is not None and os.path.exists(source) else None
+    taken = {} if source is None else {Path(os.path.realpath(source)): source}
     places: list[tuple[StrPath, Path]] = [(target, check_output(target, source=read))]
     if map_path is not None:
         places.append((map_path, check_output(map_path, source=read)))

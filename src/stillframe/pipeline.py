@@ -2,16 +2,14 @@
 
 ``CausalWanPipeline.from_pretrained`` reads any Wan 2.1 text-to-video folder in diffusers' format
 (and the bundled model); calling it edits a clip, `CausalWanPipeline.stream` edits frames as they
-come. Both run the same `EditStream`. It knows nothing about files."""
+come. Both run the same `EditStream`. What it makes from a prompt alone is in ``generation``. It
+knows nothing about files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -21,15 +19,16 @@ from diffusers import (
 )
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from diffusers.utils import BaseOutput
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from stillframe.autoencoder import TinyVideoAutoencoder
+from stillframe.clips import CausalWanPipelineOutput, check_output_type, pack_clip, read_clip
 from stillframe.engine import BlockStats, EditStream, Generators, StreamSettings
+from stillframe.generation import TextToVideo
 from stillframe.methods import Method, find_method
-from stillframe.schedule import check_sigmas, edit_sigmas
+from stillframe.schedule import check_sigmas, edit_sigmas, scheduler_shift
 from stillframe.streaming import open_autoencoder
 from stillframe.wan import TextCache, WanDenoiser
 
@@ -41,25 +40,12 @@ SDEDIT_STRENGTH = 0.4
 OnBlock = Callable[[BlockStats], None]
 
 
-@dataclass
-class CausalWanPipelineOutput(BaseOutput):
-    """Result of a `CausalWanPipeline` call.
-
-    Attributes:
-        frames: edited video, as many frames as came in; type by ``output_type``: "np"
-            (B, T, H, W, 3) in [0, 1], "pt" (B, T, 3, H, W), "pil" a list of lists.
-        blocks: one `BlockStats` a block.
-    """
-
-    frames: Any
-    blocks: list[BlockStats]
-
-
-class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
+class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
     """Edit video with a causal Wan transformer, recomputing only the latent patches that changed.
 
     Args:
-        tokenizer, text_encoder: UMT5, or any with the same interface.
+        tokenizer, text_encoder: UMT5, or any with the same interface. Without them, prompts go
+            through `prompt_encoder`, or are given as embeddings.
         transformer: ``WanTransformer3DModel``; with 2C input channels the source latents are
             concatenated to the noisy ones.
         vae: ``AutoencoderKLWan`` or `TinyVideoAutoencoder`.
@@ -71,14 +57,19 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             "source" where the transformer takes source latents, else "sdedit".
         text_length: tokens of a prompt; embeddings are padded to it with zeros, as Wan expects.
         default_height: working height where a caller gives no size.
+        edit_sigmas: schedule of SDEdit calls that say nothing about it; None leaves it to
+            ``strength`` and ``num_inference_steps``.
+        generate_sigmas: the same for text-to-video; None means four steps from 1, shifted.
+        generate_window_frames, generate_sink_frames: frames attention sees in text-to-video.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components = ["tokenizer", "text_encoder"]  # noqa: RUF012 - diffusers adds lists
 
     def __init__(
         self,
-        tokenizer: AutoTokenizer,
-        text_encoder: UMT5EncoderModel,
+        tokenizer: AutoTokenizer | None,
+        text_encoder: UMT5EncoderModel | None,
         transformer: WanTransformer3DModel,
         vae: AutoencoderKLWan | TinyVideoAutoencoder,
         scheduler: FlowMatchEulerDiscreteScheduler,
@@ -91,6 +82,10 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         conditioning: str | None = None,
         text_length: int = 512,
         default_height: int = 480,
+        edit_sigmas: Sequence[float] | None = None,
+        generate_sigmas: Sequence[float] | None = None,
+        generate_window_frames: int = 21,
+        generate_sink_frames: int = 0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -110,9 +105,20 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             conditioning=conditioning,
             text_length=text_length,
             default_height=default_height,
+            edit_sigmas=None if edit_sigmas is None else list(edit_sigmas),
+            generate_sigmas=None if generate_sigmas is None else list(generate_sigmas),
+            generate_window_frames=generate_window_frames,
+            generate_sink_frames=generate_sink_frames,
         )
+        #: Prompts to embeddings (B, text_length, text_dim), where there is no text encoder.
+        self.prompt_encoder: Callable[[Sequence[str]], Tensor] | None = None
         self.denoiser = WanDenoiser(transformer)
         self.video_processor = VideoProcessor(vae_scale_factor=self.frame_multiple)
+
+    @property
+    def compute_device(self) -> torch.device:
+        """Where it computes; with weights offloaded that is not where they lie."""
+        return torch.device(self._execution_device)
 
     @property
     def frame_multiple(self) -> int:
@@ -121,9 +127,17 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
 
     @torch.inference_mode()
     def encode_prompt(self, prompt: str | Sequence[str]) -> Tensor:
-        """Embed prompts: (B, text_length, text_dim), zero past each prompt's end, as in Wan."""
+        """Embed prompts: (B, text_length, text_dim), zero past each prompt's end, as in Wan.
+
+        Raises:
+            ValueError: the pipeline has neither a text encoder nor a `prompt_encoder`.
+        """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         device = self._execution_device
+        if self.text_encoder is None:
+            if self.prompt_encoder is None:
+                raise ValueError("this pipeline has no text encoder: give prompt_embeds")
+            return self.prompt_encoder(prompts).to(device, self.transformer.dtype)
         tokens = self.tokenizer(
             [prompt_clean(p) for p in prompts],
             padding="max_length",
@@ -149,7 +163,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         if prompt is not None:
             prompt_embeds = self.encode_prompt(prompt)
         assert prompt_embeds is not None
-        return self.denoiser.text(prompt_embeds)
+        return self.denoiser.text(prompt_embeds.to(self._execution_device))
 
     def settings(
         self,
@@ -163,9 +177,11 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Raises:
             ValueError: for numbers out of range, or "source" conditioning without source channels.
         """
-        config, scheduler = self.config, self.scheduler.config
+        config = self.config
         usual = config.conditioning or ("source" if self.denoiser.takes_source else "sdedit")
         conditioning = conditioning or usual
+        if strength is None and num_inference_steps is None and sigmas is None:
+            sigmas = config.edit_sigmas if conditioning == "sdedit" else None
         if strength is None:
             # a model that sees its source may start from pure noise; SDEdit has nothing else to see
             strength = config.strength if conditioning == usual else SDEDIT_STRENGTH
@@ -173,8 +189,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             sigmas = edit_sigmas(
                 strength,
                 config.num_inference_steps if num_inference_steps is None else num_inference_steps,
-                # Wan's own folders come with a UniPC scheduler, which calls it flow_shift
-                scheduler.get("shift", scheduler.get("flow_shift", 1.0)),
+                scheduler_shift(self.scheduler.config),
             )
         return StreamSettings(
             sigmas=check_sigmas(sigmas),
@@ -183,7 +198,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
             sink_frames=config.sink_frames,
             window_frames=config.window_frames,
             position_limit=config.position_limit,
-            timestep_scale=scheduler.num_train_timesteps,
+            timestep_scale=self.scheduler.config.num_train_timesteps,
         )
 
     def stream(
@@ -260,9 +275,9 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         Raises:
             ValueError: for an empty video, or arguments out of range.
         """
-        if output_type not in ("np", "pt", "pil"):
-            raise ValueError(f"output_type is 'np', 'pt' or 'pil', got {output_type!r}")
-        frames = self._preprocess(video, height, width)
+        check_output_type(output_type)
+        frames = read_clip(video, self.video_processor, self.frame_multiple, height, width)
+        frames = frames.to(self._execution_device, torch.float32)
         blocks: list[BlockStats] = []
 
         def on_block(stats: BlockStats) -> None:
@@ -283,27 +298,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         )
         parts = [stream.push(frames), stream.flush()]
         edited = torch.cat([part for part in parts if part is not None], 1)
-        result = self.video_processor.postprocess_video(
-            edited.float().transpose(1, 2) * 2 - 1, output_type=output_type
-        )
-        if not return_dict:
-            return result, blocks
-        return CausalWanPipelineOutput(frames=result, blocks=blocks)
-
-    def _preprocess(self, video: Any, height: int | None, width: int | None) -> Tensor:
-        """Any video to (B, T, 3, H, W) in [0, 1] on the pipeline's device."""
-        if _is_empty(video):
-            raise ValueError("the video has 0 frames")
-        size, multiple = _size(video), self.frame_multiple
-        for side in (height, width):
-            if side is not None and (side < 1 or side % multiple):
-                raise ValueError(f"height and width must be multiples of {multiple}, got {side}")
-        if min(height or size[0], width or size[1]) < multiple:
-            raise ValueError(
-                f"a video of {size[1]}x{size[0]} is smaller than one token of {multiple}x{multiple}"
-            )
-        pixels = self.video_processor.preprocess_video(_floats(video), height=height, width=width)
-        return ((pixels + 1) / 2).transpose(1, 2).to(self._execution_device, torch.float32)
+        return pack_clip(edited, blocks, self.video_processor, output_type, return_dict)
 
     def _expanded(
         self, prompt: str | Sequence[str] | None, embeds: Tensor | None, batch: int
@@ -317,34 +312,3 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin):
         if embeds.shape[0] not in (1, batch):
             raise ValueError(f"{embeds.shape[0]} prompts for {batch} videos")
         return embeds.expand(batch, -1, -1).to(self._execution_device)
-
-
-def _is_empty(video: Any) -> bool:
-    """Whether there is not a single frame in it."""
-    if isinstance(video, np.ndarray | Tensor):
-        return 0 in video.shape
-    return isinstance(video, list | tuple) and (not video or any(map(_is_empty, video)))
-
-
-def _size(video: Any) -> tuple[int, int]:
-    """Height and width of the frames of any video."""
-    while isinstance(video, list | tuple):
-        video = video[0]
-    if isinstance(video, Tensor):
-        return video.shape[-2], video.shape[-1]
-    if isinstance(video, np.ndarray):
-        return video.shape[-3], video.shape[-2]
-    if isinstance(video, PIL.Image.Image):
-        return video.height, video.width
-    raise ValueError(f"a video is made of images, arrays or tensors, got {type(video).__name__}")
-
-
-def _floats(video: Any) -> Any:
-    """Bytes to numbers in [0, 1], however deep in lists; everything else as it is."""
-    if isinstance(video, list | tuple):
-        return [_floats(part) for part in video]
-    if isinstance(video, np.ndarray) and video.dtype == np.uint8:
-        return video.astype(np.float32) / 255
-    if isinstance(video, Tensor) and video.dtype == torch.uint8:
-        return video.float() / 255
-    return video

@@ -6,6 +6,7 @@ where weights lie and which numbers go with them. It does not load or download a
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -82,16 +83,18 @@ class Recipe:
         """A hub id as it is; a folder (``./x``, ``../x``, ``/x``, ``~/x``) as an absolute path."""
         if not repo.startswith((".", "/", "~")):
             return repo
-        return str((self.folder / Path(repo).expanduser()).resolve())
+        return str((self.folder / os.path.expanduser(repo)).resolve())
 
 
 def _convert(value: Any, wanted: Any) -> Any:
-    """``value`` from TOML as a field of type ``wanted``; TypeError if it is none."""
+    """``value`` from TOML as a field of type ``wanted``; Type- or OverflowError if it is none."""
     if wanted in (tuple[float, ...], tuple[float, ...] | None) and isinstance(value, list):
         return tuple(_convert(entry, float) for entry in value)
     if wanted == tuple[str, ...] and isinstance(value, list):
         return tuple(_convert(entry, str) for entry in value)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):  # TOML has nan and inf
+            raise TypeError
         return float(value)
     plain = str if wanted == str | None else wanted
     if not isinstance(plain, type) or type(value) is not plain:
@@ -113,7 +116,7 @@ def _recipe(name: str, table: Mapping[str, Any], path: Path) -> Recipe:
             raise ModelError(f"{place} has an unknown field {key!r}; known are {', '.join(known)}")
         try:
             given[key] = _convert(value, hints[key])
-        except TypeError:
+        except (TypeError, OverflowError):
             raise ModelError(f"{place} has {key} = {value!r}, which is of the wrong type") from None
     for key, entry in known.items():
         if entry.default is MISSING and key not in given:
@@ -128,6 +131,9 @@ def _recipe(name: str, table: Mapping[str, Any], path: Path) -> Recipe:
         check_sigmas(recipe.edit_sigmas)
     except ValueError as error:
         raise ModelError(f"{place} has steps out of order: {error}") from error
+    if recipe.steps[0] != TIMESTEPS:
+        first = f"{recipe.steps[0]:g}, and text-to-video starts from noise, at {TIMESTEPS}"
+        raise ModelError(f"{place} has steps that start at {first}")
     return recipe
 
 
@@ -156,7 +162,7 @@ def user_recipes() -> Path | None:
         ModelError: the environment variable names a file that is not there.
     """
     if named := os.environ.get(RECIPES_VARIABLE):
-        path = Path(named).expanduser()
+        path = Path(os.path.expanduser(named))
         if not path.is_file():
             raise ModelError(f"{RECIPES_VARIABLE} names {path}, which is not a file")
         return path

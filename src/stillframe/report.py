@@ -16,7 +16,14 @@ from typing import Any
 
 from stillframe.errors import OutputError
 
-__all__ = ["DENOISING_STAGES", "STAGES", "Report", "RunReport", "check_report_path"]
+__all__ = [
+    "DENOISING_STAGES",
+    "STAGES",
+    "Report",
+    "RunReport",
+    "check_report_path",
+    "write_json",
+]
 
 #: What ``seconds["total"]`` is the sum of, in the order of the work.
 STAGES = ("decode_video", "encode", "mask", "denoise", "context", "decode", "write")
@@ -104,17 +111,26 @@ class Report(RunReport):
         Raises:
             OutputError: it cannot be written.
         """
-        target = check_report_path(path)
-        text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        try:
-            with open(part, "x", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(part, target)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise OutputError(f"{path} could not be written: {error.strerror}") from error
+        write_json(self.as_dict(), path)
+
+
+def write_json(values: dict[str, Any], path: str | PathLike[str]) -> None:
+    """Write plain values as JSON; the file is complete or not there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    target = check_report_path(path)
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        with open(part, "x", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(part, target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise OutputError(f"{path} could not be written: {error.strerror}") from error
 
 
 def check_report_path(path: str | PathLike[str]) -> Path:

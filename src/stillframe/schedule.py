@@ -6,12 +6,13 @@ a falling list of sigmas. It does not know the model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-__all__ = ["check_sigmas", "edit_sigmas", "shift_sigma"]
+__all__ = ["check_sigmas", "edit_sigmas", "generate_sigmas", "scheduler_shift", "shift_sigma"]
 
 # the papers' editing schedule, u = .400, .350, .250, relative to its first entry
 _EDIT_CURVE = (1.0, 0.875, 0.625)
@@ -20,6 +21,14 @@ _EDIT_CURVE = (1.0, 0.875, 0.625)
 def shift_sigma(u: float, shift: float) -> float:
     """Warp ``u`` in [0, 1] towards high noise: ``shift u / (1 + (shift - 1) u)``."""
     return shift * u / (1 + (shift - 1) * u)
+
+
+def scheduler_shift(config: Mapping[str, Any]) -> float:
+    """The shift in a diffusers scheduler's configuration; 1 where there is none.
+
+    Wan's own folders come with a UniPC scheduler, which calls it ``flow_shift``.
+    """
+    return float(config.get("shift", config.get("flow_shift", 1.0)))
 
 
 def edit_sigmas(strength: float, steps: int, shift: float) -> tuple[float, ...]:
@@ -43,6 +52,19 @@ def edit_sigmas(strength: float, steps: int, shift: float) -> tuple[float, ...]:
         raise ValueError(f"at least 1 denoising step is needed, got {steps}")
     curve = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(_EDIT_CURVE)), _EDIT_CURVE)
     return tuple(shift_sigma(strength * float(c), shift) for c in curve)
+
+
+def generate_sigmas(steps: int, shift: float) -> tuple[float, ...]:
+    """The sigmas of text-to-video: u evenly spaced from 1 down to 1 / steps, warped.
+
+    Four steps at shift 5 are Self Forcing's schedule, 1, .9375, .8333, .625.
+
+    Raises:
+        ValueError: if there is no step.
+    """
+    if steps < 1:
+        raise ValueError(f"at least 1 denoising step is needed, got {steps}")
+    return tuple(shift_sigma((steps - i) / steps, shift) for i in range(steps))
 
 
 def check_sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:

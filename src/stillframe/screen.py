@@ -162,7 +162,7 @@ def edit_progress(
                 completed=progress.frames_out,
                 total=progress.frames_total,
                 fps=f"{progress.fps:.1f} FPS",
-                kept=f"{progress.kept_share:.0%} kept",
+                kept="" if progress.kept_share is None else f"{progress.kept_share:.0%} kept",
             )
 
         yield show

@@ -9,11 +9,13 @@ processor, so that text keys and values are computed once a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
@@ -22,7 +24,44 @@ from torch import Tensor
 from stillframe.attention import BlockAttention
 from stillframe.errors import ModelError
 
-__all__ = ["TextCache", "WanDenoiser"]
+__all__ = ["TextCache", "WanDenoiser", "empty_transformer"]
+
+#: Without these a configuration is some other model's: diffusers would fill in Wan 14B's numbers.
+_NEEDED = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "in_channels")
+
+
+def empty_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
+    """The transformer of a configuration with its weights on the meta device, in float32.
+
+    Buffers are real: the rotary tables are in no checkpoint. As in diffusers, keys that the model
+    does not know are left out.
+
+    Args:
+        config: content of a transformer's ``config.json``.
+
+    Raises:
+        ModelError: if it is another model's, or has values that no model can be built from.
+    """
+    for name in _NEEDED:
+        value = config.get(name)
+        if value is None:
+            raise ModelError(
+                f"the configuration is not that of a Wan transformer: it has no {name}"
+            )
+        if not isinstance(value, int) or value < 1:
+            raise ModelError(
+                f"the configuration has {name} = {value!r}, which is no positive number"
+            )
+    known = signature(WanTransformer3DModel.__init__).parameters
+    given = {name: value for name, value in config.items() if name in known}
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: WanTransformer3DModel = WanTransformer3DModel(**given)
+    except Exception as error:  # what it says depends on which number is wrong
+        reason = " ".join(str(error).split()) or type(error).__name__
+        message = f"no Wan transformer can be built from the configuration: {reason}"
+        raise ModelError(message) from error
+    return model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
