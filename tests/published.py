@@ -149,6 +149,7 @@ def _toml(recipe: Recipe, files: Path, base: Path) -> str:
         "sink": recipe.sink,
         "edit_window": recipe.edit_window,
         "edit_sink": recipe.edit_sink,
+        "positions": recipe.positions,
     }
     if recipe.edit_steps is not None:
         fields["edit_steps"] = list(recipe.edit_steps)

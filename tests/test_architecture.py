@@ -33,7 +33,10 @@ LAYERS: list[tuple[str, set[str]]] = [
     ),
     ("models", {"assemble", "adapt"}),
     ("applications", {"load", "convert", "loop", "outputs", "report", "edit", "generate"}),
-    ("command line", {"screen", "demo", "cli", "cli_generate", "cli_options", "cli_models"}),
+    (
+        "command line",
+        {"screen", "demo", "cli", "__main__", "cli_generate", "cli_options", "cli_models"},
+    ),
 ]
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
 

@@ -17,7 +17,10 @@ from tests.video_samples import decode, make_video
 from torch import Tensor
 from typer.testing import CliRunner
 
+from stillframe import load as load_module
+from stillframe import memory
 from stillframe.adapt import attention_backends
+from stillframe.assemble import Task, plan
 from stillframe.autoencoder import TinyVideoAutoencoder
 from stillframe.cli import app
 from stillframe.errors import ModelError
@@ -44,7 +47,7 @@ def published(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> An
 
 
 def load(name: str = NAME, **options: Any) -> CausalWanPipeline:
-    return load_pipeline(name, device="cpu", **{"vae": "full", "size": (64, 96), **options})
+    return load_pipeline(name, device="cpu", **{"vae": "full", "task": Task(64, 96), **options})
 
 
 def edit(pipe: CausalWanPipeline, frames: int = 9) -> Tensor:
@@ -245,16 +248,14 @@ def test_a_job_that_does_not_fit_is_refused_before_weights_are_read(
     table = tmp_path / "recipes.toml"
     table.write_text(table.read_text().replace(str(base), str(vast)))
     with pytest.raises(ModelError, match=r"needs [\d.]+ GiB and cpu has [\d.]+ GiB free"):
-        load(size=(40_000, 40_000))
+        load(task=Task(40_000, 40_000))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_plan_names_the_weights_as_they_load(
     published: Any, dtype: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from stillframe.load import plan_pipeline
-
-    needs, free = plan_pipeline(NAME, 64, 96, vae="full", dtype=dtype, device="cpu")
+    needs, free = load_module.plan_pipeline(NAME, 64, 96, vae="full", dtype=dtype, device="cpu")
     pipe = load(dtype=dtype)
     assert needs.transformer == sum(
         x.nbytes for x in (*pipe.transformer.parameters(), *pipe.transformer.buffers())
@@ -333,3 +334,110 @@ def test_damaged_weights_are_one_sentence(published: Any, tmp_path: Path, what: 
     )  # fmt: skip
     refused(result, what, "self_forcing_dmd")
     assert set(tmp_path.iterdir()) <= before | {tmp_path / "cache"}
+
+
+# memory and where text is encoded
+
+_GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("free", "known", "keep", "places"),
+    [
+        (40, False, False, ("cuda", "cuda")),
+        (40, True, True, ("cuda", "cuda")),
+        (12, True, False, ("cuda", "cpu")),
+        (12, False, False, ("cpu", "cpu")),
+        (12, True, True, ("cpu", "cpu")),
+        (10, True, False, ("cpu", "cpu")),
+        (8, True, False, None),
+    ],
+)
+def test_text_is_encoded_on_the_gpu_where_that_fits(
+    free: int, known: bool, keep: bool, places: tuple[str, str] | None, published: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """11 GB of text encoder and 9 GB of everything else, on GPUs of several sizes."""
+    some, _ = load_module.plan_pipeline(NAME, 64, 96, vae="full", device="cpu")
+    needs = dataclasses.replace(
+        some.text_alone(), text_encoder=10 * _GB, text_activations=_GB, transformer=9 * _GB
+    )
+    assert (needs.encoding, needs.editing) == (11 * _GB, 9 * _GB)
+    room = {"cuda": free * _GB, "cpu": 16 * _GB}
+    monkeypatch.setattr(memory, "free_memory", lambda device: room[torch.device(device).type])
+    gpu = torch.device("cuda")
+    if places is None:
+        with pytest.raises(ModelError, match="cuda has"):
+            load_module._text_devices(needs, gpu, known=known, keep=keep)
+        return
+    got = load_module._text_devices(needs, gpu, known=known, keep=keep)
+    assert tuple(device.type for device in got) == places
+    room["cpu"] = 10 * _GB
+    if places[0] == "cpu":
+        with pytest.raises(ModelError, match="cpu has"):
+            load_module._text_devices(needs, gpu, known=known, keep=keep)
+
+
+def test_a_plan_is_of_the_task_at_hand(published: Any) -> None:
+    source = load_module.find_source(NAME, "full")
+    usual, plain, beside, made = (
+        plan(source, torch.float32, Task(64, 96, **more))
+        for more in ({}, {"recovery": "clean"}, {"compare": True}, {"generate": True})
+    )
+    assert usual.recovery > plain.recovery == made.recovery == 0
+    # window and sink of editing and generating, each with the block: (6 + 1) and (21 + 0) frames,
+    # and keys before rotation of those that are committed
+    assert made.cache > 2.5 * usual.cache
+    assert beside.cache == 2 * usual.cache
+
+
+def test_prompts_that_are_known_are_encoded_before_the_rest_is_loaded(
+    published: Any, base: Path, tmp_path: Path
+) -> None:
+    """The weights are missing, and still the prompt's embeddings are on disk."""
+    (tmp_path / "weights" / load_recipes()[NAME].file).write_bytes(b"damaged")
+    with pytest.raises(ModelError, match="self_forcing_dmd"):
+        load(task=Task(64, 96, prompts=("a new prompt",)))
+    assert len(list((tmp_path / "cache" / "prompts").iterdir())) == 1
+
+
+# folders of other programs
+
+
+def test_a_folder_that_names_its_authors_classes_loads(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As published folders of Self Forcing do; their weights are Wan's."""
+    monkeypatch.setenv("STILLFRAME_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "foreign"
+    shutil.copytree(base, folder)
+    for file, key, value in (
+        ("model_index.json", "transformer", ["diffusers", "CausalWanTransformer3DModel"]),
+        ("model_index.json", "scheduler", ["diffusers", "SelfForcingFlowMatchScheduler"]),
+        ("transformer/config.json", "_class_name", "CausalWanTransformer3DModel"),
+        ("scheduler/scheduler_config.json", "_class_name", "SelfForcingFlowMatchScheduler"),
+    ):
+        config = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**config, key: value}))
+    foreign, usual = load(str(folder), vae=None), load(str(base), vae=None)
+    assert foreign.generation_settings() == usual.generation_settings()
+    torch.testing.assert_close(edit(foreign), edit(usual))
+
+
+def test_a_file_that_is_half_of_a_model_does_not_convert(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipes()["longlive"]
+    model, table = publish(tmp_path, recipe, base)
+    monkeypatch.setenv(RECIPES_VARIABLE, str(table))
+    weights = tmp_path / "weights" / recipe.file
+    words = ("models", "convert", weights, tmp_path / "out", "--recipe", "longlive")
+    options = ("--vae", "full", "--dtype", "float32")
+    assert run(*words, *options).exit_code == 0
+    done = load(str(tmp_path / "out"), vae=None).transformer.state_dict()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(done[name], value)
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "weights" / str(recipe.lora)).unlink()
+    refused(run(*words, *options), "lora.pt")
+    assert not (tmp_path / "out").exists()

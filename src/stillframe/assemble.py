@@ -10,8 +10,10 @@ This file downloads nothing, and does not know devices.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,13 @@ from stillframe.memory import MemoryPlan, plan_memory
 from stillframe.pipeline import CausalWanPipeline
 from stillframe.prompts import PromptEncoder
 from stillframe.recipes import Recipe
-from stillframe.schedule import edit_sigmas
+from stillframe.schedule import edit_sigmas, scheduler_shift
 from stillframe.taehv import TAEW_CONFIG, load_taehv
+from stillframe.wan import read_transformer
 
-__all__ = ["Source", "build", "plan"]
+__all__ = ["Source", "Task", "build", "open_text", "plan"]
 
-_SELF_FORCING_POSITIONS = 21
 _PARTS = ("transformer", "text_encoder", "vae")
-# of a folder's index, what memory depends on
-_SIZES = ("block_frames", "sink_frames", "window_frames", "position_limit")
-_NUMBERS = (*_SIZES, "num_inference_steps", "edit_sigmas")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Source:
         Raises:
             ModelError: it is not there, or is not JSON.
         """
-        return self._json(f"{part}/config.json")
+        return self.read(f"{part}/config.json")
 
     def index(self) -> dict[str, Any]:
         """The base's ``model_index.json``.
@@ -95,9 +94,14 @@ class Source:
         Raises:
             ModelError: see `config`.
         """
-        return self._json("model_index.json")
+        return self.read("model_index.json")
 
-    def _json(self, file: str) -> dict[str, Any]:
+    def read(self, file: str) -> dict[str, Any]:
+        """The content of one of the base's JSON files.
+
+        Raises:
+            ModelError: see `config`.
+        """
         path = hub.require(self.base, file, self.name)
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -106,6 +110,26 @@ class Source:
         if not isinstance(found, dict):
             raise ModelError(f"{self.name} has a broken {file}: it holds no fields")
         return found
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is loaded for, as far as memory depends on it.
+
+    Attributes:
+        height, width: of the video in pixels.
+        recovery: name of the recovery.
+        compare: a second stream runs beside, unpruned.
+        generate: text-to-video, with its own window.
+        prompts: that are known beforehand.
+    """
+
+    height: int = 480
+    width: int = 832
+    recovery: str = "aligned"
+    compare: bool = False
+    generate: bool = False
+    prompts: tuple[str, ...] = ()
 
 
 def _vae_config(source: Source) -> tuple[Mapping[str, Any], str]:
@@ -120,14 +144,16 @@ def _numbers(source: Source) -> dict[str, Any]:
     """The pipeline's configuration: a recipe's, or what the folder says beyond its parts."""
     recipe = source.recipe
     if recipe is None:
-        index = source.index()
-        return {name: value for name, value in index.items() if name in _NUMBERS}
+        index, known = source.index(), signature(CausalWanPipeline.__init__).parameters
+        parts = {name for name, value in index.items() if isinstance(value, list | tuple)}
+        lists = ("edit_sigmas", "generate_sigmas")
+        return {k: v for k, v in index.items() if k in known and (k in lists or k not in parts)}
     seen = max(recipe.edit_sink + recipe.edit_window, recipe.sink + recipe.window)
     return {
         "block_frames": recipe.block,
         "sink_frames": recipe.edit_sink,
         "window_frames": recipe.edit_window,
-        "position_limit": max(_SELF_FORCING_POSITIONS, seen),
+        "position_limit": max(seen, min(recipe.positions, _positions(source))),
         "edit_sigmas": recipe.edit_sigmas,
         "generate_sigmas": recipe.generate_sigmas,
         "generate_window_frames": recipe.window,
@@ -135,56 +161,84 @@ def _numbers(source: Source) -> dict[str, Any]:
     }
 
 
-def build(
+def _positions(source: Source) -> int:
+    """Temporal positions that the transformer has."""
+    known: int = source.config("transformer").get("rope_max_seq_len", 1024)
+    return known
+
+
+def open_text(
     source: Source,
     dtype: torch.dtype,
+    device: torch.device | str = "cpu",
     *,
-    text_device: torch.device | str = "cpu",
-    keep_text: bool = False,
-    prompt_cache: Path | None = None,
-) -> CausalWanPipeline:
+    keep: bool = False,
+    cache: Path | None = None,
+) -> PromptEncoder:
+    """The source's text encoder, not loaded yet.
+
+    Args:
+        source: with all its files on disk.
+        dtype: of the model; in float16's place text is encoded in bfloat16.
+        device: where to encode.
+        keep: hold on to the weights between prompts.
+        cache: folder for embeddings; None keeps none.
+    """
+    return PromptEncoder(
+        source.folder(),
+        _given(source)["text_length"],
+        torch.bfloat16 if dtype == torch.float16 else dtype,
+        device,
+        keep,
+        cache=cache,
+        identity=source.base,
+    )
+
+
+def build(source: Source, dtype: torch.dtype, text: PromptEncoder) -> CausalWanPipeline:
     """Load everything but the text encoder, on the CPU.
 
     Args:
         source: with all its files on disk.
         dtype: of transformer and autoencoder.
-        text_device: where prompts will be encoded.
-        keep_text: hold on to the text encoder between prompts.
-        prompt_cache: folder for embeddings; None keeps none.
+        text: what prompts will go through.
 
     Raises:
         ModelError: a part is missing, damaged, or not of the model it should be.
     """
-    folder, recipe = source.folder(), source.recipe
-    vae = _autoencoder(source, folder, dtype)
-    if recipe is None:
-        pipe = CausalWanPipeline.from_pretrained(
-            folder, vae=vae, text_encoder=None, tokenizer=None, dtype=dtype
-        )
-    else:
-        repo = recipe.place(recipe.repo)
-        lora = None if recipe.lora is None else hub.require(repo, recipe.lora, source.name)
-        weights = hub.require(repo, recipe.file, source.name)
-        config = source.config("transformer")
-        transformer = load_transformer(config, weights, recipe.keys, dtype, lora, recipe.lora_scale)
-        pipe = CausalWanPipeline(
-            tokenizer=None,
-            text_encoder=None,
-            transformer=transformer,
-            vae=vae,
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=recipe.shift),
-            **_numbers(source),
-        )
-    pipe.prompt_encoder = PromptEncoder(
-        folder,
-        pipe.config.text_length,
-        torch.bfloat16 if dtype == torch.float16 else dtype,
-        text_device,
-        keep_text,
-        cache=prompt_cache,
-        identity=source.base,
+    folder = source.folder()
+    pipe = CausalWanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        transformer=_transformer(source, folder, dtype),
+        vae=_autoencoder(source, folder, dtype),
+        scheduler=_scheduler(source),
+        **_numbers(source),
     )
+    pipe.prompt_encoder = text
     return pipe
+
+
+def _transformer(source: Source, folder: Path, dtype: torch.dtype) -> Any:
+    recipe = source.recipe
+    if recipe is None:
+        with _told(f"the transformer of {source.name}"):
+            return read_transformer(folder / "transformer", dtype)
+    repo = recipe.place(recipe.repo)
+    lora = None if recipe.lora is None else hub.require(repo, recipe.lora, source.name)
+    weights = hub.require(repo, recipe.file, source.name)
+    config = source.config("transformer")
+    return load_transformer(config, weights, recipe.keys, dtype, lora, recipe.lora_scale)
+
+
+def _scheduler(source: Source) -> FlowMatchEulerDiscreteScheduler:
+    """Of whatever class the folder's is, the two numbers that matter."""
+    if source.recipe is not None:
+        return FlowMatchEulerDiscreteScheduler(shift=source.recipe.shift)
+    config = source.read("scheduler/scheduler_config.json")
+    return FlowMatchEulerDiscreteScheduler(
+        shift=scheduler_shift(config), num_train_timesteps=config.get("num_train_timesteps", 1000)
+    )
 
 
 def _autoencoder(source: Source, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -195,41 +249,60 @@ def _autoencoder(source: Source, folder: Path, dtype: torch.dtype) -> nn.Module:
         return load_taehv(Path(source.vae).expanduser(), dtype)
     _, kind = _vae_config(source)
     family = TinyVideoAutoencoder if kind == "tiny" else AutoencoderKLWan
-    try:
+    with _told(f"the autoencoder of {source.name}"):
         vae: nn.Module = family.from_pretrained(folder / "vae", torch_dtype=dtype)
-    except Exception as error:  # a damaged folder fails in every way there is
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"the autoencoder of {source.name} cannot be loaded: {reason}") from error
     return vae
 
 
-def plan(
-    source: Source, dtype: torch.dtype, height: int, width: int, recovery: str = "aligned"
-) -> MemoryPlan:
-    """What editing at a size will take, from the configurations alone.
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """What a damaged folder fails with, which is anything, as a `ModelError`."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{what} cannot be loaded: {reason}") from error
+
+
+def plan(source: Source, dtype: torch.dtype, task: Task) -> MemoryPlan:
+    """What a task will take, from the configurations alone.
 
     Raises:
         ModelError: a configuration is not on disk, or not one of this kind of model.
         ValueError: a size does not fit the grid.
     """
     vae_config, kind = _vae_config(source)
-    return plan_memory(
+    planned = plan_memory(
         source.config("transformer"),
         vae_config,
         kind,
         source.config("text_encoder"),
-        height=height,
-        width=width,
+        height=task.height,
+        width=task.width,
         dtype=dtype,
-        settings=_settings(_numbers(source)),
-        recovery=recovery,
+        settings=_settings(_given(source), task.generate),
+        recovery="none" if task.generate else task.recovery,
     )
+    if not task.compare:
+        return planned
+    # the other stream has a cache and an autoencoder's memory of its own, and nothing to recover
+    return replace(planned, cache=2 * planned.cache, stream=2 * planned.stream)
 
 
-def _settings(numbers: Mapping[str, Any]) -> StreamSettings:
-    """How a pipeline of this configuration edits, as far as memory depends on it."""
-    steps = numbers.get("num_inference_steps", 3)
+def _given(source: Source) -> dict[str, Any]:
+    """The pipeline's configuration, its defaults included."""
+    usual = {k: p.default for k, p in signature(CausalWanPipeline.__init__).parameters.items()}
+    return {**usual, **_numbers(source)}
+
+
+def _settings(given: Mapping[str, Any], generate: bool) -> StreamSettings:
+    """How a pipeline of this configuration works, as far as memory depends on it."""
+    kind = "generate_" if generate else ""
+    sink, window = given[f"{kind}sink_frames"], given[f"{kind}window_frames"]
     return StreamSettings(
-        sigmas=tuple(numbers.get("edit_sigmas") or edit_sigmas(1.0, steps, 1.0)),
-        **{name: numbers[name] for name in _SIZES if name in numbers},
+        sigmas=tuple(given["edit_sigmas"] or edit_sigmas(1.0, given["num_inference_steps"], 1.0)),
+        block_frames=given["block_frames"],
+        sink_frames=sink,
+        window_frames=window,
+        position_limit=max(given["position_limit"], sink + window),
     )

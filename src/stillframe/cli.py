@@ -135,8 +135,9 @@ def edit(
             warn(doubt)
         started = time.perf_counter()
         options = LoadOptions(
-            model, device, dtype, threads, vae, tuple(lora or ()), attention, offload, height, width
-        )
+            model, device, dtype, threads, vae, tuple(lora or ()), attention, offload, height,
+            width, chosen.recovery if chosen.prunes else "none", compare, prompt=text,
+        )  # fmt: skip
         pipe = load(options)
         loaded = time.perf_counter() - started
         from stillframe.edit import edit_file

@@ -70,8 +70,9 @@ def generate(
         levels = parse_sigmas(sigmas)
         started = time.perf_counter()
         options = LoadOptions(
-            model, device, dtype, threads, vae, tuple(lora or ()), attention, offload, height, width
-        )
+            model, device, dtype, threads, vae, tuple(lora or ()), attention, offload, height,
+            width, generate=True, prompt=prompt,
+        )  # fmt: skip
         pipe = load(options)
         loaded = time.perf_counter() - started
         from stillframe.generate import generate_file

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from stillframe.assemble import Task
     from stillframe.pipeline import CausalWanPipeline
 
 __all__ = [
@@ -79,6 +80,10 @@ class LoadOptions:
     offload: bool = False
     height: int | None = None
     width: int | None = None
+    recovery: str = "aligned"
+    compare: bool = False
+    generate: bool = False
+    prompt: str | None = None
 
 
 def load(options: LoadOptions) -> CausalWanPipeline:
@@ -105,16 +110,19 @@ def load(options: LoadOptions) -> CausalWanPipeline:
         loras=options.loras,
         attention=options.attention,
         offload=options.offload,
-        size=_size(options),
+        task=_task(options),
     )
 
 
-def _size(options: LoadOptions) -> tuple[int, int]:
-    """Height and width to plan memory for: what was asked for, in whole tokens of any model."""
+def _task(options: LoadOptions) -> Task:
+    """What memory is planned for: the size that was asked for, in whole tokens of any model."""
+    from stillframe.assemble import Task
+
     height = options.height or (480 if options.width is None else options.width * 9 // 16)
     width = options.width or height * 16 // 9
     tall, wide = (max(side // 32, 1) * 32 for side in (height, width))
-    return tall, wide
+    prompts = () if options.prompt is None else (options.prompt,)
+    return Task(tall, wide, options.recovery, options.compare, options.generate, prompts)
 
 
 def parse_sigmas(text: str | None) -> tuple[float, ...] | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from stillframe import hub
-from stillframe.assemble import Source, build
+from stillframe.assemble import Source, build, open_text
 from stillframe.errors import ModelError, OutputError
 from stillframe.load import find_source, one_sentence, pick_device, pick_dtype, quietly
 from stillframe.recipes import load_recipes
@@ -43,7 +43,7 @@ def convert(source: Source, out: Path, dtype: torch.dtype = torch.bfloat16) -> P
     """
     if out.exists():
         raise OutputError(f"{out} is there already, and a model needs a new folder")
-    pipe = build(source, dtype)
+    pipe = build(source, dtype, open_text(source, dtype))
     pipe.set_progress_bar_config(disable=True)
     with _whole_or_nothing(out) as part:
         pipe.save_pretrained(part)
@@ -82,9 +82,17 @@ def convert_model(
         if source.recipe is None:
             raise ModelError(f"{recipe} is no recipe; recipes are {', '.join(load_recipes())}")
         lora = source.recipe.lora
-        lora = lora if lora is not None and (file.parent / lora).is_file() else None
-        folder = str(file.parent.resolve())
-        own = dataclasses.replace(source.recipe, repo=folder, file=file.name, lora=lora)
+        if lora is not None and not (file.parent / Path(lora).name).is_file():
+            raise ModelError(
+                f"{recipe} is not complete without its {Path(lora).name}, which is not in "
+                f"{file.parent}"
+            )
+        own = dataclasses.replace(
+            source.recipe,
+            repo=str(file.parent.resolve()),
+            file=file.name,
+            lora=None if lora is None else Path(lora).name,
+        )
         source = dataclasses.replace(source, recipe=own)
     if not all(found.present for found in hub.on_disk(source.wanted)):
         hub.fetch(source.wanted)

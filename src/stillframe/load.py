@@ -21,7 +21,7 @@ from stillframe.styles import Style, load_styles
 if TYPE_CHECKING:
     import torch
 
-    from stillframe.assemble import Source
+    from stillframe.assemble import Source, Task
     from stillframe.memory import MemoryPlan
     from stillframe.pipeline import CausalWanPipeline
 
@@ -150,7 +150,7 @@ def load_pipeline(
     attention: str | None = None,
     offload: bool = False,
     keep_text: bool = False,
-    size: tuple[int, int] = (480, 832),
+    task: Task | None = None,
 ) -> CausalWanPipeline:
     """Load a model, ready to edit; says nothing unless something has to be downloaded.
 
@@ -163,8 +163,9 @@ def load_pipeline(
         attention: one of diffusers' attention backends.
         offload: keep the transformer's weights on the CPU, and bring them layer by layer.
         keep_text: keep the text encoder in memory between prompts (bundled models always do).
-        size: height and width that memory is planned for; a job that does not fit is refused
-            before weights are read.
+        task: what memory is planned for, by default editing at 480x832; what does not fit is
+            refused before weights are read. Its prompts are encoded before the rest comes to the
+            device.
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded, driven or held in memory.
@@ -180,8 +181,7 @@ def load_pipeline(
             pipe = _load_folder(name, find_model(name), chosen_dtype)
         else:
             source = find_source(name, vae)
-            text_device = _prepare(source, chosen_device, chosen_dtype, size, offload)
-            pipe = _build(source, chosen_dtype, text_device, keep_text)
+            pipe = _prepared(source, chosen_device, chosen_dtype, task, offload, keep_text)
         pipe.set_progress_bar_config(disable=True)
         for path, scale in updates:
             add_lora(pipe, path, scale)
@@ -205,47 +205,59 @@ def _load_folder(name: str, folder: str, dtype: torch.dtype) -> CausalWanPipelin
     return pipe
 
 
-def _build(
-    source: Source, dtype: torch.dtype, text_device: torch.device, keep_text: bool
-) -> CausalWanPipeline:
-    from stillframe.assemble import build
-    from stillframe.prompts import default_cache
-
-    with one_sentence(source.name):
-        return build(
-            source,
-            dtype,
-            text_device=text_device,
-            keep_text=keep_text,
-            prompt_cache=default_cache(),
-        )
-
-
-def _prepare(
+def _prepared(
     source: Source,
     device: torch.device,
     dtype: torch.dtype,
-    size: tuple[int, int],
+    task: Task | None,
     offload: bool,
-) -> torch.device:
-    """Get the files, and refuse what does not fit; returns where prompts are encoded."""
+    keep_text: bool,
+) -> CausalWanPipeline:
+    """Get the files, refuse what does not fit, load, and encode the prompts that are known."""
     from stillframe import hub
-    from stillframe.assemble import plan
-    from stillframe.memory import check_memory, free_memory
+    from stillframe.assemble import Task, build, open_text, plan
+    from stillframe.prompts import default_cache
 
+    task = task or Task()
     wanted = source.wanted
     if not all(file.present for file in hub.on_disk(wanted)):
         hub.fetch(wanted)
-    needs = plan(source, dtype, *size)
-    free = free_memory(device)
+    needs = plan(source, dtype, task)
     if offload:
         needs = dataclasses.replace(needs, transformer=0)
-    # prompts can be encoded where there is more room, at the price of some seconds
-    beside = device if free is None or needs.encoding <= free else torch.device("cpu")
-    if beside != device:
-        needs = dataclasses.replace(needs, text_encoder=0, text_activations=0)
-    check_memory(needs, device)
-    return beside
+    first, later = _text_devices(needs, device, known=bool(task.prompts), keep=keep_text)
+    with one_sentence(source.name):
+        encoder = open_text(source, dtype, first, keep=keep_text, cache=default_cache())
+        if task.prompts:
+            encoder(task.prompts)
+        encoder.device = later
+        return build(source, dtype, encoder)
+
+
+def _text_devices(
+    needs: MemoryPlan, device: torch.device, *, known: bool, keep: bool
+) -> tuple[torch.device, torch.device]:
+    """Where to encode before the rest of the model is on ``device``, and where afterwards.
+
+    Prompts can always be encoded on the CPU, at the price of seconds.
+
+    Raises:
+        ModelError: it does not fit either way.
+    """
+    from stillframe.memory import check_memory, free_memory
+
+    if device.type == "cpu":
+        check_memory(needs, device)
+        return device, device
+    free = free_memory(device)
+    if free is None or needs.encoding + needs.editing <= free:
+        return device, device
+    check_memory(dataclasses.replace(needs, text_encoder=0, text_activations=0), device)
+    cpu = type(device)("cpu")
+    if known and not keep and needs.encoding <= free:
+        return device, cpu
+    check_memory(needs.text_alone(), cpu)
+    return cpu, cpu
 
 
 def plan_pipeline(
@@ -273,7 +285,7 @@ def plan_pipeline(
         ValueError: a name is unknown, or the size does not fit the model's grid.
     """
     from stillframe import hub
-    from stillframe.assemble import plan
+    from stillframe.assemble import Task, plan
     from stillframe.memory import free_memory
 
     chosen = pick_device(device)
@@ -281,7 +293,7 @@ def plan_pipeline(
     configs = source.configurations
     if not all(file.present for file in hub.on_disk(configs)):
         hub.fetch(configs)
-    needs = plan(source, pick_dtype(dtype, chosen), height, width, recovery)
+    needs = plan(source, pick_dtype(dtype, chosen), Task(height, width, recovery))
     return needs, free_memory(chosen)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,12 @@ class MemoryPlan:
     def peak(self) -> int:
         """The larger of the two phases."""
         return max(self.encoding, self.editing)
+
+    def text_alone(self) -> MemoryPlan:
+        """The first phase without the second."""
+        numbers = {f.name: 0 for f in fields(self) if f.type == "int"}
+        text = {name: getattr(self, name) for name in ("text_encoder", "text_activations")}
+        return replace(self, **{**numbers, **text})
 
     def lines(self) -> list[tuple[str, str]]:
         """A table: what for, and how much."""

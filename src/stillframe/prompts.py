@@ -39,6 +39,9 @@ FORMAT = 1
 
 _ROWS = "embeds"
 
+# prompts kept in memory; 4 MB each at most in Wan's length and width
+_RECENT = 16
+
 
 def default_cache() -> Path:
     """Where embeddings are kept; not created here.
@@ -95,6 +98,7 @@ class PromptEncoder:
         self._model: Any = None
         self._tokenizer: Any = None
         self._warned = False
+        self._recent: dict[str, Tensor] = {}
 
     @property
     def loaded(self) -> bool:
@@ -118,16 +122,26 @@ class PromptEncoder:
         rows: dict[str, Tensor] = {}
         try:
             for prompt in dict.fromkeys(cleaned):
-                found = self._read(prompt)
-                rows[prompt] = self._encode(prompt) if found is None else found
-                if found is None:
-                    self._write(prompt, rows[prompt])
+                rows[prompt] = self._rows(prompt)
         finally:
             if not self.keep:
                 self.release()
         return torch.stack(
             [F.pad(rows[p], (0, 0, 0, self.text_length - len(rows[p]))) for p in cleaned]
         )
+
+    def _rows(self, prompt: str) -> Tensor:
+        """A prompt's rows from memory, from disk, or encoded now."""
+        rows = self._recent.pop(prompt, None)
+        if rows is None:
+            rows = self._read(prompt)
+        if rows is None:
+            rows = self._encode(prompt)
+            self._write(prompt, rows)
+        self._recent[prompt] = rows
+        if len(self._recent) > _RECENT:
+            del self._recent[next(iter(self._recent))]
+        return rows
 
     def release(self) -> None:
         """Let the weights go, and give a GPU's memory back; the next new prompt loads them anew."""
@@ -218,7 +232,7 @@ class PromptEncoder:
             if not self._warned:
                 reason = error.strerror or type(error).__name__
                 warnings.warn(
-                    f"prompts are not kept: {self.cache} cannot be written: {reason}", stacklevel=3
+                    f"prompts are not kept: {self.cache} cannot be written: {reason}", stacklevel=4
                 )
             self._warned = True
 

@@ -58,6 +58,7 @@ class Recipe:
     edit_steps: tuple[float, ...] | None = None
     edit_window: int = 6
     edit_sink: int = 1
+    positions: int = 21
     lora: str | None = None
     lora_scale: float = 1.0
     licence: str = "not stated"

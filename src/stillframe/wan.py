@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -24,7 +26,7 @@ from torch import Tensor
 from stillframe.attention import BlockAttention
 from stillframe.errors import ModelError
 
-__all__ = ["TextCache", "WanDenoiser", "empty_transformer"]
+__all__ = ["TextCache", "WanDenoiser", "empty_transformer", "read_transformer"]
 
 #: Without these a configuration is some other model's: diffusers would fill in Wan 14B's numbers.
 _NEEDED = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "in_channels")
@@ -61,6 +63,19 @@ def empty_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
         reason = " ".join(str(error).split()) or type(error).__name__
         message = f"no Wan transformer can be built from the configuration: {reason}"
         raise ModelError(message) from error
+    return model.eval().requires_grad_(False)
+
+
+def read_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
+    """The transformer of a folder in diffusers' format, whatever its class is called there.
+
+    Folders of causal models name classes of their authors' programs; the weights are Wan's.
+
+    Args:
+        folder: has ``config.json`` and weights.
+        dtype: of the weights; diffusers' exceptions stay in float32.
+    """
+    model: WanTransformer3DModel = WanTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
     return model.eval().requires_grad_(False)
 
 
