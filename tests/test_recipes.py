@@ -187,7 +187,7 @@ def test_folders_start_from_the_recipe_file(
     path = write(tmp_path / "some" / "where" / "r.toml", toml(repo="./weights", base="../base"))
     monkeypatch.chdir(tmp_path)
     recipe = read_recipes(path if given == "absolute" else path.relative_to(tmp_path))["mine"]
-    monkeypatch.chdir(path.parent)
+    monkeypatch.chdir(tmp_path.parent)
     assert recipe.place(recipe.repo) == str((tmp_path / "some/where/weights").resolve())
     assert recipe.place(recipe.base) == str((tmp_path / "some/base").resolve())
     elsewhere = (tmp_path / "else").resolve()
@@ -208,12 +208,9 @@ def test_fields_are_what_the_file_says(tmp_path: Path) -> None:
         "paper": "arXiv",
     }
     recipe = read_recipes(write(tmp_path / "r.toml", toml(**more)))["mine"]
-    assert recipe == Recipe(
-        name="mine",
-        folder=tmp_path.resolve(),
-        **{**FIELDS, "steps": (1000.0, 500.0)},
-        **{**more, "keys": ("generator",), "edit_steps": (400.0, 200.5)},
-    )
+    expected: dict[str, Any] = {**FIELDS, **more, "steps": (1000.0, 500.0)}
+    expected |= {"keys": ("generator",), "edit_steps": (400.0, 200.5)}
+    assert recipe == Recipe(name="mine", folder=tmp_path.resolve(), **expected)
     assert all(type(x) is float for x in (recipe.shift, recipe.lora_scale, *recipe.steps))
     least = read_recipes(write(tmp_path / "r.toml", toml()))["mine"]
     assert (least.keys, least.edit_steps, least.edit_window, least.edit_sink) == ((), None, 6, 1)

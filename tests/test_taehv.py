@@ -24,6 +24,7 @@ from stillframe.taehv import TAEW_CONFIG, load_taehv
 
 State = dict[str, Tensor]
 Frames = Iterator[Tensor]
+Kernel = tuple[Tensor, Tensor | None]
 HEIGHT, WIDTH = 16, 24
 NO_MODEL = "is no tiny video autoencoder: it has no encoder.0.weight"
 
@@ -33,9 +34,9 @@ suffixes = pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 # the published layers: one frame (B, C, H, W) after the other goes in, and is forgotten
 
 
-def conv(frames: Frames, weight: Tensor, bias: Tensor | None = None, stride: int = 1) -> Frames:
+def conv(frames: Frames, kernel: Kernel, stride: int = 1) -> Frames:
     for x in frames:
-        yield F.conv2d(x, weight, bias, stride, padding=1)
+        yield F.conv2d(x, *kernel, stride, padding=1)
 
 
 def relu(frames: Frames) -> Frames:
@@ -53,7 +54,7 @@ def up(frames: Frames) -> Frames:
         yield F.interpolate(x, scale_factor=2, mode="nearest")
 
 
-def memory(frames: Frames, kernels: list[list[Tensor]]) -> Frames:
+def memory(frames: Frames, kernels: list[Kernel]) -> Frames:
     before = None
     for x in frames:
         y = torch.cat([x, torch.zeros_like(x) if before is None else before], 1)
@@ -64,20 +65,19 @@ def memory(frames: Frames, kernels: list[list[Tensor]]) -> Frames:
         yield (x + y).clamp(min=0)
 
 
-def pool(frames: Frames, weight: Tensor, count: int) -> Frames:
+def pool(frames: Frames, kernel: Kernel, count: int) -> Frames:
     for x in frames:
-        yield F.conv2d(torch.cat([x, *islice(frames, count - 1)], 1), weight)
+        yield F.conv2d(torch.cat([x, *islice(frames, count - 1)], 1), *kernel)
 
 
-def grow(frames: Frames, weight: Tensor, count: int) -> Frames:
-    """Of the frames that the rows of ``weight`` make, the last ones are those that count."""
+def grow(frames: Frames, kernel: Kernel, count: int) -> Frames:
+    """Of the frames that the rows of the kernel make, the last ones are those that count."""
     for x in frames:
-        yield from F.conv2d(x, weight).split(weight.shape[1], 1)[-count:]
+        yield from F.conv2d(x, *kernel).split(x.shape[1], 1)[-count:]
 
 
-def of_layer(state: State, name: str) -> list[Tensor]:
-    """Weight and, where there is one, bias."""
-    return [state[f"{name}.{kind}"] for kind in ("weight", "bias") if f"{name}.{kind}" in state]
+def of_layer(state: State, name: str) -> Kernel:
+    return state[f"{name}.weight"], state.get(f"{name}.bias")
 
 
 def three_memories(frames: Frames, state: State, part: str, first: int) -> Frames:
@@ -89,22 +89,22 @@ def three_memories(frames: Frames, state: State, part: str, first: int) -> Frame
 
 def encode(state: State, video: Iterable[Tensor]) -> Tensor:
     """Frames to latents, stacked in time: (B, T / 4, C, H / 8, W / 8)."""
-    x = relu(conv(iter(video), *of_layer(state, "encoder.0")))
+    x = relu(conv(iter(video), of_layer(state, "encoder.0")))
     for number, count in ((2, 2), (7, 2), (12, 1)):
-        x = pool(x, *of_layer(state, f"encoder.{number}.conv"), count)
-        x = conv(x, *of_layer(state, f"encoder.{number + 1}"), stride=2)
+        x = pool(x, of_layer(state, f"encoder.{number}.conv"), count)
+        x = conv(x, of_layer(state, f"encoder.{number + 1}"), stride=2)
         x = three_memories(x, state, "encoder", number + 2)
-    return torch.stack(list(conv(x, *of_layer(state, "encoder.17"))), 1)
+    return torch.stack(list(conv(x, of_layer(state, "encoder.17"))), 1)
 
 
 def decode(state: State, latents: Iterable[Tensor]) -> Tensor:
     """Latents to frames, all four of the first one too: (B, 4 F, 3, 8 h, 8 w)."""
-    x = relu(conv(clamp(iter(latents)), *of_layer(state, "decoder.1")))
+    x = relu(conv(clamp(iter(latents)), of_layer(state, "decoder.1")))
     for number, count in ((3, 1), (9, 2), (15, 2)):
         x = up(three_memories(x, state, "decoder", number))
-        x = grow(x, *of_layer(state, f"decoder.{number + 4}.conv"), count)
-        x = conv(x, *of_layer(state, f"decoder.{number + 5}"))
-    return torch.stack(list(conv(relu(x), *of_layer(state, "decoder.22"))), 1)
+        x = grow(x, of_layer(state, f"decoder.{number + 4}.conv"), count)
+        x = conv(x, of_layer(state, f"decoder.{number + 5}"))
+    return torch.stack(list(conv(relu(x), of_layer(state, "decoder.22"))), 1)
 
 
 # files
