@@ -166,6 +166,33 @@ def test_other_widths_patches_and_stages(patch: int, stages: int) -> None:
     torch.testing.assert_close(vae.decode_raw(latents), unfolded, rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_the_refinement_is_three_convolutions_on_every_frame() -> None:
+    vae = TinyVideoAutoencoder(3, 4, (12, 10, 8, 6), refine_channels=5).eval()
+    plain = TinyVideoAutoencoder(3, 4, (12, 10, 8, 6)).eval()
+    own = {name: value for name, value in vae.state_dict().items() if "refine" not in name}
+    plain.load_state_dict(own)
+    latents = torch.randn(2, 3, 3, 2, 4)
+    decoded = plain.decode_raw(latents)
+    # fresh, it changes nothing
+    torch.testing.assert_close(vae.decode_raw(latents), decoded, rtol=0, atol=0)
+    for parameter in vae.refine.parameters():
+        parameter.normal_(std=0.3)
+    weights = [parameter.detach() for parameter in vae.refine.parameters()]
+    refined = vae.decode_raw(latents)
+    for number, frame in enumerate(decoded.flatten(0, 1)):
+        # the four pixels of every 2x2 square side by side, channel by channel
+        x = torch.stack([frame[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], 1).flatten(0, 1)
+        for layer in range(3):
+            x = F.conv2d(x[None], weights[2 * layer], weights[2 * layer + 1], padding=1)[0]
+            x = x.clamp(min=0) if layer < 2 else x
+        added = torch.zeros_like(frame)
+        for k, (i, j) in enumerate((i, j) for i in (0, 1) for j in (0, 1)):
+            added[:, i::2, j::2] = x[k::4]
+        got = refined.flatten(0, 1)[number]
+        torch.testing.assert_close(got, frame + added, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("patch", "stages"), [(0, 3), (1, 4), (1, -1)])
 def test_impossible_patches_and_stages_are_refused(patch: int, stages: int) -> None:
     with pytest.raises(ValueError, match=f"got {stages} and {patch}"):

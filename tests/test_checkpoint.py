@@ -2,221 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import re
-import warnings
 from collections import OrderedDict
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
-from safetensors.torch import save_file
 from tests import published, tiny
-from torch import Tensor, nn
+from tests.weight_files import (
+    FORMATS,
+    LAYER,
+    State,
+    model_fixture,  # noqa: F401
+    original_fixture,  # noqa: F401
+    refusal,
+    same_weights,
+    write,
+)
+from torch import nn
 
 from stillframe.checkpoint import (
     check_tensors,
     load_transformer,
-    merge_lora,
     pick_weights,
-    read_file,
     strip_prefixes,
     to_diffusers,
 )
-from stillframe.errors import ModelError
 from stillframe.recipes import load_recipes
-
-State = dict[str, Tensor]
-FORMATS = ("zip", "legacy", "safetensors")
-LAYER = "blocks.0.self_attn.q"
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    """The model that files here are of."""
-    return published.model_of(1)
-
-
-@pytest.fixture(scope="module")
-def original(model: Any) -> State:
-    """Its weights by the original code's names."""
-    return published.original_names(model.state_dict())
-
-
-def write(folder: Path, content: Any, form: str = "zip") -> Path:
-    """A weight file of one of ``FORMATS``, or a plain pickle of some protocol."""
-    path = folder / f"weights.{'safetensors' if form == 'safetensors' else 'pt'}"
-    if form == "safetensors":
-        save_file(content, path)
-    elif form.startswith("pickle"):
-        path.write_bytes(pickle.dumps(content, protocol=int(form[-1])))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    return path
-
-
-def refusal(call: Callable[..., Any], *given: Any) -> str:
-    """The one sentence that a call is refused with."""
-    with pytest.raises(ModelError) as caught:
-        call(*given)
-    said = str(caught.value)
-    assert "\n" not in said
-    assert not re.search(r"\.(\s|$)", said), said
-    return said
-
-
-def same_weights(loaded: Any, model: Any) -> bool:
-    state, expected = loaded.state_dict(), model.state_dict()
-    return list(state) == list(expected) and all(torch.equal(state[n], expected[n]) for n in state)
-
-
-# what is no file of weights
-
-
-@pytest.mark.parametrize("name", ["no.pt", "no.safetensors", "no.txt", "."])
-def test_a_missing_file_is_said_to_be_missing(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    assert refusal(read_file, path) == f"weight file {path} is not there"
-
-
-def test_kinds_are_known_by_their_suffix(tmp_path: Path) -> None:
-    path = tmp_path / "weights.gguf"
-    path.write_bytes(b"GGUF")
-    said = refusal(read_file, path)
-    assert said.startswith(f"weight file {path} is of an unknown kind; known are .safetensors, .pt")
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt"])
-def test_every_suffix_of_pickles_is_read(tmp_path: Path, suffix: str) -> None:
-    path = write(tmp_path, {"a": torch.ones(2)}).rename(tmp_path / f"weights{suffix}")
-    assert torch.equal(read_file(path)["a"], torch.ones(2))
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_truncated_file_is_one_sentence_wherever_it_ends(tmp_path: Path, form: str) -> None:
-    content = {f"layer{i}.weight": torch.randn(40, 5) for i in range(6)}
-    path = write(tmp_path, content, form)
-    whole = path.read_bytes()
-    assert read_file(path).keys() == content.keys()
-    for cut in [*range(0, len(whole), len(whole) // 40), len(whole) - 1]:
-        path.write_bytes(whole[:cut])
-        assert str(path) in refusal(read_file, path)
-    path.write_bytes(whole[: len(whole) // 2])
-    said = refusal(read_file, path)
-    assert "is truncated or" in said
-    assert form == "safetensors" or f"({len(whole) // 2:,} bytes)" in said
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_damaged_file_is_one_sentence_or_read(tmp_path: Path, form: str) -> None:
-    """Whatever bytes change, nothing but `ModelError` and no warning gets out."""
-    path = write(tmp_path, {f"layer{i}.weight": torch.randn(9) for i in range(4)}, form)
-    whole = path.read_bytes()
-    rng = np.random.default_rng(0)
-    refused = 0
-    for _ in range(150):
-        damaged = bytearray(whole)
-        damaged[rng.integers(min(len(whole), 900))] = rng.integers(256)
-        path.write_bytes(damaged)
-        try:
-            read_file(path)
-        except ModelError:
-            refused += 1
-    assert refused > 20
-
-
-@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
-@pytest.mark.parametrize(
-    "text", ["", "version https://git-lfs.github.com/spec/v1\nsize 5676070424\n", "PK", "<html>"]
-)
-def test_a_text_file_of_that_name_is_none(tmp_path: Path, name: str, text: str) -> None:
-    path = tmp_path / name
-    path.write_text(text)
-    assert str(path) in refusal(read_file, path)
-
-
-# pickled code
-
-
-class Bomb:
-    """What runs when it is unpickled by someone who trusts it."""
-
-    def __init__(self, function: Callable[..., Any], *given: Any) -> None:
-        self.call = function, given
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
-def bombs(marker: Path) -> list[Bomb]:
-    """Three ways to make a folder."""
-    return [
-        Bomb(os.system, f"mkdir '{marker}'"),
-        Bomb(os.mkdir, str(marker)),
-        Bomb(eval, f"__import__('os').mkdir({str(marker)!r})"),
-    ]
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle0", "pickle2", "pickle4"])
-@pytest.mark.parametrize("kind", [0, 1, 2])
-def test_pickled_code_is_refused_and_not_run(tmp_path: Path, form: str, kind: int) -> None:
-    marker = tmp_path / "ran"
-    path = write(tmp_path, {"step": 1, "generator": bombs(marker)[kind]}, form)
-    # it does run where it is let
-    pickle.loads(path.read_bytes()) if "pickle" in form else torch.load(path, weights_only=False)
-    assert marker.is_dir()
-    marker.rmdir()
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        said = refusal(read_file, path)
-    assert not heard
-    assert not marker.exists()
-    assert str(path) in said
-    if form in ("pickle0", "pickle4"):  # of which torch never writes one
-        assert "is truncated or not a weight file" in said
-    else:
-        function = "eval" if kind == 2 else rf"{os.mkdir.__module__}\.\w+"
-        assert re.search(rf"was refused: it contains pickled code \({function}\)", said), said
-
-
-@pytest.mark.parametrize("act", [b")R", b")\x81", b"}b"])
-def test_calls_made_of_harmless_parts_are_refused(tmp_path: Path, act: bytes) -> None:
-    """Calling, making and filling an object whose name alone is allowed."""
-    path = tmp_path / "weights.pt"
-    path.write_bytes(b"\x80\x02ctorch\nFloatStorage\n" + act + b".")
-    assert f"{path} was refused: it contains pickled code" in refusal(read_file, path)
-
-
-class Special(Tensor):
-    """A tensor with behaviour of its own."""
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy"])
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ({"a": torch.ones(2).as_subclass(Special)}, r"pickled code \([\w.]+\.Special\)"),
-        ({"a": np.ones(2)}, r"pickled code \(numpy\.[\w.]+\)"),
-        ({"a": Path("x")}, r"pickled code \(pathlib\.\w+\)"),
-        (nn.Linear(1, 1), r"pickled code \(torch\.nn\.modules\.linear\.Linear\)"),
-        ([torch.ones(2)], "holds a list where named tensors were expected"),
-        (torch.ones(2), "holds a Tensor where named tensors were expected"),
-        (None, "holds a NoneType where named tensors were expected"),
-    ],
-)
-def test_nothing_but_named_tensors_is_taken(
-    tmp_path: Path, content: Any, said: str, form: str
-) -> None:
-    path = write(tmp_path, content, form)
-    assert re.search(rf"^weight file {re.escape(str(path))} .*{said}", refusal(read_file, path))
-
 
 # one network among what a file holds
 
@@ -460,148 +275,3 @@ def test_after_a_conversion_the_file_is_not_needed(
     with path.open("r+b") as file:
         file.write(b"\xff" * path.stat().st_size)
     assert all(torch.equal(x, before[name]) for name, x in loaded.state_dict().items())
-
-
-# low-rank updates
-
-
-def update_of(state: State, rank: int = 2) -> dict[str, tuple[Tensor, Tensor]]:
-    """Random (A, B) of every linear layer of the blocks."""
-    return {
-        name.removesuffix(".weight"): (
-            0.3 * torch.randn(rank, x.shape[1]),
-            0.3 * torch.randn(x.shape[0], rank),
-        )
-        for name, x in state.items()
-        if name.startswith("blocks.") and x.ndim == 2
-    }
-
-
-def spelled(update: dict[str, tuple[Tensor, Tensor]], down: str, up: str) -> State:
-    """The update by the names of some program, ``{}`` standing for the layer."""
-    named = {}
-    for layer, (a, b) in update.items():
-        named[down.format(layer)], named[up.format(layer)] = a, b
-    return named
-
-
-PEFT = ("base_model.model.{}.lora_A.weight", "base_model.model.{}.lora_B.weight")
-SPELLINGS = [
-    PEFT,
-    ("{}.lora_A.weight", "{}.lora_B.weight"),
-    ("base_model.model.{}.lora_A.default.weight", "base_model.model.{}.lora_B.default.weight"),
-    ("diffusion_model.{}.lora_down.weight", "diffusion_model.{}.lora_up.weight"),
-    (
-        "base_model.model.model._fsdp_wrapped_module.{}.lora_A.default.weight",
-        "base_model.model.model._fsdp_wrapped_module.{}.lora_B.default.weight",
-    ),
-]
-
-
-@pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("scale", [1.0, -0.4])
-def test_merging_is_applying_the_update(
-    original: State, scale: float, spelling: tuple[str, str]
-) -> None:
-    """``x W^T + scale (x A^T) B^T``, layer by layer; the rest is what it was."""
-    update = update_of(original)
-    merged = merge_lora(original, spelled(update, *spelling), scale, "x.pt")
-    assert list(merged) == list(original)
-    touched = {f"{layer}.weight" for layer in update}
-    assert len(touched) == 20
-    assert all(merged[name] is original[name] for name in original if name not in touched)
-    for layer, (a, b) in update.items():
-        weight = original[f"{layer}.weight"]
-        x = torch.randn(5, weight.shape[1])
-        expected = F.linear(x, weight) + scale * F.linear(F.linear(x, a), b)
-        assert not torch.allclose(expected, F.linear(x, weight), atol=1e-2)
-        torch.testing.assert_close(F.linear(x, merged[f"{layer}.weight"]), expected)
-
-
-def test_a_merged_model_is_one_with_the_update_beside_it(
-    tmp_path: Path, model: Any, original: State
-) -> None:
-    """The layers' outputs are corrected on the way, in the stock model."""
-    update = update_of(original)
-    lora = tmp_path / "lora.pt"
-    critic = {name: torch.randn_like(x) for name, x in spelled(update, *PEFT).items()}
-    torch.save({"critic_lora": critic, "generator_lora": spelled(update, *PEFT)}, lora)
-    path = write(tmp_path, original)
-    merged = load_transformer(model.config, path, lora=lora, lora_scale=0.5)
-    plain = load_transformer(model.config, path)
-
-    def beside(a: Tensor, b: Tensor) -> Callable[..., Tensor]:
-        return lambda _, given, out: out + 0.5 * F.linear(F.linear(given[0], a), b)
-
-    for layer, pair in update.items():
-        name = next(iter(to_diffusers({f"{layer}.weight": pair[0]}))).removesuffix(".weight")
-        plain.get_submodule(name).register_forward_hook(beside(*pair))
-    given = torch.randn(1, tiny.CHANNELS, 2, 4, 6), torch.ones(2), torch.randn(1, 5, tiny.TEXT_DIM)
-    out = tiny.stock(merged, *given)
-    assert not torch.allclose(out, tiny.stock(model, *given), atol=1e-2)
-    torch.testing.assert_close(out, tiny.stock(plain, *given), rtol=0, atol=1e-5)
-
-
-def test_no_scale_is_no_update(original: State) -> None:
-    merged = merge_lora(original, spelled(update_of(original), *PEFT), 0.0, "x.pt")
-    assert all(torch.equal(merged[name], original[name]) for name in original)
-
-
-def test_halves_are_added_in_float32_and_rounded_once() -> None:
-    weight, a, b = torch.randn(6, 8).bfloat16(), torch.randn(2, 8).half(), torch.randn(6, 2).half()
-    merged = merge_lora({"x.weight": weight}, {"x.lora_A.weight": a, "x.lora_B.weight": b}, 0.3, "")
-    exact = weight.double() + 0.3 * (b.double() @ a.double())
-    assert merged["x.weight"].dtype == torch.bfloat16
-    torch.testing.assert_close(merged["x.weight"].double(), exact, rtol=2**-8, atol=1e-6)
-
-
-def test_updates_that_do_not_fit_are_one_sentence(original: State) -> None:
-    a, b = torch.ones(2, 48), torch.ones(48, 2)
-    down, up = (name.format(LAYER) for name in SPELLINGS[1])
-    other = "{}.lora_{}.weight"
-    for lora, said in (
-        ({down: a}, f"has only one half of the update of {LAYER}.weight"),
-        ({up: b}, f"has only one half of the update of {LAYER}.weight"),
-        (
-            {other.format("zzz", "A"): a, other.format("zzz", "B"): b},
-            "updates zzz.weight, which the weights do not have",
-        ),
-        (
-            {down: a, up: b[:-1]},
-            f"updates {LAYER}.weight by 47x48 (rank 2 and 2), where the weights have 48x48",
-        ),
-        (
-            {down: a[:1], up: b},
-            f"updates {LAYER}.weight by 48x48 (rank 2 and 1), where the weights have 48x48",
-        ),
-        ({down: a[0], up: b}, f"has {down} in 1 dimensions, not in 2"),
-        ({f"{LAYER}.alpha": a}, f"has {LAYER}.alpha, which is no part of a low-rank update"),
-        (
-            {down: a, f"{LAYER}.lora_A.style.weight": a, up: b},
-            f"has two updates of {LAYER}.weight, the second one as {LAYER}.lora_A.style.weight",
-        ),
-        (
-            {down: a, up: b, f"model.{down}": a},
-            f"has {LAYER}.weight twice, once as model.{LAYER}.weight",
-        ),
-    ):
-        assert refusal(merge_lora, original, lora, 1.0, "x.pt") == f"x.pt {said}"
-
-
-def test_a_wrong_file_is_blamed_and_not_its_neighbour(
-    tmp_path: Path, model: Any, original: State
-) -> None:
-    lora, weights = tmp_path / "lora.pt", write(tmp_path, original)
-    load: dict[str, Any] = {"keys": (), "dtype": torch.float32, "lora": lora}
-    given = (model.config, weights, *load.values())
-    assert refusal(load_transformer, *given) == f"weight file {lora} is not there"
-    torch.save({"generator_lora": {}, "step": 7}, lora)
-    assert refusal(load_transformer, *given).startswith(
-        f"weight file {lora} holds no named tensors"
-    )
-    torch.save(tiny.text_encoder().state_dict(), lora)
-    said = refusal(load_transformer, *given)
-    assert said == "lora.pt has shared.weight, which is no part of a low-rank update"
-    torch.save(spelled(update_of(original), *PEFT), lora)
-    torch.save({"a": torch.ones(1)}, weights)
-    assert refusal(load_transformer, *given).startswith("weights.pt lacks ")

@@ -108,6 +108,20 @@ def _build_decoder(
     return nn.Sequential(*layers, nn.ReLU(inplace=True), _conv(widths[-1], 3 * patch**2))
 
 
+def _build_refinement(width: int) -> nn.Sequential:
+    """What is added to decoded frames, at half their resolution, to hide the seams of patches."""
+    last = _conv(width, 12)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+    return nn.Sequential(
+        _conv(12, width),
+        nn.ReLU(inplace=True),
+        _conv(width, width),
+        nn.ReLU(inplace=True),
+        last,
+    )
+
+
 def _cheapest_order(layers: nn.Sequential) -> list[nn.Module]:
     """Swap every (upsample, 1x1 temporal grow): equal results at a quarter of the pixels."""
     order = list(layers)
@@ -150,6 +164,8 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
             after the decoder; 1 in the weights for Wan 2.1, more in later members of the family.
         spatial_stages: how many of the three stages halve the picture; 3 in the published weights.
             The picture shrinks by ``patch_size * 2**spatial_stages``.
+        refine_channels: width of three convolutions at half resolution whose output is added to
+            decoded frames, 0 for none, as published. They hide the seams of a large ``patch_size``.
         frames_to_trim: frames to drop at the start of a decoded video. 3 for weights that imitate
             Wan's own autoencoder, whose first latent stands for one frame; 0 if every latent frame
             stands for four.
@@ -170,6 +186,7 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
         latents_std: Sequence[float] | None = None,
         patch_size: int = 1,
         spatial_stages: int = 3,
+        refine_channels: int = 0,
     ) -> None:
         super().__init__()
         if len(decoder_channels) != 4:
@@ -182,6 +199,7 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
         shape = (latent_channels, patch_size, spatial_stages)
         self.encoder = _build_encoder(encoder_channels, *shape)
         self.decoder = _build_decoder(decoder_channels, *shape)
+        self.refine = _build_refinement(refine_channels) if refine_channels else None
         self.patch_size = patch_size
         self.temporal_factor = TEMPORAL_FACTOR
         self.spatial_factor = patch_size * 2**spatial_stages
@@ -199,7 +217,11 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
 
     def _decode(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         frames, memory = _run(self.decoder, latents, memory)
-        return F.pixel_shuffle(frames, self.patch_size), memory
+        frames = F.pixel_shuffle(frames, self.patch_size)
+        if self.refine is not None:
+            halves = F.pixel_unshuffle(frames.flatten(0, 1), 2)
+            frames = frames + F.pixel_shuffle(self.refine(halves), 2).unflatten(0, frames.shape[:2])
+        return frames, memory
 
     def encode_chunk(self, frames: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         """Encode a chunk of a stream.

@@ -59,6 +59,11 @@ def read_file(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ModelError(f"weight file {path} is not there")
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+    except OSError as error:
+        raise ModelError(f"weight file {path} cannot be read: {error.strerror}") from error
     if path.suffix == ".safetensors":
         try:
             return dict(load_file(path))
@@ -69,23 +74,18 @@ def read_file(path: Path) -> dict[str, Any]:
     if path.suffix not in _PICKLED:
         known = ", ".join((".safetensors", *_PICKLED))
         raise ModelError(f"weight file {path} is of an unknown kind; known are {known}")
-    content = _unpickle(path)
+    content = _unpickle(path, mmap=zipped)  # only the newer format can be mapped
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise ModelError(f"weight file {path} holds a {kind} where named tensors were expected")
     return dict(content)
 
 
-def _unpickle(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(2) == b"PK"  # only the newer format can be mapped
-    except OSError as error:
-        raise ModelError(f"weight file {path} cannot be read: {error.strerror}") from error
+def _unpickle(path: Path, mmap: bool) -> Any:
     try:
         with warnings.catch_warnings():  # of odd files, which the error below is about
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a damaged file fails in every way there is
         if _CODE.search(str(error)):
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
