@@ -175,3 +175,30 @@ def test_a_rollout_is_teacher_forcing_on_its_own_output() -> None:
         sigma * noise, made, clip["source"], torch.full((BATCH, 4), sigma), clip["text"]
     )
     assert (sigma * noise - sigma * velocity - made).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_a_refinement_starts_as_nothing_and_is_what_the_decoder_adds() -> None:
+    from training.refine import refined, seam_loss, with_refinement
+
+    from stillframe.autoencoder import TinyVideoAutoencoder
+
+    torch.manual_seed(0)
+    plain = TinyVideoAutoencoder(4, 6, (8, 8, 6, 6), patch_size=8, spatial_stages=0).eval()
+    grown = with_refinement(plain, 5)
+    latents = torch.randn(1, 2, 4, 3, 4)
+    decoded = plain.decode_raw(latents)
+    torch.testing.assert_close(grown.decode_raw(latents), decoded, rtol=0, atol=0)
+    assert grown.refine is not None
+    for parameter in grown.refine.parameters():
+        parameter.normal_(std=0.2)
+    flat = decoded.flatten(0, 1)
+    torch.testing.assert_close(refined(grown, flat), grown.decode_raw(latents).flatten(0, 1))
+    # an error that repeats from patch to patch costs more than the same one without a period
+    side = 64
+    target = torch.rand(2, 3, side, side)
+    ramp = torch.arange(side)
+    seams = 0.1 * ((ramp % 8 == 0).float() - 1 / 8)
+    aperiodic = seams[torch.randperm(side)]
+    costs = [seam_loss(target + e.view(1, 1, 1, -1), target).item() for e in (seams, aperiodic)]
+    assert costs[0] > costs[1]

@@ -39,39 +39,15 @@ from training.loop import (
     write_checkpoint,
 )
 
-__all__ = ["Losses", "autoencoder_losses", "build", "grid_error", "latent_statistics"]
+__all__ = [
+    "Losses",
+    "autoencoder_losses",
+    "edge_error",
+    "grid_error",
+    "latent_statistics",
+]
 
 STYLES = tuple(name for name in FILTERS if name != "photo")
-
-
-def build(
-    encoder_channels: int = 48, decoder_channels: Sequence[int] = (128, 80, 32, 64)
-) -> TinyVideoAutoencoder:
-    """A fresh autoencoder whose signal keeps its size through the layers.
-
-    Without normalisation layers torch's own initialisation shrinks it a thousandfold. Branches get
-    the gain of rectifiers (He et al. 2015) and start small, the trunk keeps its size.
-    """
-    model = TinyVideoAutoencoder(
-        encoder_channels=encoder_channels,
-        decoder_channels=tuple(decoder_channels),
-        frames_to_trim=0,
-        patch_size=2,  # no layer at full resolution: that is where a CPU would spend its time
-        spatial_stages=2,
-    )
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            branch = ".conv." in name and name[-1].isdigit()
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if branch else "linear")
-            if name.endswith("conv.4"):
-                module.weight.data.mul_(0.2)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    model.encoder[-1].weight.data.mul_(5)
-    last = model.decoder[-1]
-    nn.init.constant_(last.bias, 0.5)
-    last.weight.data.mul_(0.2)
-    return model
 
 
 def grid_error(error: Tensor, patch: int = 8) -> Tensor:
@@ -86,7 +62,7 @@ def grid_error(error: Tensor, patch: int = 8) -> Tensor:
     return (near - near.mean(2, keepdim=True)).abs().mean()
 
 
-def _edges(error: Tensor) -> Tensor:
+def edge_error(error: Tensor) -> Tensor:
     """Mean absolute gradient of the error, at scales 1, 2 and 4."""
     flat = error.flatten(0, 1)
     total = error.new_zeros(())
@@ -142,7 +118,7 @@ def autoencoder_losses(
     total = (
         (emphasis * (squared + 1e-6).sqrt()).mean()
         + 12 * (emphasis * squared).mean()
-        + 0.4 * _edges(error)
+        + 0.4 * edge_error(error)
         + 1.0 * grid
         + size_weight * size
         + 0.2 * drift

@@ -75,7 +75,7 @@ class Networks(nn.Module):
         self.transformer, self.text_encoder = transformer, text_encoder
 
 
-def build(vocabulary: int, layers: int = 12) -> Networks:
+def build(vocabulary: int, layers: int = 8) -> Networks:
     """Fresh networks of the bundled model's size."""
     transformer = WanTransformer3DModel(
         patch_size=(1, 2, 2),
