@@ -338,7 +338,7 @@ def test_a_recovery_observes_every_block_but_the_skipped(
         def observe(self, source: SourceBlock, plan: Plan) -> None:
             seen.append((source.tokens, plan.kept_share))
 
-    monkeypatch.setitem(recovery_registry._REGISTRY, "watching", Watching)
+    monkeypatch.setitem(recovery_registry._REGISTRY._kinds, "watching", Watching)
     vae = Recorder(autoencoder)
     script = Scripted(recovery="watching", script=(0.0, 0.5, 0.0, 0.0, 1.0, 0.3))
     out = edit(transformer, vae, script, clip(84))

@@ -24,7 +24,7 @@ from stillframe.recovery import base as recovery_registry
 @pytest.fixture(autouse=True)
 def _clean_registries() -> Iterator[None]:
     """What a test registers is gone after it."""
-    registries: list[Any] = [method_registry._REGISTRY, recovery_registry._REGISTRY]
+    registries: list[Any] = [method_registry._REGISTRY._kinds, recovery_registry._REGISTRY._kinds]
     before = [dict(registry) for registry in registries]
     yield
     for registry, known in zip(registries, before, strict=True):

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
@@ -51,36 +50,14 @@ from training.transformer import (
     random_gap,
     velocity_loss,
 )
+from training.warm_start import start_from_source
 
-__all__ = ["LAYERS", "main", "start_from_source"]
+__all__ = ["LAYERS", "main"]
 
 LAYERS = 4
 """Transformer layers of the small model."""
 
 _DEVICE = torch.device("cpu")
-
-
-def start_from_source(transformer: WanTransformer3DModel) -> None:
-    """Initialise a source-conditioned transformer to predict about ``noise - source``.
-
-    The patch embedding becomes an isometry of the noisy and the source patch, the output projection
-    reads one minus the other back, and the branches start small.
-    """
-    weight = transformer.patch_embedding.weight  # inner, 2C, 1, p, p
-    inner, channels = weight.shape[:2]
-    inputs = weight[0].numel()
-    isometry = torch.linalg.qr(torch.randn(inner, inputs)).Q  # inner x inputs
-    with torch.no_grad():
-        weight.copy_(isometry.view_as(weight))
-        transformer.patch_embedding.bias.zero_()
-        # rows of the isometry as (channel, p, p) -> output order (p, p, channel)
-        maps = isometry.view(inner, channels, -1).permute(2, 1, 0)  # pp, 2C, inner
-        half = channels // 2
-        # a token's layer norm divides by its standard deviation, about sqrt(inputs / inner)
-        scale = (inputs / inner) ** 0.5
-        transformer.proj_out.weight.copy_(scale * (maps[:, :half] - maps[:, half:]).flatten(0, 1))
-        transformer.proj_out.bias.zero_()
-        transformer.scale_shift_table.zero_()
 
 
 def _step(

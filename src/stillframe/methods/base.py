@@ -13,12 +13,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from stillframe.change import SourceBlock
 from stillframe.recovery import find_recovery
+from stillframe.registry import Registry
 
 __all__ = ["Method", "Selector", "find_method", "methods", "register"]
 
@@ -66,39 +67,13 @@ class Method(ABC):
         """A fresh selector for one stream."""
 
 
-_REGISTRY: dict[str, type[Method]] = {}
-_M = TypeVar("_M", bound=type[Method])
+_REGISTRY: Registry[Method] = Registry("method")
 
+#: Class decorator: makes a method known under a name.
+register = _REGISTRY.register
 
-def register(name: str) -> Callable[[_M], _M]:
-    """Class decorator: make a method known under ``name``.
+#: All registered methods by name.
+methods = _REGISTRY.all
 
-    Raises:
-        ValueError: if another one has that name.
-    """
-
-    def add(cls: _M) -> _M:
-        known = _REGISTRY.get(name, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"{name!r} is already the name of {known.__qualname__}")
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def methods() -> dict[str, type[Method]]:
-    """All registered methods by name."""
-    return dict(sorted(_REGISTRY.items()))
-
-
-def find_method(name: str) -> type[Method]:
-    """The method called ``name``.
-
-    Raises:
-        ValueError: naming the known ones.
-    """
-    if name not in _REGISTRY:
-        raise ValueError(f"unknown method {name!r}; known: {', '.join(sorted(_REGISTRY))}")
-    return _REGISTRY[name]
+#: The method of a name; ValueError if there is none.
+find_method = _REGISTRY.find

@@ -8,9 +8,8 @@ serves one stream."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from stillframe.attention import BlockAttention
 from stillframe.cache import CacheShape
 from stillframe.change import SourceBlock
 from stillframe.grid import Plan
+from stillframe.registry import Registry
 
 __all__ = ["Recovery", "RecoverySetup", "find_recovery", "recoveries", "register"]
 
@@ -84,39 +84,13 @@ class Recovery(ABC):
         """
 
 
-_REGISTRY: dict[str, type[Recovery]] = {}
-_R = TypeVar("_R", bound=type[Recovery])
+_REGISTRY: Registry[Recovery] = Registry("recovery")
 
+#: Class decorator: makes a recovery known under a name.
+register = _REGISTRY.register
 
-def register(name: str) -> Callable[[_R], _R]:
-    """Class decorator: make a recovery known under ``name``.
+#: All registered recoveries by name.
+recoveries = _REGISTRY.all
 
-    Raises:
-        ValueError: if another one has that name.
-    """
-
-    def add(cls: _R) -> _R:
-        known = _REGISTRY.get(name, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise ValueError(f"{name!r} is already the name of {known.__qualname__}")
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
-
-
-def recoveries() -> dict[str, type[Recovery]]:
-    """All registered recoveries by name."""
-    return dict(sorted(_REGISTRY.items()))
-
-
-def find_recovery(name: str) -> type[Recovery]:
-    """The recovery called ``name``.
-
-    Raises:
-        ValueError: naming the known ones.
-    """
-    if name not in _REGISTRY:
-        raise ValueError(f"unknown recovery {name!r}; known: {', '.join(sorted(_REGISTRY))}")
-    return _REGISTRY[name]
+#: The recovery of a name; ValueError if there is none.
+find_recovery = _REGISTRY.find
