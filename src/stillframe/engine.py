@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -26,60 +26,15 @@ from stillframe.cache import CacheShape, KeyValueCache
 from stillframe.change import SourceBlock
 from stillframe.grid import Grid, Plan, patchify, plan_tokens, take, unpatchify
 from stillframe.methods import Method
-from stillframe.recovery import RecoverySetup, find_recovery
+from stillframe.recovery import Recovery, RecoverySetup, find_recovery
 from stillframe.restore import predecessor_rows, restore
+from stillframe.settings import StreamSettings
 from stillframe.streaming import StreamingAutoencoder
 from stillframe.wan import TextCache, WanDenoiser
 
-__all__ = ["BlockStats", "EditStream", "StageClock", "StreamSettings"]
+__all__ = ["BlockStats", "EditStream", "StageClock", "StreamSettings", "check_settings"]
 
 Generators = torch.Generator | list[torch.Generator] | None
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """How a stream is denoised.
-
-    Attributes:
-        sigmas: noise level of each denoising pass, falling.
-        conditioning: "source" concatenates the source latents to the input, "sdedit" only starts
-            from them.
-        block_frames: S, latent frames a block.
-        sink_frames, window_frames: attention sees the first and the latest so many frames, the
-            block included (the papers' ``m = (1, 6)``).
-        position_limit: temporal positions in use, see `rope.frame_positions`.
-        timestep_scale: the model's timestep at sigma 1.
-
-    Raises:
-        ValueError: if the window cannot hold a block or the positions cannot hold the window.
-    """
-
-    sigmas: tuple[float, ...]
-    conditioning: str = "sdedit"
-    block_frames: int = 3
-    sink_frames: int = 1
-    window_frames: int = 6
-    position_limit: int = 21
-    timestep_scale: float = 1000.0
-
-    def __post_init__(self) -> None:
-        if self.conditioning not in ("source", "sdedit"):
-            raise ValueError(f"conditioning is 'source' or 'sdedit', got {self.conditioning!r}")
-        if self.block_frames < 1 or self.sink_frames < 0:
-            raise ValueError(
-                f"a block needs at least 1 frame and sinks at least 0, "
-                f"got {self.block_frames} and {self.sink_frames}"
-            )
-        if self.window_frames < self.block_frames:
-            raise ValueError(
-                f"a window of {self.window_frames} frames cannot hold a block of "
-                f"{self.block_frames}"
-            )
-        if self.position_limit < self.sink_frames + self.window_frames:
-            raise ValueError(
-                f"{self.position_limit} positions cannot hold {self.sink_frames} sink and "
-                f"{self.window_frames} window frames"
-            )
 
 
 class BlockStats(NamedTuple):
@@ -144,9 +99,7 @@ class _State:
         )
         device, dtype = latents.device, denoiser.transformer.dtype
         self.cache = KeyValueCache(shape, device, dtype)
-        # a method that never prunes has nothing to recover
-        recovery = find_recovery(method.recovery if method.prunes else "none")
-        self.recovery = recovery(
+        self.recovery = _recovery_of(method)(
             RecoverySetup(shape, len(settings.sigmas), device, dtype, method.tau2, method.trim)
         )
         self.attention = BlockAttention(
@@ -157,6 +110,37 @@ class _State:
         self.source: Tensor | None = None
         self.reference: Tensor | None = None
         self.result: Tensor | None = None
+
+    def update(self, method: Method, steps: int) -> bool:
+        """Go on with another method or number of denoising passes.
+
+        Returns:
+            whether the recovery is a new one, which has to see a whole block first.
+        """
+        before, recovery = self.recovery.setup, _recovery_of(method)
+        setup = replace(before, steps=steps, tolerance=method.tau2, trim=method.trim)
+        self.select = method.selector()
+        if type(self.recovery) is recovery and before.steps == steps:
+            self.recovery.setup = setup
+            return False
+        self.recovery = self.attention.recovery = recovery(setup)
+        return True
+
+
+def _recovery_of(method: Method) -> type[Recovery]:
+    # a method that never prunes has nothing to recover
+    return find_recovery(method.recovery if method.prunes else "none")
+
+
+def check_settings(denoiser: WanDenoiser, settings: StreamSettings) -> None:
+    """Raise a ValueError if a transformer cannot be run with some settings."""
+    if settings.conditioning == "source" and not denoiser.takes_source:
+        raise ValueError("this transformer has no source channels: use conditioning='sdedit'")
+    if settings.position_limit > denoiser.positions:
+        raise ValueError(
+            f"{settings.position_limit} positions are too many: "
+            f"this transformer has {denoiser.positions}"
+        )
 
 
 class EditStream:
@@ -182,13 +166,7 @@ class EditStream:
         generator: Generators = None,
         on_block: Callable[[BlockStats], None] | None = None,
     ) -> None:
-        if settings.conditioning == "source" and not denoiser.takes_source:
-            raise ValueError("this transformer has no source channels: use conditioning='sdedit'")
-        if settings.position_limit > denoiser.positions:
-            raise ValueError(
-                f"{settings.position_limit} positions are too many: "
-                f"this transformer has {denoiser.positions}"
-            )
+        check_settings(denoiser, settings)
         self.method = method
         self.settings = settings
         self.blocks = 0
@@ -212,6 +190,35 @@ class EditStream:
         """Change the prompt from the next block on, which is then computed whole."""
         self._text = text
         self._whole = True
+
+    def update(
+        self, *, method: Method | None = None, settings: StreamSettings | None = None
+    ) -> None:
+        """Change the method or the settings from the next block on; None leaves them.
+
+        Autoencoder and context go on. Other settings make that block whole, since what is shown was
+        made with the old ones. Another method does not, unless its recovery or the number of passes
+        is another: the new store is empty, so the block is whole. Where plain pruning left holes
+        that the new recovery does not know of, the context is forgotten, too.
+
+        Raises:
+            ValueError: for settings that do not fit the transformer, or differ in more than sigmas
+                and conditioning. Nothing has changed then.
+        """
+        method, settings = method or self.method, settings or self.settings
+        check_settings(self._denoiser, settings)
+        for name in (f.name for f in fields(settings)):
+            old, new = getattr(self.settings, name), getattr(settings, name)
+            if old != new and name not in ("sigmas", "conditioning"):
+                raise ValueError(f"{name} of a stream cannot change, from {old} to {new}")
+        if (method, settings) == (self.method, self.settings):
+            return
+        self._whole |= settings != self.settings
+        self.method, self.settings = method, settings
+        if self._state is not None and self._state.cache.holes and _recovery_of(method).complete:
+            self._state = None
+        elif self._state is not None:
+            self._whole |= self._state.update(method, len(settings.sigmas))
 
     @torch.inference_mode()
     def push(self, frames: Tensor) -> Tensor | None:

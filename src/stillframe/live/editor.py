@@ -1,0 +1,225 @@
+"""Batches of frames in, edited blocks out: the streams of one session, one after the other.
+
+Opens a stream when a batch begins one, and hands what is wanted - prompt, method, settings - to it
+between blocks. Runs on one thread at a time. It does not know where frames come from, which were
+dropped, or when it is run.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillframe.engine import BlockStats, EditStream, StageClock
+from stillframe.fit import Fit, fit_to_grid
+from stillframe.live.intake import Arrival, Batch
+from stillframe.live.wishes import Wishes
+from stillframe.loop import missing_frames
+from stillframe.overlay import MaskTrack
+from stillframe.pipeline import CausalWanPipeline
+from stillframe.streaming import open_autoencoder
+
+__all__ = ["EditedBlock", "EditedFrame", "Editor", "FrameSize"]
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+class EditedFrame(NamedTuple):
+    """A frame that was edited.
+
+    Attributes:
+        pixels: uint8 (height, width, 3).
+        timestamp: the one it was pushed with.
+        block: number of the session's block that it came out with.
+        keep: (h, w) bool, which patches were recomputed for it; see ``overlay.draw_map``.
+        arrived: when it was pushed, by the session's clock.
+        latency: seconds from then until it was there.
+    """
+
+    pixels: Pixels
+    timestamp: float
+    block: int
+    keep: Mask
+    arrived: float
+    latency: float = 0.0
+
+
+class EditedBlock(NamedTuple):
+    """A block that was edited.
+
+    Attributes:
+        number: in the session, from 0.
+        stream: its stream's number.
+        stats: the engine's.
+        keep: (S, h, w) bool, true = recomputed.
+        seconds: wall time by stage, those outside of the engine included.
+        frames: what came out with it.
+    """
+
+    number: int
+    stream: int
+    stats: BlockStats
+    keep: Mask
+    seconds: dict[str, float]
+    frames: list[EditedFrame]
+
+
+class FrameSize(NamedTuple):
+    """What a caller wants the working size to be; see ``fit.fit_to_grid``."""
+
+    multiple: int
+    height: int | None
+    width: int | None
+    max_short_side: int
+
+    def fit(self, height: int, width: int) -> Fit:
+        """How frames of a size go to the model's grid and back.
+
+        Raises:
+            ValueError: if they are too small.
+        """
+        return fit_to_grid(
+            width,
+            height,
+            multiple=self.multiple,
+            target_height=self.height,
+            target_width=self.width,
+            max_short_side=self.max_short_side,
+        )
+
+    def checked(self, frame: Pixels) -> Pixels:
+        """A copy of a frame, if it can be used.
+
+        Raises:
+            ValueError: it is not uint8 (H, W, 3), or too small.
+        """
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ValueError(f"a frame is uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
+        self.fit(*frame.shape[:2])
+        return np.array(frame)
+
+
+class Editor:
+    """Edits a session's batches.
+
+    Args:
+        pipe: the model.
+        size: the working size.
+        seed: of the noise; every stream starts anew from it.
+
+    Attributes:
+        first, later: frames that the first block of a stream and any later one take.
+        patch: side of a token in pixels.
+        lost: frames that were in a stream which was left before they came out.
+    """
+
+    def __init__(self, pipe: CausalWanPipeline, size: FrameSize, seed: int) -> None:
+        fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
+        self.first, self.later = fresh.next_frames, fresh.block_frames * fresh.temporal
+        self.patch = fresh.spatial * pipe.denoiser.patch
+        self.lost = 0
+        self._temporal, self._missing = fresh.temporal, missing_frames(pipe.vae, fresh)
+        self._pipe, self._size, self._seed = pipe, size, seed
+        self._clock = StageClock()
+        self._blocks = 0
+        self._number: int | None = None
+        self._inside: deque[Arrival] = deque()
+        self._stats: list[BlockStats] = []
+        self._stream: EditStream | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Blocks edited so far."""
+        return self._blocks
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that the stream holds, see ``EditStream.memory``."""
+        return {"cache": 0, "recovery": 0} if self._stream is None else self._stream.memory
+
+    def run(self, batch: Batch, wishes: Wishes) -> list[EditedBlock]:
+        """Edit a batch: one block, or at the end of a stream as many as there are left."""
+        if self._stream is None or batch.stream != self._number:
+            stream = self._open(batch, wishes)
+        else:
+            stream = self._stream
+            self._follow(stream, wishes)
+        blocks = []
+        if batch.frames:
+            blocks += self._collect(stream.push(self._pictures(batch.frames)))
+        if batch.last:
+            blocks += self._collect(stream.flush())
+            self._stream = self._number = None
+        return blocks
+
+    def _open(self, batch: Batch, wishes: Wishes) -> EditStream:
+        """Begin a stream; what has not come out of the one before is lost."""
+        self.lost += len(self._inside)
+        self._inside.clear()
+        self._number = batch.stream
+        self._fit = self._size.fit(*batch.frames[0].pixels.shape[:2])
+        self._track = MaskTrack(self._temporal, self._missing)
+        self._frames_out = 0
+        self._wishes = wishes
+        self._stream = self._pipe.stream(
+            prompt_embeds=wishes.embeds,
+            method=wishes.method,
+            # a generator of the CPU: the same noise on every device
+            generator=torch.Generator().manual_seed(self._seed),
+            on_block=self._stats.append,
+            sigmas=wishes.settings.sigmas,
+            conditioning=wishes.settings.conditioning,
+        )
+        return self._stream
+
+    def _follow(self, stream: EditStream, wishes: Wishes) -> None:
+        """Hand over what has changed since the block before."""
+        if wishes.embeds is not self._wishes.embeds:
+            stream.set_text(self._pipe.text(None, wishes.embeds))
+        stream.update(method=wishes.method, settings=wishes.settings)
+        self._wishes = wishes
+
+    def _pictures(self, frames: list[Arrival]) -> Tensor:
+        """Frames on the model's grid, (1, T, 3, H, W) in [0, 1]."""
+        self._inside += frames
+        with self._clock("fit"):
+            pixels = torch.from_numpy(np.stack([frame.pixels for frame in frames]))
+            return self._fit.to_grid(pixels.to(self._pipe.compute_device)).unsqueeze(0)
+
+    def _collect(self, edited: Tensor | None) -> list[EditedBlock]:
+        """The blocks that were just done; the last of them gets the frames that came out."""
+        done, numbers = list(self._stats), range(self._blocks, self._blocks + len(self._stats))
+        self._stats.clear()
+        self._blocks += len(done)
+        if not done:
+            return []
+        masks = [stats.keep[0].cpu().numpy().copy() for stats in done]
+        for mask in masks:
+            self._track.add(mask)
+        with self._clock("deliver"):
+            frames = [] if edited is None else self._frames(edited, numbers[-1])
+        number = self._number
+        assert number is not None
+        blocks = [
+            EditedBlock(at, number, stats, mask, stats.seconds, [])
+            for at, stats, mask in zip(numbers, done, masks, strict=True)
+        ]
+        seconds = {**done[-1].seconds, **self._clock.lap()}
+        blocks[-1] = blocks[-1]._replace(frames=frames, seconds=seconds)
+        return blocks
+
+    def _frames(self, edited: Tensor, block: int) -> list[EditedFrame]:
+        pixels = np.asarray(self._fit.from_grid(edited[0]).cpu().numpy())
+        frames = []
+        for picture in pixels:
+            frame = self._inside.popleft()
+            keep = self._track.at(self._frames_out)
+            self._frames_out += 1
+            frames.append(EditedFrame(picture, frame.timestamp, block, keep, frame.arrived))
+        return frames

@@ -1,0 +1,358 @@
+"""A live session: frames in from one thread, edited frames out to another, the model on a third.
+
+    ready --first push--> running --close, error, or the last frame after `end`--> closed
+
+Which frames wait and which are dropped is decided in ``intake``, what is edited how in ``editor``,
+and whose turn it is in ``worker``; this joins them, and keeps them apart with one lock that is
+never held while the model runs. It knows nothing of networks, files or screens.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillframe.live.editor import EditedBlock, EditedFrame, Editor, FrameSize
+from stillframe.live.intake import Intake, Policy
+from stillframe.live.outbox import Outbox
+from stillframe.live.telemetry import Clock, SystemClock, Telemetry
+from stillframe.live.wishes import Wishes, first_wishes
+from stillframe.live.worker import SessionError, Worker
+from stillframe.methods import Method
+from stillframe.pipeline import CausalWanPipeline
+
+__all__ = ["LiveSession", "State"]
+
+Pixels = NDArray[np.uint8]
+State = Literal["ready", "running", "closed"]
+
+
+class LiveSession:
+    """One stream of live editing. All methods may be called from any thread.
+
+    A block is not begun while a block of edited frames waits to be read, so a consumer that stops
+    reading costs nothing and holds less than two blocks.
+
+    Args:
+        pipe: the model; sessions share it.
+        prompt: what it should look like.
+        prompt_embeds: (1, L, text_dim), instead of a prompt.
+        policy: "latest" drops input frames so that latency stays bounded, "all" keeps every frame;
+            see ``live.intake``.
+        bound: under "all", how many frames may wait before `push` does; default two blocks.
+        max_wait: under "latest", seconds after which a frame goes if more than a block wait.
+        method: which tokens to compute, by name or as a `Method`.
+        seed: of the noise.
+        height, width: of the edited frames, see ``edit.edit_file``.
+        worker: shared with other sessions; without one the session has a thread of its own.
+        clock: what latency is measured with.
+        settings: strength, num_inference_steps, sigmas, conditioning; see
+            ``CausalWanPipeline.settings``.
+
+    Attributes:
+        telemetry: of the latest blocks.
+        patch: side of a patch of the keep masks, in pixels.
+
+    Raises:
+        ValueError: for arguments out of range.
+        SessionError: if the worker takes no more sessions.
+    """
+
+    def __init__(
+        self,
+        pipe: CausalWanPipeline,
+        prompt: str | None = None,
+        *,
+        prompt_embeds: Tensor | None = None,
+        policy: Policy = "latest",
+        bound: int | None = None,
+        max_wait: float = 4.0,
+        method: str | Method = "prune",
+        seed: int = 0,
+        height: int | None = None,
+        width: int | None = None,
+        worker: Worker | None = None,
+        clock: Clock | None = None,
+        **settings: Any,
+    ) -> None:
+        self.telemetry = Telemetry()
+        size = FrameSize(pipe.frame_multiple, height, width, pipe.config.default_height)
+        editor = Editor(pipe, size, seed)
+        self.patch = editor.patch
+        self._pipe, self._size = pipe, size
+        self._wishes = first_wishes(pipe, prompt, prompt_embeds, method, settings)
+        self._editor: Editor | None = editor
+        self._intake = Intake(policy, editor.first, editor.later, bound, max_wait)
+        self._clock = clock or SystemClock()
+        self._out = Outbox(editor.later, self.telemetry)
+        self._changed = threading.Condition()
+        self._changing = threading.Lock()
+        self._state: State = "ready"
+        self._paused = False
+        self._error: tuple[str, str] | None = None
+        self._turned_away = self._lost = 0
+        self._newest = -math.inf
+        self._serving: int | None = None
+        self._own_worker = worker is None
+        self._worker = Worker() if worker is None else worker
+        self._worker.add(self)
+
+    def __enter__(self) -> LiveSession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._state
+
+    @property
+    def paused(self) -> bool:
+        """Whether frames are turned away, see `pause`."""
+        return self._paused
+
+    @property
+    def error(self) -> str | None:
+        """What ended it, if that was an error."""
+        return None if self._error is None else self._error[0]
+
+    @property
+    def waiting(self) -> int:
+        """Frames that came in and have not been begun."""
+        return len(self._intake)
+
+    @property
+    def unread(self) -> int:
+        """Edited frames that wait for `get`."""
+        return len(self._out)
+
+    @property
+    def dropped(self) -> int:
+        """Frames dropped so far: by the policy, while paused, and when a stream was left."""
+        with self._changed:
+            return self._intake.dropped + self._turned_away + self._lost
+
+    @property
+    def wishes(self) -> Wishes:
+        """How the next block is edited: its ``method`` and ``settings``."""
+        return self._wishes
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that its stream holds, see ``EditStream.memory``."""
+        with self._changed:
+            return {"cache": 0, "recovery": 0} if self._editor is None else self._editor.memory
+
+    def push(self, frame: Pixels, timestamp: float, timeout: float | None = None) -> bool:
+        """Give a frame. It is copied; one of another size begins another stream.
+
+        Args:
+            frame: uint8 (H, W, 3).
+            timestamp: in seconds, later than those before; the edited frame comes back with it.
+            timeout: under policy "all", how many seconds to wait if there is no room; None waits as
+                long as it takes. "latest" never waits.
+
+        Returns:
+            whether it was taken: not if the session is paused, ended or closed, or there was no
+            room in time. Under "latest" a frame that was taken may still have to go later.
+
+        Raises:
+            ValueError: the frame or timestamp cannot be used. The session goes on.
+            SessionError: the session has failed.
+        """
+        if not math.isfinite(timestamp):
+            raise ValueError(f"a timestamp is a finite number, got {timestamp}")
+        pixels, arrived = self._size.checked(frame), self._clock.now()
+        with self._changed:
+            done = self._changed.wait_for(lambda: self._offer(pixels, timestamp, arrived), timeout)
+            self._raise_error()
+            if done == "taken" and self._state == "ready":
+                self._state = "running"
+                if self._own_worker:
+                    self._worker.start()
+        self._worker.notify()
+        return done == "taken"
+
+    def _offer(self, pixels: Pixels, timestamp: float, arrived: float) -> str:
+        """What became of a frame: "taken", "refused", or "" if there is no room for it yet."""
+        if self._paused or self._intake.ended or self._state == "closed":
+            self._turned_away += 1
+            return "refused"
+        if timestamp <= self._newest:
+            raise ValueError(f"timestamps must rise, got {timestamp} after {self._newest}")
+        if not self._intake.offer(pixels, timestamp, arrived):
+            return ""
+        self._newest = timestamp
+        return "taken"
+
+    def get(self, timeout: float | None = None) -> EditedFrame | None:
+        """The next edited frame, in order; None once the session is closed and all were read.
+
+        Args:
+            timeout: seconds to wait; None waits as long as it takes.
+
+        Raises:
+            TimeoutError: there was none in time.
+            SessionError: the session has failed, and all frames before that were read.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._out or self._state == "closed", timeout):
+                raise TimeoutError(f"no edited frame within {timeout} s, {self.waiting} wait")
+            if not self._out:
+                self._raise_error()
+                return None
+            frame = self._out.pop()
+        self._worker.notify()
+        return frame
+
+    def __iter__(self) -> Iterator[EditedFrame]:
+        """Edited frames until the session is closed."""
+        while (frame := self.get()) is not None:
+            yield frame
+
+    def change(
+        self,
+        *,
+        prompt: str | None = None,
+        prompt_embeds: Tensor | None = None,
+        method: str | Method | None = None,
+        **numbers: Any,
+    ) -> None:
+        """Change what is given, from the next block on. No frame is lost.
+
+        What needs a whole block gets one, see ``EditStream.set_text`` and ``EditStream.update``; a
+        block that is running is not affected. Prompts are encoded before this returns.
+
+        Args:
+            numbers: strength, num_inference_steps, sigmas or conditioning, and parameters of the
+                method, such as recovery, tau1, tau2; the others stay.
+
+        Raises:
+            ValueError: for anything out of range; nothing is changed then.
+            SessionError: the session is closed.
+        """
+        with self._changing:
+            wishes = self._wishes.changed(self._pipe, prompt, prompt_embeds, method, numbers)
+            with self._changed:
+                self._raise_error()
+                if self._state == "closed":
+                    raise SessionError("the session is closed: nothing can be changed")
+                self._wishes = wishes
+
+    def pause(self) -> None:
+        """Turn frames away until `resume`; the stream is kept.
+
+        Of frames that wait, "latest" drops all and "all" none: full blocks of them are edited.
+        """
+        with self._changed:
+            self._paused = True
+            if self._intake.policy == "latest":
+                self._intake.drop()
+            self._changed.notify_all()
+
+    def resume(self) -> None:
+        """Take frames again."""
+        with self._changed:
+            self._paused = False
+
+    def reset(self) -> None:
+        """Forget the past: the next frame begins a stream as that of a new session.
+
+        Under "all" the stream in progress is finished first; "latest" drops what waits.
+        """
+        with self._changed:
+            self._intake.cut()
+        self._worker.notify()
+
+    def end(self) -> None:
+        """No more frames will come: edit those that wait, then close. Does not wait for that."""
+        with self._changed:
+            self._intake.ended = True
+            self._changed.notify_all()
+            if self._serving is None and self._intake.done:
+                self._finish()
+        self._worker.notify()
+
+    def close(self) -> None:
+        """End at once and free the stream's memory; waits for a block that is running.
+
+        Frames not read yet are gone. May be called again, and after an error.
+        """
+        with self._changed:
+            self._finish()
+            self._out.clear()
+            if self._serving != threading.get_ident():
+                self._changed.wait_for(lambda: self._serving is None)
+        if self._own_worker:
+            self._worker.stop()
+
+    def _finish(self) -> None:
+        """Closed from now on; a block that is running sees to the stream when it is done."""
+        self._state = "closed"
+        self._intake.drop()
+        if self._serving is None:
+            self._editor = None
+        self._worker.remove(self)
+        if self._own_worker:
+            self._worker.dismiss()
+        self._changed.notify_all()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a block could be run now; for the worker."""
+        with self._changed:
+            free = self._state == "running" and self._serving is None
+            return free and self._out.has_room and self._intake.ready
+
+    def serve(self) -> None:
+        """Run a block, if there is one; for the worker."""
+        with self._changed:
+            batch = None if self._state == "closed" else self._intake.take()
+            editor, wishes = self._editor, self._wishes
+            if batch is None or editor is None:
+                return
+            self._serving = threading.get_ident()
+            self._changed.notify_all()
+        blocks: list[EditedBlock] = []
+        try:
+            blocks = editor.run(batch, wishes)
+        except Exception as error:
+            message = f"block {editor.blocks} failed with {type(error).__name__}: {error}"
+            self.fail(message, traceback.format_exc())
+        finally:
+            with self._changed:
+                self._serving = None
+                self._deliver(blocks, editor.lost)
+                self._changed.notify_all()
+
+    def _deliver(self, blocks: Sequence[EditedBlock], lost: int) -> None:
+        """Hand out what is done, unless the session was closed meanwhile."""
+        self._lost = lost
+        if self._state == "closed":
+            self._editor = None
+            return
+        for block in blocks:
+            self._out.add(block, self._clock.now(), len(self._intake), self.dropped)
+        if self._intake.done:
+            self._finish()
+
+    def fail(self, message: str, trace: str = "") -> None:
+        """End with an error, which `get` raises after the frames before it; for the worker."""
+        with self._changed:
+            if self._state != "closed":
+                self._error = message, trace
+                self._finish()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            message, trace = self._error
+            raise SessionError(message, trace)
