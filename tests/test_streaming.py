@@ -79,6 +79,42 @@ def test_the_tiny_stream_is_the_module_at_once(block_frames: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["tiny", "trimming"])
+def test_where_nothing_changes_nothing_is_coded_and_nothing_shows(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Still, then moving, then still: as an autoencoder without a memory of its answers has it."""
+    still = torch.rand(1, 1, 3, HEIGHT, WIDTH).expand(-1, 144, -1, -1, -1)
+    video = torch.cat([still, torch.rand(1, 12, 3, HEIGHT, WIDTH), still], 1)
+    model: Any = MODELS[kind]()
+    calls: dict[str, int] = {}
+    for name in ("encode_chunk", "decode_chunk"):
+        step = getattr(model, name)
+
+        def counted(x: Tensor, memory: Any, step: Any = step, name: str = name) -> Any:
+            calls[name] = calls.get(name, 0) + 1
+            return step(x, memory)
+
+        monkeypatch.setattr(model, name, counted)
+    got = roundtrip(open_autoencoder(model, 3), [video])
+    fewer = dict(calls)
+    monkeypatch.setattr(streaming, "_same", lambda *_: False)
+    calls.clear()
+    expected = roundtrip(open_autoencoder(model, 3), [video])
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    for name, count in calls.items():
+        assert fewer[name] < count
+    # a frame that is written to does not come back changed
+    stream = open_autoencoder(model, 3)
+    with torch.no_grad():
+        for _ in range(8):
+            for block in stream.encode(still[:, :12]):
+                last = stream.decode(block)
+                assert last.max() <= 1
+                last += 5
+
+
 @pytest.mark.parametrize("at_once", [1, 2 * 4 * HEIGHT * WIDTH, 10**9])
 @pytest.mark.parametrize("kind", ["tiny", "trimming"])
 def test_large_frames_are_coded_in_pieces_that_do_not_show(
