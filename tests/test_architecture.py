@@ -50,15 +50,21 @@ LAYERS: list[tuple[str, set[str]]] = [
         "applications",
         {"load", "convert", "loop", "outputs", "report", "edit", "generate", "live"},
     ),
+    ("server", {"server"}),
     (
         "command line",
-        {"screen", "demo", "cli", "__main__", "cli_generate", "cli_options", "cli_models"},
+        {"screen", "demo", "cli", "__main__", "cli_generate", "cli_options", "cli_models"}
+        | {"cli_serve"},
     ),
 ]
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
 
 # what the pipeline and all below it must not know: files, terminals, other people's frameworks
 OUTSIDE = {"av", "rich", "typer", "cv2", "torchvision"}
+
+
+# what only the server is made with
+WEB = {"fastapi", "starlette", "uvicorn", "websockets", "httpx"}
 
 
 def files() -> dict[str, Path]:
@@ -157,6 +163,20 @@ def test_only_one_module_knows_the_transformer() -> None:
             assert not users, f"{name} imports {users}, which is for wan.py"
 
 
+def test_only_the_server_knows_web_frameworks() -> None:
+    for name, path in files().items():
+        if top(name) not in ("server", "cli_serve"):
+            found = WEB & {top(i) for i in imported(path)}
+            assert not found, f"{name} imports {found}"
+    # which is an extra: without it, the commands that do not serve still start
+    at_once = ast.parse((SOURCE / "cli_serve.py").read_text()).body
+    heads = {
+        top(alias.name) for node in at_once if isinstance(node, ast.Import) for alias in node.names
+    }
+    heads |= {top(node.module or "") for node in at_once if isinstance(node, ast.ImportFrom)}
+    assert not heads & WEB
+
+
 def test_the_package_does_not_know_its_training_or_tests() -> None:
     for name, path in files().items():
         # OpenCV is for training, but for optical flow, which no package does without weights; that
@@ -228,7 +248,8 @@ def test_modules_are_found_as_the_package_finds_them() -> None:
 PROBE = """
 import importlib, json, os, pathlib, sys
 # libraries may print, cache and configure as they like; they come first
-import accelerate, av, diffusers, numpy, rich, torch, transformers, typer
+import accelerate, av, diffusers, fastapi, numpy, rich, torch, transformers, typer, uvicorn
+import uvicorn.protocols.websockets.websockets_sansio_impl
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan import pipeline_wan

@@ -140,14 +140,15 @@ class Camera:
     def __init__(self, session: LiveSession, clock: VirtualClock, arrivals: list[float]) -> None:
         self.session, self.clock = session, clock
         self.arrivals = [clock.now() + t for t in arrivals]
-        self.frame = levels(1)[0]
+        self.noise = np.random.default_rng(0)  # no two blocks alike: what comes again costs nothing
         self.out: list[EditedFrame] = []
 
     def advance(self, until: float) -> None:
         """Let time pass, and frames come."""
         while self.arrivals and self.arrivals[0] <= until:
             self.clock.time = self.arrivals.pop(0)
-            assert self.session.push(self.frame, self.clock.time)
+            frame = self.noise.integers(0, 256, levels(1)[0].shape, np.uint8)
+            assert self.session.push(frame, self.clock.time)
         self.clock.time = max(until, self.clock.time)
 
     def run(self, pipe: CausalWanPipeline, worker: Worker, cost: float) -> None:

@@ -276,6 +276,8 @@ def test_a_whole_stream_stays_below_its_peak(recovery: str) -> None:
     plan = plan_tiny(height=128, width=192, vae_config=vae[1], recovery=recovery)
     measured = spent(profiled(run), "stream")
     planned = plan.editing - plan.transformer - plan.autoencoder - plan.text_cache
+    # on a CPU the last block is kept to compare the next with: frames in and out, and the memory
+    planned += 2 * frames[:12].nbytes + plan.stream
     assert measured <= planned <= 1.3 * measured
 
 

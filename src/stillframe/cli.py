@@ -1,13 +1,15 @@
 """The command line: arguments in, exit codes out.
 
 torch is imported by commands that need it, so that ``--help`` answers at once. Exit codes: 0 done
-(perhaps with a warning), 2 refused with one sentence, 130 interrupted.
+(perhaps with a warning), 2 refused with one sentence, 130 interrupted, 141 stopped because nobody
+reads the output any more.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import AbstractContextManager, ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,7 +28,6 @@ from stillframe.cli_options import (
     LoraOption,
     ModelOption,
     OffloadOption,
-    OutOption,
     QuietOption,
     ReportOption,
     SeedOption,
@@ -38,7 +39,9 @@ from stillframe.cli_options import (
     load,
     parse_sigmas,
 )
+from stillframe.cli_serve import serve
 from stillframe.screen import (
+    READER_GONE,
     Interruption,
     edit_progress,
     names_table,
@@ -50,6 +53,7 @@ from stillframe.screen import (
 
 if TYPE_CHECKING:
     from stillframe.methods import Method
+    from stillframe.video import Sink, Source
 
 __all__ = ["app", "main"]
 
@@ -87,8 +91,18 @@ def _options(
 
 @app.command()
 def edit(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="The video to edit.")],
-    out: OutOption,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN", help="The video to edit: a file, a URL, a camera, or - for stdin."
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", metavar="OUT", help="What to write: a file, a URL, or - for stdout."
+        ),
+    ],
     prompt: Annotated[str | None, typer.Option(help="What it should look like.")] = None,
     style: Annotated[str | None, typer.Option(help="A style of the model, by name.")] = None,
     model: ModelOption = "tiny",
@@ -119,15 +133,27 @@ def edit(
     map_path: Annotated[
         Path | None, typer.Option("--map", help="Write a video of what was recomputed.")
     ] = None,
+    input_format: Annotated[
+        str | None,
+        typer.Option(help="FFmpeg's name of what comes in, if it cannot be told: y4m, v4l2."),
+    ] = None,
+    output_format: Annotated[
+        str | None, typer.Option(help="Of stdout or a URL: y4m, mpegts, matroska or flv.")
+    ] = None,
+    input_timeout: Annotated[
+        float, typer.Option(help="Seconds of silence after which a URL counts as dead.")
+    ] = 10.0,
     report: ReportOption = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also edit without pruning and report both.")
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Edit a video file."""
-    with one_sentence_errors():
-        _check_files(source, out, map_path, report)
+    """Edit a video file or stream."""
+    with one_sentence_errors(), ExitStack() as stack:
+        read, written = _places(source, input_format, input_timeout, out, output_format)
+        _check_files(read, written, map_path, report)
+        written = stack.enter_context(_kept_clean(written))
         levels = parse_sigmas(sigmas)
         text, placed, doubts = _place(model, prompt, style)
         chosen = _build_method(method, recovery=recovery, tau1=tau1, tau2=tau2)
@@ -145,8 +171,8 @@ def edit(
         with Interruption() as interrupted, edit_progress(quiet) as show:
             done = edit_file(
                 pipe,
-                source,
-                out,
+                read,
+                written,
                 prompt=text,
                 method=chosen,
                 seed=seed,
@@ -172,18 +198,38 @@ def edit(
             done.write(report)
         if done.interrupted or not quiet:
             for line in summary(done):
-                say(line)
+                say(line, stderr=written.kind == "pipe")
         if done.interrupted:
-            raise typer.Exit(interrupted.code)
+            raise typer.Exit(interrupted.code if interrupted() else READER_GONE)
 
 
-def _check_files(source: Path, out: Path, map_path: Path | None, report: Path | None) -> None:
-    """Refuse what cannot be read or written before anything heavy is imported."""
+def _places(
+    source: str, input_format: str | None, timeout: float, out: str, output_format: str | None
+) -> tuple[Source, Sink]:
+    """What is meant by the names that were typed."""
+    from stillframe.video import Sink, Source
+
+    return Source.of(source, input_format, timeout), Sink.of(out, output_format)
+
+
+def _check_files(source: Source, out: Sink, map_path: Path | None, report: Path | None) -> None:
+    """Refuse what cannot be read or written before anything heavy is imported.
+
+    What can be read only once is left alone.
+    """
     from stillframe.outputs import check_outputs
     from stillframe.video import VideoReader
 
-    VideoReader(source).close()
+    if not source.is_live:
+        VideoReader(source).close()
     check_outputs(source, out, map_path, report)
+
+
+def _kept_clean(sink: Sink) -> AbstractContextManager[Sink]:
+    """Keeps what is printed out of the video, if that goes to standard output."""
+    from stillframe.video import video_on_stdout
+
+    return video_on_stdout(sink)
 
 
 def _place(
@@ -224,6 +270,7 @@ def _build_method(name: str, **given: Any) -> Method:
 
 
 app.command()(generate)
+app.command()(serve)
 
 
 app.add_typer(models_app, name="models")

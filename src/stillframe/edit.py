@@ -1,4 +1,4 @@
-"""Edit a video file: open it, choose the size, run the loop, complete the files, report.
+"""Edit a video file or stream: open it, choose the size, run the loop, complete the files, report.
 
 Knows files, sizes and what a caller may ask for. The loop itself is ``stillframe.loop``, what to
 recompute the engine's business, and how progress is shown the caller's.
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stillframe.errors import InputError
 from stillframe.fit import Fit, fit_to_grid
 from stillframe.host import peak_resident_bytes
 from stillframe.loop import Comparison, FileLoop, Lane, MapVideo
@@ -26,7 +27,7 @@ from stillframe.methods import Method, find_method
 from stillframe.outputs import check_outputs
 from stillframe.pipeline import CausalWanPipeline
 from stillframe.report import DENOISING_STAGES, Report, RunReport
-from stillframe.video import VideoReader, VideoWriter
+from stillframe.video import Sink, Source, VideoReader, VideoWriter
 
 __all__ = ["Progress", "edit_file", "forget_peak", "peak_memory"]
 
@@ -52,8 +53,8 @@ class Progress(NamedTuple):
 
 def edit_file(
     pipe: CausalWanPipeline,
-    source: StrPath,
-    target: StrPath,
+    source: StrPath | Source,
+    target: StrPath | Sink,
     *,
     prompt: str,
     method: str | Method = "prune",
@@ -70,11 +71,16 @@ def edit_file(
     stop: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> Report:
-    """Edit a video file. Presentation times and sound are kept; memory does not grow with length.
+    """Edit a video file or stream. Presentation times and sound are kept, as far as the output
+    holds them; memory does not grow with length.
+
+    A stream is edited as it comes, and every block is written as soon as it is done. Nothing is
+    left out to keep up: a model that is slower than its source lets it wait.
 
     Args:
         pipe: the model.
-        source, target: files; the extension of ``target`` names its container.
+        source: a file; or a stream: "-" for standard input, a URL, a camera or a `Source`.
+        target: a file, whose extension names its container; or "-", a URL or a `Sink`.
         prompt: what it should look like.
         method: which tokens to compute, by name or as a `Method`.
         seed: of the noise.
@@ -87,25 +93,29 @@ def edit_file(
         map_path: where to write the source with recomputed patches highlighted.
         model, load_seconds: the model's name and how long it took to load, for the report.
         on_progress: called after every block.
-        stop: asked after every frame; true ends the files cleanly with the blocks that are done.
+        stop: asked after every frame, and while a pipe is silent; true ends the files cleanly with
+            the blocks that are done.
         settings: see ``CausalWanPipeline.settings``.
 
     Returns:
         the report. If ``stop`` came before the first block was done, ``frames_out`` is 0 and no
-        file is written.
+        file is written. If whoever reads a stream closes it, that is an interruption, too.
 
     Raises:
         InputError: the source cannot be used.
         OutputError: a result cannot be written; nothing half-written is left.
+        OutputClosedError: nobody reads the stream from the start.
+        KeyboardInterrupt: ``stop`` came before the source's first frame.
         ValueError: an argument is out of range.
     """
     chosen = find_method(method)() if isinstance(method, str) else method
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"at least 1 frame must be edited, got {max_frames}")
+    source, target = Source.of(source), Sink.of(target)
     check_outputs(source, target, map_path)
     started = time.perf_counter()
     with ExitStack() as stack:
-        reader = stack.enter_context(VideoReader(source))
+        reader = stack.enter_context(_open_reader(source, stop))
         fit = fit_to_grid(
             reader.width,
             reader.height,
@@ -116,7 +126,7 @@ def edit_file(
         )
         embeds = pipe.encode_prompt(prompt)
         load_seconds += time.perf_counter() - started
-        writer = stack.enter_context(_open_writer(target, reader, fit, crf, sound=True))
+        writer = stack.enter_context(_open_writer(target, reader, fit, crf, sound=True, stop=stop))
         map_video = None
         if map_path is not None:
             map_writer = _open_writer(map_path, reader, fit, crf, sound=False)
@@ -136,8 +146,23 @@ def edit_file(
         return _report(job, reader, fit, loop, comparison)
 
 
+def _open_reader(source: Source, stop: Callable[[], bool] | None) -> VideoReader:
+    try:
+        return VideoReader(source, stop=stop)
+    except InputError as error:
+        if stop is not None and stop():
+            raise KeyboardInterrupt from error
+        raise
+
+
 def _open_writer(
-    path: StrPath, reader: VideoReader, fit: Fit, crf: int, *, sound: bool
+    path: StrPath | Sink,
+    reader: VideoReader,
+    fit: Fit,
+    crf: int,
+    *,
+    sound: bool,
+    stop: Callable[[], bool] | None = None,
 ) -> VideoWriter:
     """A writer of frames that are timed and shaped as the reader's."""
     with warnings.catch_warnings():
@@ -152,6 +177,7 @@ def _open_writer(
             crf=crf,
             sample_aspect_ratio=reader.sample_aspect_ratio,
             audio_from=reader if sound else None,
+            stop=stop,
         )
 
 
@@ -199,8 +225,8 @@ def _report(
         **{name: getattr(runs[0], name) for name in asdict(runs[0])},
         **({} if comparison is None else _differences(runs[0], runs[1], comparison)),
         stillframe=version("stillframe"),
-        source=str(reader.path),
-        output=str(loop.writer.path),
+        source=reader.name,
+        output=loop.writer.name,
         frames_in=loop.frames_in,
         frames_out=frames,
         fps_source=reader.fps,
@@ -218,7 +244,7 @@ def _report(
         peak_memory_bytes=peak_memory(job.pipe.compute_device),
         damage=reader.damage,
         interrupted=loop.interrupted,
-        warnings=_warnings(reader, loop.writer),
+        warnings=_warnings(reader, loop),
     )
 
 
@@ -239,12 +265,21 @@ def _differences(run: RunReport, full: RunReport, comparison: Comparison) -> dic
     }
 
 
-def _warnings(reader: VideoReader, writer: VideoWriter) -> tuple[str, ...]:
-    told = []
+def _warnings(reader: VideoReader, loop: FileLoop) -> tuple[str, ...]:
+    told, writer = [], loop.writer
     if reader.damage is not None:
-        told.append(f"a part of {reader.path} was lost: {reader.damage}")
+        told.append(f"a part of {reader.name} was lost: {reader.damage}")
+    if reader.fell_silent:
+        told.append(f"{reader.name} ended because nothing came for {reader.source.timeout:g} s")
     if writer.audio_dropped is not None:
-        told.append(f"{writer.path} has no sound: {writer.audio_dropped}")
+        told.append(f"{writer.name} has no sound: {writer.audio_dropped}")
+    if writer.gaps:
+        told.append(
+            f"{writer.name} is in a format without times: {writer.gaps} "
+            f"gap{'' if writer.gaps == 1 else 's'} between frames were closed"
+        )
+    if loop.closed is not None:
+        told.append(f"{loop.closed} after {writer.frames_written} frames")
     return tuple(told)
 
 

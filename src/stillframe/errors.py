@@ -1,9 +1,10 @@
 """The error tree: what a caller of stillframe may want to catch.
 
     StillframeError
-    ├── InputError      a file or frame that cannot be used: missing, not a video, too small,
-    corrupt ├── OutputError     a result that cannot be written: no permission, unknown container,
-    disk full └── ModelError      a model that cannot be loaded or is not of a supported kind
+    ├── InputError              a file or frame that cannot be used: missing, not a video, corrupt
+    ├── OutputError             a result that cannot be written: no permission, disk full
+    │   └── OutputClosedError   nobody reads the result any more
+    └── ModelError              a model that cannot be loaded or is not of a supported kind
 
 Wrong *arguments* raise ``ValueError`` (or ``TypeError``), as everywhere in Python. Every message is
 one sentence with the numbers in it; the command line prints it and exits with code 2.
@@ -11,7 +12,7 @@ one sentence with the numbers in it; the command line prints it and exits with c
 
 from __future__ import annotations
 
-__all__ = ["InputError", "ModelError", "OutputError", "StillframeError"]
+__all__ = ["InputError", "ModelError", "OutputClosedError", "OutputError", "StillframeError"]
 
 
 class StillframeError(Exception):
@@ -24,6 +25,10 @@ class InputError(StillframeError):
 
 class OutputError(StillframeError):
     """A result that cannot be written."""
+
+
+class OutputClosedError(OutputError):
+    """A pipe or connection whose other end has been closed, or takes nothing any more."""
 
 
 class ModelError(StillframeError):

@@ -227,7 +227,7 @@ def _report(
     total = sum(spent.values())
     return GenerateReport(
         stillframe=version("stillframe"),
-        output=str(writer.path),
+        output=writer.name,
         frames_out=writer.frames_written,
         fps=float(job.rate),
         width=stream.width,

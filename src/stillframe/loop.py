@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillframe.engine import BlockStats, EditStream, StageClock
+from stillframe.errors import OutputClosedError
 from stillframe.fit import Fit
 from stillframe.measures import PeakSignalToNoise, StaticFlicker
 from stillframe.methods import Method
@@ -182,7 +183,8 @@ class FileLoop:
 
     Attributes:
         frames_in: frames read so far.
-        interrupted: whether it was told to stop.
+        interrupted: whether it was told to stop, or nobody reads the output any more.
+        closed: what happened to the output in that case, else None.
         clock: seconds of ``decode_video`` (with fitting) and ``write``.
     """
 
@@ -197,6 +199,7 @@ class FileLoop:
     ) -> None:
         self.frames_in = 0
         self.interrupted = False
+        self.closed: OutputClosedError | None = None
         self.clock = StageClock()
         self.writer = writer
         self.lanes = lanes
@@ -212,12 +215,27 @@ class FileLoop:
         on_output: Callable[[], None] | None = None,
     ) -> None:
         """Edit frames until they end or ``stop`` says so, which leaves unfinished blocks out."""
+        try:
+            self._run(frames, stop, on_output)
+        except OutputClosedError as error:
+            self.interrupted, self.closed = True, error
+
+    def _run(
+        self,
+        frames: Iterator[Frame],
+        stop: Callable[[], bool] | None,
+        on_output: Callable[[], None] | None,
+    ) -> None:
         while not self.interrupted:
             with self.clock("decode_video"):
                 frame = next(frames, None)
                 picture = None if frame is None else self._picture(frame)
             if frame is not None and picture is not None:
                 self._wait(frame, picture)
+            elif stop is not None and stop():
+                # a pipe ends when it is told to
+                self.interrupted = True
+                return
             edited = self._advance(picture)
             if edited is not None:
                 self._output(edited)
@@ -277,5 +295,8 @@ class FileLoop:
         keep = self.writer.frames_written > 0 or not self.interrupted
         if self._map is not None:
             self._map.writer.close(keep=keep)
-        with self.clock("write"):
-            self.writer.close(keep=keep)
+        try:
+            with self.clock("write"):
+                self.writer.close(keep=keep)
+        except OutputClosedError as error:
+            self.interrupted, self.closed = True, error

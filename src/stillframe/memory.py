@@ -54,7 +54,8 @@ class MemoryPlan:
         cache: keys and values of committed frames and of the block.
         recovery: what the recovery holds beyond the cache.
         text_cache: keys and values of the prompt in every layer, and its embeddings.
-        stream: what the autoencoder remembers from one block to the next.
+        stream: what the autoencoder remembers from one block to the next (on a CPU a tiny one keeps
+            a block of frames in and out as well, to compare the next one with).
         activations: the most that a denoising or context pass adds while it runs.
         encode, decode: the most that encoding and decoding a block add.
         dtype: of weights, keys and values.

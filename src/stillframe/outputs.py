@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stillframe.errors import OutputError
 from stillframe.report import check_report_path
-from stillframe.video import check_output
+from stillframe.video import Sink, Source, check_output
 
 __all__ = ["check_outputs"]
 
@@ -16,25 +16,31 @@ StrPath = str | PathLike[str]
 
 
 def check_outputs(
-    source: StrPath | None,
-    target: StrPath,
+    source: StrPath | Source | None,
+    target: StrPath | Sink,
     map_path: StrPath | None = None,
     report_path: StrPath | None = None,
 ) -> None:
-    """Refuse outputs that cannot be written. Touches nothing.
+    """Refuse outputs that cannot be written. Touches nothing, neither pipes nor the network.
 
     Args:
-        source: the video that is read; None if there is none.
-        target: the video that is written.
+        source: the video or stream that is read; None if there is none.
+        target: the video or stream that is written.
         map_path: the video of what was recomputed, if wanted.
         report_path: the report, if wanted.
 
     Raises:
         OutputError: one of them cannot be written, or two of the four are the same file.
     """
+    if isinstance(source, Source):
+        source = source.text if source.kind == "file" else None
+    sink = Sink.of(target)
     read = source if source is not None and os.path.exists(source) else None
+    taken: dict[Path, StrPath]
     taken = {} if source is None else {Path(os.path.realpath(source)): source}
-    places: list[tuple[StrPath, Path]] = [(target, check_output(target, source=read))]
+    places: list[tuple[StrPath, Path]] = []
+    if sink.kind == "file":
+        places.append((sink.text, check_output(sink.text, source=read)))
     if map_path is not None:
         places.append((map_path, check_output(map_path, source=read)))
     if report_path is not None:

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from stillframe.errors import StillframeError
+from stillframe.errors import OutputClosedError, StillframeError
 
 if TYPE_CHECKING:
     from stillframe.edit import Progress as EditProgress
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INTERRUPTED",
+    "READER_GONE",
     "REFUSED",
     "Interruption",
     "edit_progress",
@@ -46,11 +47,13 @@ __all__ = [
 
 REFUSED = 2
 INTERRUPTED = 130
+#: What a shell reports of a program that ended because nobody reads its output any more.
+READER_GONE = 141
 
 
-def say(text: str) -> None:
-    """A line on standard output, as it is: not wrapped, not marked up."""
-    Console(soft_wrap=True).print(text, markup=False, highlight=False)
+def say(text: str, *, stderr: bool = False) -> None:
+    """A line on standard output (or error), as it is: not wrapped, not marked up."""
+    Console(soft_wrap=True, stderr=stderr).print(text, markup=False, highlight=False)
 
 
 def warn(text: str) -> None:
@@ -65,9 +68,15 @@ def _to_stderr(label: str, style: str, text: str) -> None:
 
 @contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """What users cause: one sentence on standard error and exit code 2; for Ctrl-C, 130."""
+    """What users cause: one sentence on standard error and exit code 2; for Ctrl-C, 130.
+
+    A reader of the output that has gone is a warning, and exit code 141.
+    """
     try:
         yield
+    except OutputClosedError as error:
+        warn(str(error))
+        raise typer.Exit(READER_GONE) from error
     except (StillframeError, ValueError) as error:
         _to_stderr("Error", "bold red", str(error))
         raise typer.Exit(REFUSED) from error

@@ -1,12 +1,23 @@
-"""Video files in and out, frame by frame.
+"""Video files and streams in and out, frame by frame.
 
-`reading` decodes, `writing` encodes; both stream, so that memory does not grow with length. Neither
-knows of models, tensors or the sizes that a model wants (`stillframe.fit`).
+`reading` decodes, `writing` encodes, `places` says where; all is streamed, so that memory does not
+grow with length. None knows of models, tensors or the sizes that a model wants (`stillframe.fit`).
 """
 
 from __future__ import annotations
 
+from stillframe.video.pipes import video_on_stdout
+from stillframe.video.places import Sink, Source
 from stillframe.video.reading import Frame, VideoReader
-from stillframe.video.writing import VideoWriter, check_output
+from stillframe.video.targets import check_output
+from stillframe.video.writing import VideoWriter
 
-__all__ = ["Frame", "VideoReader", "VideoWriter", "check_output"]
+__all__ = [
+    "Frame",
+    "Sink",
+    "Source",
+    "VideoReader",
+    "VideoWriter",
+    "check_output",
+    "video_on_stdout",
+]

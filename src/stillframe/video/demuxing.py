@@ -1,15 +1,17 @@
-"""Open a video file and take it apart into packets, once, from front to back.
+"""Open a video file or stream and take it apart into packets, once, from front to back.
 
-Knows containers, which stream is the picture and which the sound, and where the file itself is
+Knows containers, which stream is the picture and which the sound, and where the input itself is
 broken. Does not decode. Sound goes to a sink as it is met; without one it is dropped.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import av
 from av.audio.stream import AudioStream
@@ -19,6 +21,8 @@ from av.video.stream import VideoStream
 
 from stillframe.errors import InputError
 from stillframe.video.damage import Damage
+from stillframe.video.pipes import PipeInput
+from stillframe.video.places import Source
 from stillframe.video.timing import InputClock
 
 __all__ = ["AudioSink", "Demuxer"]
@@ -34,6 +38,16 @@ _EARLY_END_S = 0.5
 # More than Matroska itself puts between two packets.
 _UNEXPLAINED_BYTES = 2048
 _READ_ATTEMPTS = 32
+# What looking at a stream may take before its first frame is decoded, unless its header says all.
+_LIVE_OPTIONS = {"analyzeduration": "2000000"}
+_OPTIONS_BY_SCHEME = {
+    "rtsp": {"rtsp_flags": "prefer_tcp"},
+    "rtsps": {"rtsp_flags": "prefer_tcp"},
+    # A model that is slower than the sender loses packets, and goes on.
+    "udp": {"overrun_nonfatal": "1", "fifo_size": "50000"},
+}
+# A pipe's worth at a time: raw pictures are large.
+_PIPE_BUFFER_BYTES = 1 << 16
 
 
 class Demuxer:
@@ -45,29 +59,39 @@ class Demuxer:
         audio: the first sound stream, None without sound.
         start: seconds at which the earliest stream begins.
         duration: seconds, 0 if unknown.
+        fell_silent: whether it was given up because nothing came any more.
 
     Args:
-        path: the file.
+        source: the file or stream.
         damage: where losses are noted.
+        stop: asked while a pipe is silent; true ends it.
 
     Raises:
-        InputError: the file is missing or not a video.
+        InputError: the file is missing or not a video, or a stream does not answer.
     """
 
-    def __init__(self, path: Path, damage: Damage) -> None:
+    def __init__(
+        self, source: Source, damage: Damage, stop: Callable[[], bool] | None = None
+    ) -> None:
         self._damage = damage
+        self.fell_silent = False
+        self._pipe: PipeInput | None = None
         self._sink: AudioSink | None = None
         self._early: list[av.Packet[Any]] | None = []
         self._audio_clock: InputClock | None = None
-        self.container = _open(path)
+        if source.kind == "pipe":
+            self._pipe = _open_pipe(source, stop)
         try:
-            self.video = _picture_stream(self.container, path)
+            self.container = _open(source, self._pipe)
+            self.video = _picture_stream(self.container, source.name)
         except InputError:
-            self.container.close()
+            self.close()
             raise
         self.audio: AudioStream | None = next(iter(self.container.streams.audio), None)
         self.start = (self.container.start_time or 0) * _MICROSECOND
-        self.duration = (self.container.duration or 0) * _MICROSECOND
+        # What pipes say is made up from sizes that they do not have.
+        known = 0 if source.is_live else self.container.duration or 0
+        self.duration = known * _MICROSECOND
 
     def seconds(self, packet: av.Packet[Any]) -> float | None:
         """When the packet is shown or heard, from the file's start; None if it does not say."""
@@ -118,6 +142,9 @@ class Demuxer:
                         failures = 0
                         yield packet
                 return
+            except av.error.ExitError:
+                self.fell_silent = True
+                return
             except av.FFmpegError:
                 if failures == 0:
                     self._damage.unread.add(None)
@@ -144,19 +171,64 @@ class Demuxer:
             self._damage.early_end = last_end, float(self.duration)
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file or stream."""
         self._sink = None
-        self.container.close()
+        container: InputContainer | None = getattr(self, "container", None)
+        if container is not None:
+            container.close()
+        if self._pipe is not None:
+            self._pipe.close()
 
 
-def _open(path: Path) -> InputContainer:
+def _open_pipe(source: Source, stop: Callable[[], bool] | None) -> PipeInput:
+    try:
+        return PipeInput(source, stop)
+    except OSError as error:
+        raise InputError(f"{source.name} cannot be read: {error.strerror}") from error
+
+
+def _open(source: Source, pipe: PipeInput | None) -> InputContainer:
+    if source.kind == "file":
+        return _open_file(Path(source.text), source.format)
+    scheme = urlsplit(source.text).scheme if source.kind == "network" else ""
+    timeout = source.timeout if source.kind == "network" else None
+    started = time.monotonic()
+    try:
+        return av.open(
+            source.text if pipe is None else pipe,
+            "r",
+            format=source.format,
+            container_options={**_LIVE_OPTIONS, **_OPTIONS_BY_SCHEME.get(scheme, {})},
+            metadata_errors="replace",
+            buffer_size=_PIPE_BUFFER_BYTES,
+            timeout=None if timeout is None else (timeout, timeout),
+        )
+    except (OSError, av.FFmpegError) as error:
+        # some protocols call it a broken stream when they are told that it took too long
+        if timeout is not None and time.monotonic() - started >= timeout:
+            raise InputError(f"{source.name} did not answer within {timeout:g} s") from error
+        raise InputError(_why_unreadable(source, pipe, error)) from error
+
+
+def _why_unreadable(source: Source, pipe: PipeInput | None, error: OSError | av.FFmpegError) -> str:
+    if pipe is not None and pipe.is_empty:
+        return f"{source.name} ends before its first byte"
+    if isinstance(error, av.error.EOFError):
+        return f"{source.name} ends before its first frame"
+    if isinstance(error, av.error.InvalidDataError):
+        hint = "; a pipe carries y4m, mpegts or matroska" if pipe is not None else ""
+        return f"{source.name} is not a video that can be read{hint}"
+    return f"{source.name} cannot be opened: {error.strerror or error}"
+
+
+def _open_file(path: Path, format: str | None) -> InputContainer:
     if not path.exists():
         raise InputError(f"{path} does not exist")
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a video file")
     try:
         # An absolute path cannot be taken for a protocol, as "clip:1.mp4" would be.
-        return av.open(str(path.resolve()), "r", metadata_errors="replace")
+        return av.open(str(path.resolve()), "r", format=format, metadata_errors="replace")
     except av.error.PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied") from error
     except av.error.EOFError as error:
@@ -168,18 +240,18 @@ def _open(path: Path) -> InputContainer:
         ) from error
 
 
-def _picture_stream(container: InputContainer, path: Path) -> VideoStream:
+def _picture_stream(container: InputContainer, name: str) -> VideoStream:
     kind = container.format.name
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         held = " and ".join(sorted({stream.type for stream in container.streams}))
-        raise InputError(f"{path} holds no video, only {held or 'a header with 0 streams'}")
+        raise InputError(f"{name} holds no video, only {held or 'a header with 0 streams'}")
     stream = streams[0]
     if kind == "image2" or kind.endswith("_pipe"):
-        raise InputError(f"{path} is a still image, not a video")
+        raise InputError(f"{name} is a still image, not a video")
     codec_context: Any = stream.codec_context
     if codec_context is None:
-        raise InputError(f"{path} holds video in a format that this FFmpeg cannot decode")
+        raise InputError(f"{name} holds video in a format that this FFmpeg cannot decode")
     if codec_context.name in _TEXT_CODECS:
-        raise InputError(f"{path} is text, not a video")
+        raise InputError(f"{name} is text, not a video")
     return stream

@@ -1,7 +1,8 @@
-"""Encoders and containers: pictures and copied sound in, an open file out.
+"""Encoders and containers: pictures and copied sound in, an open file or stream out.
 
-Knows which container an extension means, what its encoders want and which times it can hold. Does
-not know whether the file may be written, when it is complete, or what becomes of it after an error.
+Knows which container an extension or the name of a stream means, what its encoders want and which
+times it can hold. Does not know whether the file may be written, when it is complete, or what
+becomes of it after an error.
 """
 
 from __future__ import annotations
@@ -20,29 +21,37 @@ from av.video.stream import VideoStream
 
 from stillframe.video.picture import FromRgb, tag_colours
 
-__all__ = ["CONTAINERS", "Container", "Encoder", "Picture"]
+__all__ = ["CONTAINERS", "STREAMS", "Container", "Encoder", "Picture"]
 
 _FINEST_TICK = Fraction(1, 1_000_000)
 _COARSEST_TIMESCALE = 1000
 _LAMBDA_PER_QSCALE = 118
 _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+# Who joins a stream late sees nothing before the next whole picture.
+_LIVE_KEYFRAME_S = 2
 _EVEN_FORMATS = ("yuv420", "yuvj420", "nv12", "p010")
 
 
 class Container(NamedTuple):
-    """What an extension stands for.
+    """What an extension or the name of a stream stands for.
 
     Attributes:
         format: FFmpeg's name of the muxer.
         codec: the encoder used unless another is asked for.
         tick: the only time base that it can hold; None if it holds any.
         constant_rate: times are multiples of one frame's duration.
+        stream: its name as a stream, which is sent at once and never gone back to; None: a file.
+        keeps_gaps: a frame that comes late stays late; otherwise it follows the one before it.
+        sounds: codecs of sound that it holds; None: whatever its muxer accepts.
     """
 
     format: str
     codec: str
     tick: Fraction | None = None
     constant_rate: bool = False
+    stream: str | None = None
+    keeps_gaps: bool = True
+    sounds: frozenset[str] | None = None
 
     def grid(self, time_base: Fraction, rate: Fraction) -> Fraction:
         """The time base to write in: `time_base` itself wherever the container can hold it."""
@@ -63,6 +72,23 @@ CONTAINERS = {
     ".webm": Container("webm", "libvpx-vp9", tick=_MILLISECOND),
     ".avi": Container("avi", "mpeg4", constant_rate=True),
     ".gif": Container("gif", "gif", tick=Fraction(1, 100)),
+}
+# FFmpeg puts any sound into a transport stream, and players find only these in it.
+_MPEGTS_SOUNDS = frozenset({"aac", "ac3", "dts", "eac3", "mp2", "mp3", "opus"})
+STREAMS = {
+    "y4m": Container(
+        "yuv4mpegpipe",
+        "rawvideo",
+        constant_rate=True,
+        stream="y4m",
+        keeps_gaps=False,
+        sounds=frozenset(),
+    ),
+    "mpegts": Container(
+        "mpegts", "libx264", Fraction(1, 90_000), stream="mpegts", sounds=_MPEGTS_SOUNDS
+    ),
+    "matroska": Container("matroska", "libx264", _MILLISECOND, stream="matroska"),
+    "flv": Container("flv", "libx264", _MILLISECOND, stream="flv"),
 }
 
 
@@ -86,10 +112,10 @@ class Picture(NamedTuple):
 
 
 class Encoder:
-    """An open output file: header written, pictures and sound accepted.
+    """An open output: header written, pictures and sound accepted.
 
     Args:
-        path: the file; what is there is overwritten.
+        address: what FFmpeg opens: the path of a file, which is overwritten, or a stream.
         container: how.
         codec: FFmpeg's name of a video encoder.
         picture: size, times and quality; an odd size loses a row or column where the pixel format
@@ -107,7 +133,7 @@ class Encoder:
 
     def __init__(
         self,
-        path: Path,
+        address: str,
         container: Container,
         codec: str,
         picture: Picture,
@@ -118,28 +144,30 @@ class Encoder:
         self.width = picture.width - (picture.width % 2 if even else 0)
         self.height = picture.height - (picture.height % 2 if even else 0)
         self.audio_dropped: str | None = None
-        self._picture = picture
+        self._picture, self._container = picture, container
         self._duration = max(1, round(1 / (picture.rate * picture.grid)))
         self._convert = FromRgb(self.width, self.height, picture.grid, self._pixel_format)
         self._last_audio_tick: int | None = None
+        kept = None if audio is None or not self._may_hold(audio) else audio
         try:
-            self._open(path, container, codec, audio)
+            self._open(address, codec, kept)
         except (ValueError, av.FFmpegError) as error:
-            if audio is None or isinstance(error, OSError):
+            if kept is None or isinstance(error, OSError):
                 raise
-            self._open(path, container, codec, None)
-            name = audio.codec_context.name if audio.codec_context else "unknown"
-            self.audio_dropped = f"{path.suffix} files cannot hold {name} sound"
+            kept = None
+            self._open(address, codec, None)
+        if audio is not None and kept is None:
+            kind = f"{Path(address).suffix} files"
+            kind = kind if container.stream is None else f"{container.stream} streams"
+            self.audio_dropped = f"{kind} cannot hold {_codec_name(audio)} sound"
 
-    def _open(
-        self, path: Path, container: Container, codec: str, audio: AudioStream | None
-    ) -> None:
-        options = {}
-        if container.format in ("mp4", "mov"):
-            # Moves the index to the front; lets late starts be as exact as the times themselves.
-            scale = _movie_timescale(self._picture.grid, audio)
-            options = {"movflags": "+faststart", "movie_timescale": str(scale)}
-        output = av.open(str(path), "w", format=container.format, container_options=options)
+    def _may_hold(self, audio: AudioStream) -> bool:
+        sounds = self._container.sounds
+        return sounds is None or _codec_name(audio) in sounds
+
+    def _open(self, address: str, codec: str, audio: AudioStream | None) -> None:
+        options = _muxer_options(self._container, self._picture.grid, audio)
+        output = av.open(address, "w", format=self._container.format, container_options=options)
         try:
             self._video = self._add_video(output, codec)
             self._audio = None if audio is None else _copy_stream(output, audio)
@@ -152,12 +180,15 @@ class Encoder:
 
     def _add_video(self, output: OutputContainer, codec: str) -> VideoStream:
         picture = self._picture
-        options = _quality(codec, picture.crf)
+        is_live = self._container.stream is not None
+        options = _quality(codec, picture.crf, is_live)
         stream: Any = output.add_stream(codec, rate=picture.rate, options=options)
         stream.width, stream.height = self.width, self.height
         stream.pix_fmt = self._pixel_format
         stream.codec_context.time_base = picture.grid
         stream.codec_context.sample_aspect_ratio = picture.aspect
+        if is_live and codec != "rawvideo":
+            stream.codec_context.gop_size = max(1, round(_LIVE_KEYFRAME_S * picture.rate))
         if self._pixel_format.startswith("yuv"):
             tag_colours(stream.codec_context, self.width, self.height)
         return stream
@@ -194,6 +225,28 @@ class Encoder:
             self._output.mux(packet)
 
 
+def _muxer_options(
+    container: Container, grid: Fraction, audio: AudioStream | None
+) -> dict[str, str]:
+    if container.format in ("mp4", "mov") and container.stream is None:
+        # Moves the index to the front; lets late starts be as exact as the times themselves.
+        scale = _movie_timescale(grid, audio)
+        return {"movflags": "+faststart", "movie_timescale": str(scale)}
+    if container.stream is None:
+        return {}
+    # Everything leaves at once; sound that is missing holds pictures up for two seconds at most.
+    options = {"flush_packets": "1", "max_interleave_delta": "2000000"}
+    if container.format == "matroska":
+        options |= {"live": "1", "cluster_time_limit": "0"}
+    elif container.format == "flv":
+        options["flvflags"] = "no_duration_filesize"
+    return options
+
+
+def _codec_name(audio: AudioStream) -> str:
+    return audio.codec_context.name if audio.codec_context else "unknown"
+
+
 def _movie_timescale(grid: Fraction, audio: AudioStream | None) -> int:
     """Ticks per second that hit every tick of the pictures, and of the sound if 31 bits allow."""
     scale = grid.denominator * -(-_COARSEST_TIMESCALE // grid.denominator)
@@ -225,8 +278,12 @@ def _pixel_format(codec: str) -> str:
     return formats[0]
 
 
-def _quality(codec: str, crf: int) -> dict[str, str]:
+def _quality(codec: str, crf: int, is_live: bool) -> dict[str, str]:
     """Encoder options near `crf` on libx264's scale; none for encoders without a known scale."""
+    if codec == "rawvideo":
+        return {"chroma_sample_location": "left"}
+    if codec == "libx264" and is_live:
+        return {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
     if codec == "libx264":
         return {"crf": str(crf), "preset": "faster"}
     if codec == "libx265":

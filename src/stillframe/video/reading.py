@@ -1,4 +1,4 @@
-"""Decode a video file into upright 8-bit RGB frames, one at a time.
+"""Decode a video file or stream into upright 8-bit RGB frames, one at a time.
 
 Knows decoding, sizes and times. Does not know who reads. Handles neither HDR (see `picture`) nor
 interlacing nor still images.
@@ -6,7 +6,7 @@ interlacing nor still images.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
@@ -22,12 +22,15 @@ from stillframe.errors import InputError
 from stillframe.video.damage import Damage
 from stillframe.video.demuxing import AudioSink, Demuxer
 from stillframe.video.picture import Orientation, ToRgb
+from stillframe.video.places import Source
 from stillframe.video.timing import InputClock
 
 __all__ = ["Frame", "VideoReader"]
 
 _SMALLEST = 16
 _FPS_IF_UNKNOWN = 25.0
+# Where a stream does not know its rate, FFmpeg guesses up to that of its clock.
+_HIGHEST_LIVE_FPS = 240.0
 
 
 class Frame(NamedTuple):
@@ -43,7 +46,7 @@ class Frame(NamedTuple):
 
 
 class VideoReader:
-    """A video file, opened and probed; iterating yields its frames in order, as they are decoded.
+    """A video file or stream, opened and probed; iterating yields its frames as they are decoded.
 
     Like an open text file it has one position: a second loop goes on where the first one stopped.
     Use it as a context manager.
@@ -53,8 +56,17 @@ class VideoReader:
     Presentation times are the file's own (variable frame rates included), counted from the start of
     its earliest stream, and repaired where they do not increase.
 
+    A stream ends when its sender ends it, falls silent for its `Source.timeout` (network sources
+    only), or `stop` says so.
+
+    Args:
+        source: a path, a URL, a device, "-" for standard input, or a `Source`.
+        stop: asked before every read of a pipe and while it is silent; true ends it.
+
     Attributes:
-        path: the file.
+        source: where the video comes from.
+        path: the file, None of anything else.
+        name: what to call it.
         width, height: of the upright frames, in pixels.
         rotation: degrees clockwise by which stored pictures are turned: 0, 90, 180 or 270.
             Mirroring is undone too.
@@ -64,13 +76,18 @@ class VideoReader:
         sample_aspect_ratio: width of an upright pixel divided by its height.
 
     Raises:
-        InputError: the file is missing, not a video, without a decodable frame, or under 16x16.
+        InputError: the file is missing, not a video, without a decodable frame, or under 16x16; or
+            a stream does not answer.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, source: str | PathLike[str] | Source, *, stop: Callable[[], bool] | None = None
+    ) -> None:
+        self.source = Source.of(source)
+        self.path = Path(self.source.text) if self.source.kind == "file" else None
+        self.name = self.source.name
         self._damage = Damage()
-        self._demuxer = Demuxer(self.path, self._damage)
+        self._demuxer = Demuxer(self.source, self._damage, stop)
         try:
             self._describe()
             self._pictures = self._decode()
@@ -84,7 +101,9 @@ class VideoReader:
         self._stream = stream
         self.time_base = stream.time_base or Fraction(1, 90_000)
         self.fps = float(stream.average_rate or stream.guessed_rate or _FPS_IF_UNKNOWN)
-        self.frames_estimate: int | None = stream.frames or None
+        if self.source.is_live and self.fps > _HIGHEST_LIVE_FPS:
+            self.fps = _FPS_IF_UNKNOWN
+        self.frames_estimate: int | None = None if self.source.is_live else stream.frames or None
         if self.frames_estimate is None and duration:
             self.frames_estimate = max(1, round(duration * Fraction(self.fps)))
 
@@ -93,7 +112,7 @@ class VideoReader:
         first = next(self._pictures, None)
         if first is None:
             lost = f": {self.damage}" if self.damage else ""
-            raise InputError(f"{self.path} has a video stream but not one readable frame{lost}")
+            raise InputError(f"{self.name} has a video stream but not one readable frame{lost}")
         self._orientation = Orientation.of(first)
         self.rotation = self._orientation.rotation
         self.width, self.height = first.width, first.height
@@ -103,7 +122,7 @@ class VideoReader:
             self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
         if min(self.width, self.height) < _SMALLEST:
             raise InputError(
-                f"{self.path} is {self.width}x{self.height} pixels and the smallest usable size is "
+                f"{self.name} is {self.width}x{self.height} pixels and the smallest usable size is "
                 f"{_SMALLEST}x{_SMALLEST}"
             )
         return first
@@ -128,6 +147,11 @@ class VideoReader:
         """What was lost so far and where, in one sentence without a full stop; None if nothing."""
         return self._damage.sentence()
 
+    @property
+    def fell_silent(self) -> bool:
+        """Whether it ended because nothing came for its `Source.timeout`."""
+        return self._demuxer.fell_silent
+
     def connect_audio(self, sink: AudioSink | None) -> None:
         """Hand every audio packet to `sink` as it is met, in the thread that iterates.
 
@@ -151,7 +175,7 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Release the file. Iteration ends; attributes stay."""
+        """Release the file or stream. Iteration ends; attributes stay."""
         self._frames.close()
         self._pictures.close()
         self._demuxer.close()

@@ -1,0 +1,109 @@
+"""``stillframe serve``: live editing in the browser.
+
+Arguments in, a server until Ctrl-C; what it does is in ``server``, which needs packages of its own.
+See `cli` for exit codes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import webbrowser
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stillframe.cli_options import (
+    DeviceOption,
+    DtypeOption,
+    HeightOption,
+    LoadOptions,
+    ModelOption,
+    ThreadsOption,
+    WidthOption,
+    load,
+)
+from stillframe.errors import StillframeError
+from stillframe.screen import one_sentence_errors, say
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["serve"]
+
+_NEEDED = ("fastapi", "uvicorn", "websockets")
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Where to listen; others than this computer's own need a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 7860,
+    model: ModelOption = "tiny",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    threads: ThreadsOption = None,
+    height: HeightOption = None,
+    width: WidthOption = None,
+    max_sessions: Annotated[int, typer.Option(min=1, help="Open at a time.")] = 4,
+    token: Annotated[
+        str | None, typer.Option(envvar="STILLFRAME_TOKEN", help="What clients must know.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Edit live: camera, screen or file in, in the browser."""
+    with one_sentence_errors():
+        _check_packages()
+        from stillframe.server.guard import is_loopback, new_token
+        from stillframe.server.serving import address, listen
+
+        if token is None and not is_loopback(host):
+            token = new_token()
+        with listen(host, port) as place:
+            app = _app(
+                LoadOptions(model, device, dtype, threads, height=height, width=width),
+                host, token, max_sessions,
+            )  # fmt: skip
+            url = address(host, place.getsockname()[1], token)
+            say(f"live editing at {url} (Ctrl-C ends it)")
+            if open_page:
+                webbrowser.open(url)
+            _run(app, place)
+        say("the server has ended")
+
+
+def _check_packages() -> None:
+    """Refuse if what the server is made with is not installed."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise StillframeError(
+            f"a server needs {', '.join(missing)}: install them with "
+            f"pip install 'stillframe[serve]'"
+        )
+
+
+def _app(options: LoadOptions, host: str, token: str | None, max_sessions: int) -> FastAPI:
+    """The application, its model loaded."""
+    from stillframe.load import model_styles
+    from stillframe.server.app import create_app
+
+    return create_app(
+        load(options),
+        max_sessions=max_sessions,
+        token=token,
+        host=host,
+        model=options.model,
+        styles=model_styles(options.model),
+        height=options.height,
+        width=options.width,
+    )
+
+
+def _run(app: FastAPI, place: socket.socket) -> None:
+    """Serve until Ctrl-C, which is how a server ends."""
+    from stillframe.server.serving import make_server
+
+    try:
+        make_server(app).run(sockets=[place])
+    except KeyboardInterrupt:
+        return

@@ -1,0 +1,277 @@
+"""The application: a page, a little HTTP about the server, and the socket of live editing.
+
+`create_app` puts together who may come in, the worker that all share, and a connection a socket.
+What a connection does is in ``connection``; on which port this is served, it does not know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response, WebSocket
+from fastapi.responses import FileResponse, PlainTextResponse
+
+from stillframe.load import bundled_models
+from stillframe.methods import methods
+from stillframe.pipeline import CausalWanPipeline
+from stillframe.recipes import load_recipes
+from stillframe.recovery import recoveries
+from stillframe.server.connection import Connection
+from stillframe.server.guard import Gate, RefusedError, Seats, packaged_file
+from stillframe.server.hall import Hall
+from stillframe.server.keeper import Keeper
+from stillframe.server.limits import Limits
+from stillframe.server.messages import VERSION, encode
+from stillframe.styles import Style
+
+__all__ = ["create_app"]
+
+_STATIC = Path(__file__).parent / "static"
+_COOKIE = "stillframe_token"
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' blob: data:; "
+        "media-src 'self' blob: mediastream:; worker-src 'self' blob:; "
+        "style-src 'self' 'unsafe-inline'; object-src 'none'; frame-ancestors 'none'; "
+        "base-uri 'none'; form-action 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    # the page's address may hold the token
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+class _House:
+    """What the application has from its start to its end."""
+
+    def __init__(
+        self,
+        source: CausalWanPipeline | Callable[[], CausalWanPipeline],
+        gate: Gate,
+        max_sessions: int,
+        limits: Limits,
+        size: tuple[int | None, int | None],
+        known: Sequence[Style],
+    ) -> None:
+        self.source, self.gate, self.limits = source, gate, limits
+        self.seats = Seats(max_sessions)
+        # sockets that have no session: those about to say hello, and to be refused
+        self.sockets = Seats(4 * max_sessions + 8, "connections")
+        self.size, self.known = size, known
+        self.hall: Hall | None = None
+        self.keeper: Keeper | None = None
+
+    @asynccontextmanager
+    async def open(self, _app: FastAPI) -> AsyncIterator[None]:
+        """Load the model and run the worker for as long as the application lives."""
+        # two a session: one may wait for a block while it is closed
+        pool = ThreadPoolExecutor(2 * self.seats.count + 2, "stillframe-pool")
+        loop = asyncio.get_running_loop()
+        try:
+            pipe = self.source
+            if not isinstance(pipe, CausalWanPipeline):
+                pipe = await loop.run_in_executor(pool, pipe)
+            keeper = self.keeper = Keeper()
+            self.hall = Hall(
+                pipe, lambda: keeper.worker, self.gate, self.seats, self.limits, pool, *self.size,
+                greeting=self.greeting(),
+            )  # fmt: skip
+            keeper.start()
+            try:
+                yield
+            finally:
+                await loop.run_in_executor(None, keeper.stop)
+        finally:
+            pool.shutdown(wait=True)
+
+    def greeting(self) -> dict[str, Any]:
+        """What every client is told with ``ready``."""
+        return {
+            "fps_hint": self.limits.fps_hint,
+            "styles": self.styles(),
+            "methods": list(methods()),
+            "recoveries": list(recoveries()),
+            "version": VERSION,
+        }
+
+    def styles(self) -> list[dict[str, str]]:
+        """The styles that the model knows."""
+        return [
+            {"name": style.name, "prompt": style.prompt, "summary": style.summary}
+            for style in self.known
+        ]
+
+    def status(self) -> dict[str, Any]:
+        """Sessions, limits, and what the sessions have measured lately."""
+        sessions = {} if self.hall is None else dict(self.hall.sessions)
+        return {
+            "version": version("stillframe"),
+            "protocol": VERSION,
+            "sessions": {"open": self.seats.taken, "max": self.seats.count},
+            "worker_failures": 0 if self.keeper is None else self.keeper.failures,
+            "limits": asdict(self.limits),
+            "telemetry": [_figures(name, session) for name, session in sessions.items()],
+        }
+
+
+def _figures(name: str, session: Any) -> dict[str, Any]:
+    return {
+        "session": name,
+        "state": session.state,
+        "paused": session.paused,
+        "dropped": session.dropped,
+        "memory": session.memory,
+        **session.telemetry.summary(),
+    }
+
+
+def create_app(
+    pipe: CausalWanPipeline | Callable[[], CausalWanPipeline],
+    *,
+    max_sessions: int = 4,
+    token: str | None = None,
+    host: str = "127.0.0.1",
+    model: str = "",
+    styles: Sequence[Style] = (),
+    height: int | None = None,
+    width: int | None = None,
+    limits: Limits | None = None,
+    static: Path = _STATIC,
+) -> FastAPI:
+    """The server as an ASGI application.
+
+    Args:
+        pipe: the model, or what loads it when the application starts.
+        max_sessions: that may be open at a time.
+        token: that clients must know; needed unless ``host`` is this computer's own.
+        host: where it will listen.
+        model: its name, for the listing.
+        styles: that it knows.
+        height, width: of the edited frames of clients that ask for none; by default the model's
+            own height, and 16:9.
+        limits: of what a client may send.
+        static: the folder of the page.
+
+    Raises:
+        ValueError: a number is out of range, or a token is missing.
+    """
+    if max_sessions < 1:
+        raise ValueError(f"max_sessions must be 1 or more, got {max_sessions}")
+    gate = Gate(host, token)
+    house = _House(pipe, gate, max_sessions, limits or Limits(), (height, width), styles)
+    # no page of documentation: it would come from elsewhere
+    app = FastAPI(
+        title="stillframe", version=version("stillframe"), docs_url=None, redoc_url=None,
+        lifespan=house.open,
+    )  # fmt: skip
+    app.state.house = house
+    app.middleware("http")(_Doorkeeper(gate))
+    _add_page(app, static)
+    _add_listings(app, house, model)
+    _add_socket(app, house)
+    return app
+
+
+class _Doorkeeper:
+    """Turns away requests under foreign names, keeps a right token, adds headers."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def __call__(
+        self, request: Request, go_on: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        response: Response
+        if not self._gate.host_allowed(request.headers.get("host")):
+            response = PlainTextResponse("this server answers to local names only", 403)
+        else:
+            response = await go_on(request)
+        for name, value in _HEADERS.items():
+            response.headers[name] = value
+        given = request.query_params.get("token")
+        if self._gate.asks and given and self._gate.knows(given):
+            response.set_cookie(_COOKIE, given, httponly=True, samesite="strict")
+        return response
+
+
+def _token_of(headers: Mapping[str, str], query: Mapping[str, str], cookies: Any) -> str | None:
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return bearer
+    return query.get("token") or cookies.get(_COOKIE)
+
+
+def _add_page(app: FastAPI, static: Path) -> None:
+    def file(name: str) -> Response:
+        path = packaged_file(static, name)
+        if path is None:
+            return PlainTextResponse("the server has no such file", 404)
+        return FileResponse(path)
+
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        return file("index.html")
+
+    @app.get("/static/{name:path}", include_in_schema=False)
+    def static_file(name: str) -> Response:
+        return file(name)
+
+
+def _add_listings(app: FastAPI, house: _House, model: str) -> None:
+    def known(request: Request) -> None:
+        given = _token_of(request.headers, request.query_params, request.cookies)
+        if not house.gate.knows(given):
+            raise HTTPException(401, "the token is missing or wrong")
+
+    needs_token = Depends(known)
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, bool]:
+        """Whether the server can serve."""
+        return {"ok": house.hall is not None}
+
+    @app.get("/api/models", dependencies=[needs_token])
+    def models() -> dict[str, Any]:
+        """The model that is loaded, and the names of those that could be."""
+        # of a folder only its name: its place is nobody's business
+        return {
+            "loaded": Path(model).name if Path(model).is_dir() else model,
+            "known": [*bundled_models(), *load_recipes()],
+        }
+
+    @app.get("/api/styles", dependencies=[needs_token])
+    def list_styles() -> list[dict[str, str]]:
+        """The styles that the model knows; none for a model that takes any prompt."""
+        return house.styles()
+
+    @app.get("/api/status", dependencies=[needs_token])
+    def status() -> dict[str, Any]:
+        """Sessions, limits, and what the sessions have measured lately."""
+        return house.status()
+
+
+def _add_socket(app: FastAPI, house: _House) -> None:
+    @app.websocket("/live")
+    async def live(socket: WebSocket) -> None:
+        host = socket.headers.get("host")
+        allowed = house.gate.host_allowed(host)
+        if not allowed or not house.gate.origin_allowed(socket.headers.get("origin"), host):
+            await socket.close()  # before it is accepted: an answer of HTTP, 403
+            return
+        assert house.hall is not None
+        try:
+            with house.sockets.seat():
+                await Connection(socket, house.hall).run()
+        except RefusedError as error:
+            await socket.accept()
+            await socket.send_text(encode("refused", reason=str(error)))
+            await socket.close(1013)

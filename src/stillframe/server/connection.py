@@ -1,0 +1,327 @@
+"""One client's socket: its messages in, its session's frames out, and the end of both.
+
+The event loop reads and sends; pictures are decoded, and sessions opened, changed and closed, on
+threads of a pool; a thread of the connection's own waits for edited frames and encodes them. It
+does not know how frames are edited, or what other clients do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeVar, cast
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from stillframe.live import EditedFrame, LiveSession, SessionError
+from stillframe.server import messages
+from stillframe.server.guard import Rate, RefusedError
+from stillframe.server.hall import Choice, Hall
+from stillframe.server.messages import Command, Hello, ProtocolError, Update
+from stillframe.server.outgoing import Outgoing
+from stillframe.server.pictures import decode_picture, encode_picture
+
+__all__ = ["ABORT", "Connection"]
+
+#: The ASGI extension by which a server lets an application cut a connection off.
+ABORT = "stillframe.abort"
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_QUALITY = 85
+_DONE, _FAILED, _RULES, _BUSY = 1000, 1011, 1008, 1013
+
+
+class _StalledError(Exception):
+    """The client takes nothing any more."""
+
+
+class Connection:
+    """A socket from its first message to its last; see `run`."""
+
+    def __init__(self, socket: WebSocket, hall: Hall) -> None:
+        self._socket, self._hall, self._limits = socket, hall, hall.limits
+        self._id = secrets.token_hex(4)
+        self._choice = Choice()
+        self._newest: float | None = None
+        self._frames = Rate(hall.limits.frames_per_second, time.monotonic)
+        self._texts = Rate(hall.limits.texts_per_second, time.monotonic)
+
+    async def run(self) -> None:
+        """Serve the client to the end. Whatever it does, only its own socket is closed."""
+        await self._socket.accept()
+        try:
+            await self._converse()
+        except WebSocketDisconnect:
+            return
+        except _StalledError:
+            self._abort()
+        except RefusedError as error:
+            await self._end(_BUSY, "refused", reason=str(error))
+        except ProtocolError as error:
+            await self._end(error.code, "error", message=str(error))
+        except SessionError as error:
+            await self._end(_FAILED, "error", message=str(error))
+        except Exception:
+            _log.exception("connection %s failed", self._id)
+            await self._end(_FAILED, "error", message="the server failed; its log says how")
+        else:
+            await self._end(_DONE, None)
+
+    async def _end(self, code: int, kind: str | None, **sentence: str) -> None:
+        """Say a last word and close; a client that does not listen is cut off."""
+        text = None if kind is None else messages.encode(kind, **sentence)
+        # all that fits into the frame that closes
+        reason = " ".join(sentence.values()).encode()[:120].decode(errors="ignore")
+        seconds = min(self._limits.stall_seconds, 5.0)
+        try:
+            await asyncio.wait_for(self._part(code, reason, text), seconds)
+        except asyncio.TimeoutError:
+            self._abort()
+        except (WebSocketDisconnect, RuntimeError):  # it was faster
+            return
+
+    async def _part(self, code: int, reason: str, text: str | None) -> None:
+        if text is not None:
+            await self._socket.send_text(text)
+        await self._socket.close(code, reason)
+
+    def _abort(self) -> None:
+        _log.info("connection %s takes nothing any more and is cut off", self._id)
+        abort = self._socket.scope.get("extensions", {}).get(ABORT)
+        if abort is not None:
+            abort["abort"]()
+
+    async def _converse(self) -> None:
+        try:
+            first = await asyncio.wait_for(self._listen(), self._limits.hello_seconds)
+        except asyncio.TimeoutError as error:
+            raise ProtocolError(f"no hello within {self._limits.hello_seconds:g} s") from error
+        text = isinstance(first, str)
+        said = messages.parse_text(str(first), self._limits.text_bytes) if text else None
+        if not isinstance(said, Hello):
+            raise ProtocolError("the first message is hello")
+        if not self._hall.gate.knows(said.token or self._socket.cookies.get("stillframe_token")):
+            raise ProtocolError("the token is missing or wrong")
+        with self._hall.seats.seat():
+            await self._serve(said)
+
+    async def _serve(self, hello: Hello) -> None:
+        """A session from its beginning to its end."""
+        width, height = self._hall.size(hello)
+        policy = cast(Literal["latest", "all"], hello.policy or "latest")
+        self._session = await self._off_loop(lambda: self._open(hello, policy, width, height))
+        self._policy, self._quality = policy, hello.quality or _QUALITY
+        self._outgoing = Outgoing(self._limits.queued_frames, drops=policy == "latest")
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        pump = threading.Thread(target=self._pump, name=f"stillframe-{self._id}", daemon=True)
+        try:
+            self._hall.sessions[self._id] = self._session
+            greeting = self._hall.greeting
+            self._tell("ready", session=self._id, width=width, height=height, **greeting)
+            pump.start()
+            await _first_of(self._receive(), self._send(), _wait(self._ended))
+        finally:
+            self._hall.sessions.pop(self._id, None)
+            self._outgoing.close()
+            await self._off_loop(self._session.close)
+            if pump.ident is not None:
+                await self._off_loop(pump.join)
+
+    def _open(
+        self, hello: Hello, policy: Literal["latest", "all"], width: int, height: int
+    ) -> LiveSession:
+        """The session that a client asks for; prompts are encoded in here.
+
+        Raises:
+            ProtocolError: something is out of range.
+        """
+        self._choice = Choice().changed(hello)
+        settings = {} if hello.strength is None else {"strength": hello.strength}
+        options: dict[str, Any] = {"policy": policy, "width": width, "height": height, **settings}
+        try:
+            method = self._choice.build()
+            pipe, worker = self._hall.pipe, self._hall.worker()
+            return LiveSession(pipe, hello.prompt, method=method, worker=worker, **options)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+
+    def _off_loop(self, action: Callable[[], _T]) -> Awaitable[_T]:
+        return asyncio.get_running_loop().run_in_executor(self._hall.pool, action)
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        self._outgoing.put(messages.encode(kind, **fields))
+
+    # in
+
+    async def _listen(self) -> str | bytes:
+        """The client's next message.
+
+        Raises:
+            WebSocketDisconnect: it has gone.
+        """
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1006))
+        text, data = message.get("text"), message.get("bytes")
+        return text if text is not None else data or b""
+
+    async def _receive(self) -> None:
+        """Do what the client says, until it says bye."""
+        idle = self._limits.idle_seconds
+        while True:
+            try:
+                message = await asyncio.wait_for(self._listen(), idle)
+            except asyncio.TimeoutError as error:
+                raise ProtocolError(f"nothing was sent for {idle:g} s") from error
+            if isinstance(message, bytes):
+                await self._take_frame(message)
+            elif await self._obey(message):
+                return
+
+    async def _take_frame(self, data: bytes) -> None:
+        if not self._frames.allows():
+            most = self._limits.frames_per_second
+            raise ProtocolError(f"more than {most:g} frames a second were sent")
+        frame = messages.parse_frame(data, self._limits.message_bytes)
+        if self._newest is not None and frame.timestamp < self._newest:
+            raise ProtocolError(f"timestamps must rise, got {frame.timestamp} after {self._newest}")
+        if frame.timestamp == self._newest:  # browsers' clocks are coarse
+            return
+        self._newest = frame.timestamp
+        session, limits = self._session, self._limits
+        pixels = await self._off_loop(lambda: decode_picture(frame.picture, limits))
+
+        def push() -> bool:
+            return session.push(pixels, frame.timestamp, timeout=0)
+
+        try:
+            while not await self._off_loop(push):
+                if self._policy == "latest" or session.paused or session.state == "closed":
+                    return
+                await asyncio.sleep(0.01)  # the client is held back by not being read
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+
+    async def _obey(self, text: str) -> bool:
+        """Do what a text message says; true if that is the end."""
+        if not self._texts.allows():
+            most = self._limits.texts_per_second
+            raise ProtocolError(f"more than {most:g} text messages a second were sent")
+        said = messages.parse_text(text, self._limits.text_bytes)
+        if isinstance(said, Hello):
+            raise ProtocolError("hello was said before")
+        if isinstance(said, Update):
+            await self._change(said)
+            return False
+        return self._command(said)
+
+    def _command(self, said: Command) -> bool:
+        if said.name == "pause":
+            self._session.pause()
+        elif said.name == "resume":
+            self._session.resume()
+        elif said.name == "reset":
+            self._session.reset()
+        return said.name == "bye"
+
+    async def _change(self, update: Update) -> None:
+        choice = self._choice.changed(update)
+
+        def change() -> None:
+            method = None if choice == self._choice else choice.build()
+            settings: dict[str, Any] = {}
+            if update.strength is not None:
+                settings["strength"] = update.strength
+            self._session.change(prompt=update.prompt, method=method, **settings)
+
+        try:
+            await self._off_loop(change)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+        self._choice = choice
+        last = self._session.telemetry.last
+        # a block may be running, which is not affected
+        started = self._session.state != "ready"
+        done = 0 if last is None else last.block + 1
+        self._tell("updated", what=update.what, from_block=done + started)
+
+    # out
+
+    async def _send(self) -> None:
+        """Send what there is, in order.
+
+        Raises:
+            _StalledError: the client takes nothing.
+        """
+        while True:
+            message = await self._outgoing.get()
+            try:
+                await asyncio.wait_for(self._pass_on(message), self._limits.stall_seconds)
+            except asyncio.TimeoutError as error:
+                raise _StalledError from error
+
+    async def _pass_on(self, message: str | bytes) -> None:
+        if isinstance(message, str):
+            await self._socket.send_text(message)
+        else:
+            await self._socket.send_bytes(message)
+
+    def _pump(self) -> None:
+        """Wait for edited frames, encode them, and queue them; a thread's work."""
+        error: BaseException | None = None
+        try:
+            reported = -1
+            for frame in self._session:
+                if frame.block > reported:
+                    self._report(frame, reported)
+                    reported = frame.block
+                picture = encode_picture(frame.pixels, self._quality)
+                self._outgoing.put(messages.pack_frame(frame.timestamp, picture), frame=True)
+        except BaseException as failure:
+            error = failure
+        ended = self._ended
+
+        def finish() -> None:
+            if ended.done():
+                return
+            if error is None:
+                ended.set_result(None)
+            else:
+                ended.set_exception(error)
+
+        if not ended.get_loop().is_closed():
+            ended.get_loop().call_soon_threadsafe(finish)
+
+    def _report(self, frame: EditedFrame, before: int) -> None:
+        """Tell of a frame's block, and of those since another that nothing came out with."""
+        session = self._session
+        percentiles = [session.telemetry.percentile("latency", share) for share in (0.5, 0.95)]
+        for block in session.telemetry.blocks:
+            if before < block.block <= frame.block:
+                unsent = self._outgoing.dropped
+                text = messages.telemetry(block, percentiles, session.memory, unsent)
+                self._outgoing.put(text)
+                self._outgoing.put(messages.pack_map(frame.timestamp, block.keep))
+
+
+async def _wait(future: asyncio.Future[None]) -> None:
+    await future
+
+
+async def _first_of(*work: Awaitable[None]) -> None:
+    """Wait until one ends, and stop the others; raises what it, or one of them, raised."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        done = [task for task in tasks if task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()

@@ -1,0 +1,102 @@
+"""What the connections of a server share, and what a client has chosen.
+
+It knows sizes, methods and where everything is to be had; no sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from stillframe.fit import fit_to_grid
+from stillframe.live import LiveSession, Worker
+from stillframe.methods import Method, find_method
+from stillframe.pipeline import CausalWanPipeline
+from stillframe.server.guard import Gate, Seats
+from stillframe.server.limits import Limits
+from stillframe.server.messages import Hello, ProtocolError, Update
+
+__all__ = ["Choice", "Hall"]
+
+
+@dataclass
+class Hall:
+    """What connections share.
+
+    Attributes:
+        pipe: the model.
+        worker: gives the worker of the moment.
+        gate, seats, limits: see there.
+        pool: threads for what takes long.
+        height, width: of edited frames if a client asks for none.
+        greeting: fields of every ``ready``.
+        sessions: open sessions by id.
+    """
+
+    pipe: CausalWanPipeline
+    worker: Callable[[], Worker]
+    gate: Gate
+    seats: Seats
+    limits: Limits
+    pool: Executor
+    height: int | None
+    width: int | None
+    greeting: Mapping[str, Any]
+    sessions: dict[str, LiveSession] = field(default_factory=dict)
+
+    def size(self, hello: Hello) -> tuple[int, int]:
+        """Width and height of the edited frames; a side that nobody asked for makes it 16:9.
+
+        Raises:
+            ProtocolError: they are too large.
+        """
+        width, height = hello.width, hello.height
+        if width is None and height is None:
+            width, height = self.width, self.height
+        if height is None:
+            height = self.pipe.config.default_height if width is None else round(width * 9 / 16)
+        width = width or round(height * 16 / 9)
+        try:
+            fit = fit_to_grid(width, height, target_height=height, target_width=width)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+        if fit.width * fit.height > self.limits.output_pixels:
+            raise ProtocolError(
+                f"edited frames may have {self.limits.output_pixels} pixels, and "
+                f"{fit.width}x{fit.height} is more"
+            )
+        return fit.width, fit.height
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which tokens to compute: a method by name, and all that was ever said about its parameters.
+
+    What a method does not use is kept for the next one.
+    """
+
+    method: str = "prune"
+    recovery: str | None = None
+    tau1: float | None = None
+    tau2: float | None = None
+
+    def changed(self, update: Update) -> Choice:
+        """The same with some of it changed."""
+        names = (each.name for each in fields(self))
+        given = {name: getattr(update, name) for name in names}
+        return replace(self, **{name: v for name, v in given.items() if v is not None})
+
+    def build(self) -> Method:
+        """The method.
+
+        Raises:
+            ValueError: it is unknown, or a parameter is.
+        """
+        kind = find_method(self.method)
+        if not kind.prunes:
+            return kind()
+        known = {each.name for each in fields(kind)}
+        given: dict[str, Any] = {"recovery": self.recovery, "tau1": self.tau1, "tau2": self.tau2}
+        return kind(**{n: v for n, v in given.items() if v is not None and n in known})

@@ -1,0 +1,111 @@
+"""Pictures of the network as pixels, and back; sizes are read before anything is decoded.
+
+Knows JPEG and WebP headers and Pillow, not messages or sessions.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stillframe.server.limits import Limits
+from stillframe.server.messages import ProtocolError
+
+__all__ = ["decode_picture", "encode_picture", "picture_size"]
+
+Pixels = NDArray[np.uint8]
+
+_SCANS = 64
+"""Scans a JPEG may have. Each costs a pass over the picture, and a few bytes in the file."""
+
+# start-of-frame markers: C0 to CF but for tables (C4), extensions (C8) and arithmetic coding (CC)
+_STARTS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_UNREADABLE, _TOO_LARGE = 1007, 1009
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels that the header of a JPEG or still WebP picture tells.
+
+    Raises:
+        ProtocolError: it is neither, or damaged.
+    """
+    try:
+        if data[:3] == b"\xff\xd8\xff":
+            return _jpeg_size(data)
+        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            return _webp_size(data)
+    except (struct.error, IndexError) as error:
+        raise ProtocolError("a picture ends within its header", _UNREADABLE) from error
+    raise ProtocolError("a picture is JPEG or WebP, and this is neither", _UNREADABLE)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """The size in the frame header, before the first scan."""
+    at = 2
+    while True:
+        if data[at] != 0xFF:
+            raise ProtocolError("a JPEG picture is damaged: a marker is missing", _UNREADABLE)
+        while data[at] == 0xFF:  # any number of fill bytes
+            at += 1
+        marker = data[at]
+        if marker in _STARTS:
+            height, width = struct.unpack_from(">2H", data, at + 4)
+            return width, height
+        if marker in (0xD9, 0xDA):
+            raise ProtocolError("a JPEG picture is damaged: it has no size", _UNREADABLE)
+        (length,) = struct.unpack_from(">H", data, at + 1)
+        at += 1 + max(length, 2)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        if data[20] & 2:
+            raise ProtocolError("a WebP picture moves, and frames come one by one", _UNREADABLE)
+        return _three(data, 24) + 1, _three(data, 27) + 1
+    if chunk == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 ":
+        width, height = struct.unpack_from("<2H", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    raise ProtocolError("a WebP picture is damaged: it begins with no picture", _UNREADABLE)
+
+
+def _three(data: bytes, at: int) -> int:
+    return data[at] | data[at + 1] << 8 | data[at + 2] << 16
+
+
+def decode_picture(data: bytes, limits: Limits) -> Pixels:
+    """Pixels of a JPEG or WebP picture, uint8 (H, W, 3).
+
+    Raises:
+        ProtocolError: it is neither, damaged, cut off, or larger than it may be.
+    """
+    size = width, height = picture_size(data)
+    if width * height > limits.picture_pixels or max(size) > limits.picture_side:
+        raise ProtocolError(
+            f"a picture may have {limits.picture_pixels} pixels and sides of "
+            f"{limits.picture_side}, this one is {width}x{height}",
+            _TOO_LARGE,
+        )
+    if data[:1] == b"\xff" and data.count(b"\xff\xda") > _SCANS:
+        raise ProtocolError(f"a JPEG picture may have {_SCANS} scans", _TOO_LARGE)
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "WEBP")) as picture:
+            if picture.size != size:
+                raise ValueError(f"it has two sizes, {size} and {picture.size}")
+            return np.asarray(picture.convert("RGB"))
+    except Exception as error:  # damaged pictures fail in every way there is
+        raise ProtocolError(f"a picture cannot be decoded: {error}", _UNREADABLE) from error
+
+
+def encode_picture(pixels: Pixels, quality: int) -> bytes:
+    """A JPEG picture of uint8 (H, W, 3); quality is 1 to 100."""
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "JPEG", quality=quality)
+    return data.getvalue()

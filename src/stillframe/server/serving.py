@@ -1,0 +1,88 @@
+"""Listening: the application on a port, with uvicorn.
+
+Knows addresses and uvicorn's settings; not what the application does.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from stillframe.errors import StillframeError
+from stillframe.server.connection import ABORT
+from stillframe.server.guard import is_loopback
+from stillframe.server.limits import Limits
+
+__all__ = ["address", "listen", "make_server"]
+
+_SEND_BUFFER = 128 * 2**10
+_PING_SECONDS = 20.0
+
+
+class _Protocol(WebSocketsSansIOProtocol):
+    """uvicorn's, whose connections the application can cut off.
+
+    To close is not enough for a client that takes nothing: what it was sent stays in memory.
+    """
+
+    async def run_asgi(self) -> None:
+        extensions: dict[str, Any] = self.scope["extensions"]
+        extensions[ABORT] = {"abort": self.transport.abort}
+        await super().run_asgi()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 is any free one.
+
+    The system keeps little of what a client does not read, so that a slow one gets new frames
+    rather than many old ones.
+
+    Raises:
+        StillframeError: the address is taken, or not this computer's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    place = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+        place.bind((host, port))
+        place.listen(64)
+    except (OSError, OverflowError) as error:
+        place.close()
+        reason = getattr(error, "strerror", None) or error
+        raise StillframeError(f"cannot listen on {host}, port {port}: {reason}") from error
+    return place
+
+
+def address(host: str, port: int, token: str | None = None) -> str:
+    """Where a browser finds the page."""
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    elif is_loopback(host):
+        host = "127.0.0.1" if host == "localhost" else host
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+
+
+def make_server(app: FastAPI, limits: Limits | None = None) -> uvicorn.Server:
+    """A server for an application; run it with a socket from `listen`.
+
+    Pictures are compressed already: no compression of messages. The access log would hold tokens.
+    """
+    config = uvicorn.Config(
+        app,
+        ws=_Protocol,
+        ws_max_size=(limits or Limits()).message_bytes,
+        ws_ping_interval=_PING_SECONDS,
+        ws_ping_timeout=_PING_SECONDS,
+        ws_per_message_deflate=False,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    return uvicorn.Server(config)

@@ -1,0 +1,197 @@
+"""What becomes of an output: a file gets its name when it is complete, a stream is sent as it is.
+
+Knows paths, descriptors and addresses, and which errors mean what. Does not know encoders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from itertools import count
+from os import PathLike
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from stillframe.errors import OutputClosedError, OutputError
+from stillframe.video.encoding import CONTAINERS, STREAMS
+from stillframe.video.places import Sink
+
+__all__ = ["FileTarget", "StreamTarget", "check_output", "find_target"]
+
+_CONNECT_S = 10.0
+_RTMP_PORT = 1935
+_RTMP_VERSION = b"\3"
+_RTMP_HANDSHAKE_BYTES = 1536
+# Seven packets of a transport stream, which fit into one of Ethernet.
+_UDP_PACKET_BYTES = 1316
+_GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ESHUTDOWN})
+
+
+def check_output(path: str | PathLike[str], *, source: str | PathLike[str] | None = None) -> Path:
+    """The real path that a video written to `path` will have, if one can be written there.
+
+    Touches nothing, so that a program can ask before it loads a model. Symbolic links are followed.
+
+    Args:
+        path: where to write; its extension names the container.
+        source: the file that is being read, which must be another.
+
+    Raises:
+        OutputError: the extension is unknown; the folder is missing or not writable; there is a
+            folder or a device in the way; or `path` is `source`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in CONTAINERS:
+        known = ", ".join(CONTAINERS)
+        raise OutputError(f"{path} has no known video extension; known are {known}")
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder, not a file that can be written")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path} is not a regular file and cannot be replaced")
+    if not target.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {target.parent}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: no permission in {target.parent}")
+    if source is not None and target.exists() and os.path.samefile(source, target):
+        raise OutputError(f"{path} is the video being read; choose another output")
+    return target
+
+
+class FileTarget:
+    """A file that grows beside its final place as NAME.part.EXT.
+
+    Args:
+        path: its name in the end.
+        source: the file that is being read, if any.
+
+    Attributes:
+        name: what to call it.
+        container: how it is written.
+
+    Raises:
+        OutputError: see `check_output`.
+    """
+
+    def __init__(self, path: Path, source: Path | None) -> None:
+        self.name = str(path)
+        self._final = check_output(path, source=source)
+        self.container = CONTAINERS[path.suffix.lower()]
+
+    def open(self) -> str:
+        """Create the growing file; returns its path."""
+        self._part = _create_part(self._final)
+        return str(self._part)
+
+    def publish(self) -> None:
+        """Give the complete file its name."""
+        os.replace(self._part, self._final)
+
+    def discard(self) -> None:
+        """Delete what there is."""
+        with contextlib.suppress(OSError):
+            self._part.unlink(missing_ok=True)
+
+    def explain(self, error: Exception) -> OutputError:
+        """An error of the system or of FFmpeg as a sentence."""
+        return _failed(self.name, error)
+
+
+class StreamTarget:
+    """Standard output or an address on the network: nothing to rename and nothing to delete.
+
+    Attributes: as of `FileTarget`.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        assert sink.format is not None
+        self.name = sink.name
+        self.container = STREAMS[sink.format]
+        self._sink = sink
+        self._descriptor: int | None = None
+
+    def open(self) -> str:
+        """What FFmpeg is to open.
+
+        Raises:
+            OSError: nobody is there.
+        """
+        if self._sink.kind == "pipe":
+            # its own, so that it is closed when the video ends and not before
+            self._descriptor = os.dup(self._sink.descriptor)
+            return f"pipe:{self._descriptor}"
+        address = urlsplit(self._sink.text)
+        query = "&" if address.query else "?"
+        if address.scheme == "rtmp":
+            _wait_for_rtmp(address.hostname or "", address.port or _RTMP_PORT)
+        if address.scheme == "udp" and "pkt_size" not in address.query:
+            return f"{self._sink.text}{query}pkt_size={_UDP_PACKET_BYTES}"
+        if address.scheme == "tcp" and "timeout" not in address.query:
+            return f"{self._sink.text}{query}timeout={_CONNECT_S * 1e6:.0f}"
+        return self._sink.text
+
+    def publish(self) -> None:
+        """Hang up."""
+        self.discard()
+
+    def discard(self) -> None:
+        """Hang up. Idempotent."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+    def explain(self, error: Exception) -> OutputError:
+        """The same; an `OutputClosedError` if nobody reads any more."""
+        if getattr(error, "errno", None) in _GONE:
+            closed = OutputClosedError(f"{self.name} was closed by its reader")
+            closed.__cause__ = error
+            return closed
+        return _failed(self.name, error)
+
+
+def find_target(sink: Sink, source: Path | None) -> FileTarget | StreamTarget:
+    """What stands for a sink; `source` is the file that is being read, if any.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    if sink.kind == "file":
+        return FileTarget(Path(sink.text), source)
+    return StreamTarget(sink)
+
+
+def _failed(name: str, error: Exception) -> OutputError:
+    is_full = getattr(error, "errno", None) == errno.ENOSPC
+    reason = "the disk is full" if is_full else getattr(error, "strerror", None) or str(error)
+    explained = OutputError(f"{name} could not be written: {reason}")
+    explained.__cause__ = error
+    return explained
+
+
+def _wait_for_rtmp(host: str, port: int) -> None:
+    """Return when a server answers the first bytes of an RTMP handshake.
+
+    FFmpeg's own opening cannot be given a time limit here, and while it waits no signal gets
+    through. Source: Adobe, "RTMP specification 1.0", 5.2.
+
+    Raises:
+        OSError: nobody answers within 10 seconds, or not with RTMP.
+    """
+    with socket.create_connection((host, port), timeout=_CONNECT_S) as connection:
+        connection.sendall(_RTMP_VERSION + bytes(_RTMP_HANDSHAKE_BYTES))
+        if connection.recv(1) != _RTMP_VERSION:
+            raise OSError(errno.EPROTO, "what answers is no RTMP server")
+
+
+def _create_part(target: Path) -> Path:
+    """Create the empty file that grows beside `target`, under a name that nobody has."""
+    for attempt in count(1):
+        middle = ".part" if attempt == 1 else f".part{attempt}"
+        part = target.with_name(target.stem + middle + target.suffix)
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return part
+    raise AssertionError("unreachable")

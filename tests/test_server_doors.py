@@ -1,0 +1,137 @@
+"""The server's page, listings, doors and command: what is not the stream itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tests import tiny
+from tests.server_fixtures import WAIT, Client, Server, get, serving
+from typer.testing import CliRunner
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from stillframe.cli import app as command_line
+from stillframe.server.app import create_app
+from stillframe.styles import Style
+
+STYLES = [Style("oil", "an oil painting", "thick paint", ("oil",))]
+HELLO = '{"type": "hello", "prompt": "oil", "width": 96, "height": 64}'
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny.pipeline()
+
+
+@pytest.fixture(scope="module")
+def server(pipe: Any) -> Iterator[Server]:
+    with serving(pipe, max_sessions=3, styles=STYLES) as running:
+        yield running
+
+
+def test_the_page_and_the_listings(server: Server, tmp_path: Path) -> None:
+    assert get(server, "/healthz").json() == {"ok": True}
+    assert get(server, "/api/styles").json()[0]["summary"] == "thick paint"
+    assert "tiny" in get(server, "/api/models").json()["known"]
+    status = get(server, "/api/status").json()
+    assert status["sessions"] == {"open": 0, "max": 3}
+    assert status["limits"]["picture_pixels"] == 1920 * 1088
+    schema = get(server, "/openapi.json").json()
+    assert set(schema["paths"]) == {"/healthz", "/api/models", "/api/styles", "/api/status"}
+    for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/passwd",
+                 "/static/nothing.js", "/static/..%2fapp.py", "/static/%00"):  # fmt: skip
+        answer = get(server, path)
+        assert answer.status_code == 404
+        assert "import" not in answer.text
+    assert "default-src 'self'" in get(server, "/").headers["content-security-policy"]
+
+
+def test_the_page_comes_from_its_folder(pipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<p>page</p>")
+    (tmp_path / "a.js").write_text("let a;")
+    with serving(pipe, static=tmp_path) as server:
+        assert get(server, "/").text == "<p>page</p>"
+        assert "javascript" in get(server, "/static/a.js").headers["content-type"]
+        (tmp_path / "index.html").unlink()
+        assert get(server, "/").status_code == 404
+
+
+def test_a_server_for_others_wants_its_token(pipe: Any) -> None:
+    with serving(lambda: pipe, host="0.0.0.0", token="key") as server:
+        for wrong in ({}, {"token": "kex"}, {"token": ""}):
+            with server.client(wrong or None) as client:
+                code, last = client.ending()
+            assert (code, last["message"]) == (1008, "the token is missing or wrong")
+        with server.client({"token": "key"}) as client:
+            client.works()
+        assert get(server, "/api/status").status_code == 401
+        assert get(server, "/api/status?token=kex").status_code == 401
+        right = get(server, "/api/status", headers={"Authorization": "Bearer key"})
+        assert right.status_code == 200
+        page = get(server, "/?token=key")
+        cookie = page.headers["set-cookie"].split(";")[0]
+        assert "HttpOnly" in page.headers["set-cookie"]
+        assert get(server, "/api/styles", headers={"Cookie": cookie}).status_code == 200
+        with server.client(None, additional_headers={"Cookie": cookie}) as client:
+            client.until("ready")
+    with pytest.raises(ValueError, match="needs a token"):
+        create_app(pipe, host="0.0.0.0")
+
+
+def test_pages_and_names_of_others_are_turned_away(server: Server) -> None:
+    with pytest.raises(InvalidStatus) as error, server.client(origin="http://evil.example"):
+        pass
+    assert error.value.response.status_code == 403
+    with server.client(origin=f"http://127.0.0.1:{server.port}") as client:
+        client.until("ready")
+    assert get(server, "/api/status", headers={"Host": "evil.example"}).status_code == 403
+
+
+def test_the_command_serves_until_it_is_interrupted() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "stillframe", "serve", "--port", "0", "--threads", "1"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
+            assert found, line
+            answer = httpx.Client(transport=httpx.HTTPTransport(retries=5), timeout=WAIT)
+            with answer:
+                assert answer.get(f"{found[0]}api/models").json()["loaded"] == "tiny"
+            url = f"ws://127.0.0.1:{found[1]}/live"
+            with connect(url, open_timeout=WAIT, close_timeout=1) as talk:
+                client = Client(talk)
+                talk.send(HELLO)
+                client.works()
+                process.send_signal(signal.SIGINT)
+                assert client.ending()[0] == 1012
+            assert process.wait(WAIT) == 0
+        finally:
+            process.kill()
+
+
+def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(command_line, ["serve", "--port", str(port)])
+    assert (done.exit_code, f"port {port}" in done.stderr) == (2, True)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    done = CliRunner().invoke(command_line, ["serve"])
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "stillframe[serve]" in done.stderr
