@@ -39,7 +39,7 @@ _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' blob: data:; "
         "media-src 'self' blob: mediastream:; worker-src 'self' blob:; "
-        "style-src 'self' 'unsafe-inline'; object-src 'none'; frame-ancestors 'none'; "
+        "style-src 'self'; object-src 'none'; frame-ancestors 'none'; "
         "base-uri 'none'; form-action 'self'"
     ),
     "X-Content-Type-Options": "nosniff",
