@@ -53,7 +53,16 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("server", {"server"}),
     (
         "command line",
-        {"screen", "demo", "cli", "__main__", "cli_generate", "cli_options", "cli_models"}
+        {
+            "screen",
+            "downloads",
+            "demo",
+            "cli",
+            "__main__",
+            "cli_generate",
+            "cli_options",
+            "cli_models",
+        }
         | {"cli_serve"},
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import weakref
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 from torch import Tensor
 
+from stillframe import prompts
 from stillframe.errors import ModelError
 from stillframe.prompts import PromptEncoder, default_cache
 
@@ -322,3 +324,20 @@ def test_every_failure_to_load_is_one_sentence(
         assert len(sentence) < 400 + len(str(model))
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", ""), "loading is not to be heard"
+
+
+def test_the_cache_on_disk_is_bounded(tmp_path: Path) -> None:
+    """The files written longest ago go."""
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    for number in range(7):
+        path = folder / f"{number}.safetensors"
+        path.write_bytes(b"old")
+        os.utime(path, (number, number))
+    (folder / "mine.txt").write_text("not a prompt")
+    prompts._forget_oldest(folder, 3)
+    assert {path.name for path in folder.iterdir()} == {
+        "4.safetensors", "5.safetensors", "6.safetensors", "mine.txt",
+    }  # fmt: skip
+    prompts._forget_oldest(folder, 3)
+    assert len(list(folder.iterdir())) == 4

@@ -18,7 +18,15 @@ from stillframe.errors import ModelError
 if TYPE_CHECKING:
     from stillframe.pipeline import CausalWanPipeline
 
-__all__ = ["add_lora", "attention_backends", "offload_blocks", "parse_lora", "use_attention"]
+__all__ = [
+    "add_lora",
+    "attention_backends",
+    "check_attention",
+    "check_offload",
+    "offload_blocks",
+    "parse_lora",
+    "use_attention",
+]
 
 
 def parse_lora(text: str) -> tuple[Path, float]:
@@ -76,15 +84,24 @@ def attention_backends() -> list[str]:
     return sorted(name.value for name in AttentionBackendName)
 
 
+def check_attention(name: str) -> None:
+    """Refuse a name that diffusers does not know.
+
+    Raises:
+        ValueError: it does not.
+    """
+    known = attention_backends()
+    if name not in known:
+        raise ValueError(f"unknown attention {name!r}; known are {', '.join(known)}")
+
+
 def use_attention(pipe: CausalWanPipeline, name: str) -> None:
     """Compute attention with one of diffusers' kernels.
 
     Raises:
         ValueError: there is no such kernel, or it is not installed.
     """
-    known = attention_backends()
-    if name not in known:
-        raise ValueError(f"unknown attention {name!r}; known are {', '.join(known)}")
+    check_attention(name)
     try:
         pipe.transformer.set_attention_backend(name)
     except Exception as error:  # each kernel's package is missing in its own way
@@ -92,10 +109,20 @@ def use_attention(pipe: CausalWanPipeline, name: str) -> None:
         raise ValueError(f"attention {name!r} cannot be used here: {reason}") from error
 
 
+def check_offload(device: torch.device) -> None:
+    """Refuse to offload from anything but a GPU.
+
+    Raises:
+        ValueError: the device is none.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"weights are offloaded from a GPU, and the device is {device}")
+
+
 def offload_blocks(transformer: nn.Module, device: torch.device) -> None:
     """Keep the transformer's layers on the CPU, and bring each to ``device`` while it runs.
 
-    The next layer is on its way while one computes. What lies around the layers goes to ``device``.
+    What lies around the layers goes to ``device`` for good.
 
     Args:
         transformer: on the CPU.
@@ -104,8 +131,7 @@ def offload_blocks(transformer: nn.Module, device: torch.device) -> None:
     Raises:
         ValueError: the device is no GPU.
     """
-    if device.type != "cuda":
-        raise ValueError(f"weights are offloaded from a GPU, and the device is {device}")
+    check_offload(device)
     from diffusers.hooks import apply_group_offloading
 
     for name, child in transformer.named_children():

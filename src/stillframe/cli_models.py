@@ -5,14 +5,14 @@ Arguments in, tables out; what is wanted and where it is, `hub` knows. See `cli`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stillframe.cli_options import DeviceOption, DtypeOption, VaeOption
+from stillframe.downloads import fetch_shown
 from stillframe.screen import names_table, numbers_table, one_sentence_errors, say
 
 if TYPE_CHECKING:
@@ -92,13 +92,9 @@ def fetch(
         if not wanted:
             say(f"{name} comes with the package: there is nothing to download")
             return
-        from stillframe.hub import fetch as fetch_files
-        from stillframe.hub import size_text, survey
+        from stillframe.hub import size_text
 
-        files = survey(wanted)
-        missing = _show_survey(files)
-        with _download_bar() as show:
-            paths = fetch_files(wanted, show, files)
+        missing, paths = fetch_shown(wanted)
         total = size_text(sum(path.stat().st_size for path in paths))
         done = f"{missing} fetched" if missing else "nothing to download"
         say(f"{name}: {done}, {len(paths)} files of {total} on disk")
@@ -130,60 +126,6 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
         )
     tiny = (Wanted(TINY_VAE_REPO, (TINY_VAE_FILE,)),) if vae == "tiny" else ()
     return (*wanted_folder(name), *tiny)
-
-
-def _show_survey(files: Sequence[RemoteFile]) -> str | None:
-    """Print what there is and what is missing; returns how much that is, None for nothing."""
-    from stillframe.hub import size_text
-
-    for repo in dict.fromkeys(file.repo for file in files):
-        rows = [
-            (file.name, size_text(file.size), "on disk" if file.present else "to download")
-            for file in files
-            if file.repo == repo
-        ]
-        numbers_table((repo, "size", ""), rows)
-    missing = [file for file in files if not file.present]
-    if not missing:
-        return None
-    text = size_text(sum(file.size or 0 for file in missing))
-    everything = size_text(sum(file.size or 0 for file in files))
-    say(f"{len(missing)} of {len(files)} files to download: {text} of {everything}")
-    return text
-
-
-@contextmanager
-def _download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar on standard error for one file after the other."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        tasks = {}
-
-        def show(file: str, done: int, total: int | None) -> None:
-            if file not in tasks:
-                tasks[file] = bar.add_task(file, total=total)
-            bar.update(tasks[file], completed=done, total=total)
-
-        yield show
 
 
 @models_app.command()

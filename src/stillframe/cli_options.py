@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stillframe.downloads import fetch_shown
+
 if TYPE_CHECKING:
     from stillframe.assemble import Task
     from stillframe.pipeline import CausalWanPipeline
@@ -94,8 +96,10 @@ def load(options: LoadOptions) -> CausalWanPipeline:
         ValueError: an option is out of range.
     """
     from stillframe.host import keep_freed_memory
-    from stillframe.load import load_pipeline, pick_device
+    from stillframe.load import load_pipeline, missing_files, pick_device
 
+    if missing := missing_files(options.model, options.vae):
+        fetch_shown(missing)
     if pick_device(options.device).type == "cpu":
         keep_freed_memory()
     if options.threads is not None:

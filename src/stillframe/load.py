@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from stillframe.assemble import Source, Task
+    from stillframe.hub import Wanted
     from stillframe.memory import MemoryPlan
     from stillframe.pipeline import CausalWanPipeline
 
@@ -30,6 +31,7 @@ __all__ = [
     "find_model",
     "find_source",
     "load_pipeline",
+    "missing_files",
     "model_styles",
     "one_sentence",
     "pick_device",
@@ -140,6 +142,20 @@ def find_source(name: str, vae: str | None = None) -> Source:
     return Source(name, find_model(name), None, vae or "full")
 
 
+def missing_files(name: str, vae: str | None = None) -> tuple[Wanted, ...]:
+    """What `load_pipeline` would have to download; empty where everything is on disk.
+
+    Raises:
+        ModelError, ValueError: see `find_source`.
+    """
+    from stillframe.hub import on_disk
+
+    if name in bundled_models() and vae is None:
+        return ()
+    wanted = find_source(name, vae).wanted
+    return () if all(file.present for file in on_disk(wanted)) else wanted
+
+
 def load_pipeline(
     name: str = "tiny",
     *,
@@ -152,7 +168,7 @@ def load_pipeline(
     keep_text: bool = False,
     task: Task | None = None,
 ) -> CausalWanPipeline:
-    """Load a model, ready to edit; says nothing unless something has to be downloaded.
+    """Load a model, ready to edit; downloads what is missing, silently: see `missing_files`.
 
     Args:
         name: see `find_model`.
@@ -171,9 +187,20 @@ def load_pipeline(
         ModelError: there is no such model, or it cannot be loaded, driven or held in memory.
         ValueError: no such device, dtype, autoencoder or attention.
     """
-    from stillframe.adapt import add_lora, offload_blocks, parse_lora, use_attention
+    from stillframe.adapt import (
+        add_lora,
+        check_attention,
+        check_offload,
+        offload_blocks,
+        parse_lora,
+        use_attention,
+    )
 
     chosen_device = pick_device(device)
+    if attention is not None:
+        check_attention(attention)
+    if offload:
+        check_offload(chosen_device)
     chosen_dtype = pick_dtype(dtype, chosen_device)
     updates = [parse_lora(text) for text in loras]
     with quietly():
@@ -253,7 +280,7 @@ def _text_devices(
     if free is None or needs.encoding + needs.editing <= free:
         return device, device
     check_memory(dataclasses.replace(needs, text_encoder=0, text_activations=0), device)
-    cpu = type(device)("cpu")
+    cpu = pick_device("cpu")
     if known and not keep and needs.encoding <= free:
         return device, cpu
     check_memory(needs.text_alone(), cpu)

@@ -42,6 +42,9 @@ _ROWS = "embeds"
 # prompts kept in memory; 4 MB each at most in Wan's length and width
 _RECENT = 16
 
+# prompts kept on disk, all models together: 4 GB at the very most, and far less with usual prompts
+_FILES = 1000
+
 
 def default_cache() -> Path:
     """Where embeddings are kept; not created here.
@@ -228,6 +231,7 @@ class PromptEncoder:
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
             _replace(self._path(prompt), save({_ROWS: rows.contiguous()}, about))
+            _forget_oldest(self.cache, _FILES)
         except OSError as error:
             if not self._warned:
                 reason = error.strerror or type(error).__name__
@@ -247,6 +251,13 @@ def _clean(prompt: str) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in cleaned):
         raise ValueError(f"the prompt {cleaned!r} is not valid text")
     return cleaned
+
+
+def _forget_oldest(folder: Path, most: int) -> None:
+    """Remove the files written longest ago, so that at most ``most`` are left."""
+    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    for path in files[: max(len(files) - most, 0)]:
+        path.unlink(missing_ok=True)
 
 
 def _replace(path: Path, content: bytes) -> None:
