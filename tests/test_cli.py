@@ -73,7 +73,7 @@ def _listing(folder: Path) -> dict[str, int]:
         ("clip.mp4", "out.mp4", [], "either --prompt TEXT or --style NAME"),
         ("clip.mp4", "out.mp4", ["--prompt", "oil", "--style", "oil"], "either --prompt"),
         ("clip.mp4", "out.mp4", ["--style", "rococo"], "known are oil, sepia"),
-        ("clip.mp4", "out.mp4", ["--prompt", "oil", "--method", "half"], "known: full, prune"),
+        ("clip.mp4", "out.mp4", ["--prompt", "oil", "--method", "half"], "known: full, idm"),
         (
             "clip.mp4",
             "out.mp4",
@@ -84,10 +84,13 @@ def _listing(folder: Path) -> dict[str, int]:
         ("clip.mp4", "out.mp4", ["--prompt", "oil", "--model", "."], "no model_index.json"),
         ("clip.mp4", "out.mp4", ["--prompt", "oil", "--method", "full", "--tau1", "1"], "no tau1"),
         ("clip.mp4", "out.mp4", ["--prompt", "oil", "--tau1", "-1"], "tau1 must not be negative"),
+        ("clip.mp4", "out.mp4", ["--prompt", "oil", "--method", "full", "--rate", "0"], "no rate"),
+        ("clip.mp4", "out.mp4", ["--prompt", "oil", "--method", "tome", "--rate", "0.6"], "0.5]"),
         ("clip.mp4", "out.mp4", ["--prompt", "oil", "--strength", "1.5"], "strength must be in"),
         ("clip.mp4", "out.mp4", ["--prompt", "oil", "--sigmas", "a,b"], "--sigmas takes numbers"),
         ("clip.mp4", "out.mp4", ["--prompt", "oil", "--sigmas", "0.2,0.4"], "sigmas must fall"),
         ("clip.mp4", "out.mp4", ["--prompt", "oil", "--conditioning", "x"], "conditioning is"),
+        ("clip.mp4", "out.mp4", ["--prompt", "oil", "--store", "x"], "store is 'auto', 'exact' or"),
         ("clip.mp4", "out.mp4", ["--prompt", "oil", "--device", "abacus"], "unknown device"),
         ("clip.mp4", "out.mp4", ["--prompt", "oil", "--device", "cuda:99"], "is not there"),
         ("clip.mp4", "out.mp4", ["--prompt", "oil", "--dtype", "int8"], "known are auto, float32"),
@@ -140,6 +143,7 @@ def test_an_edit_with_everything(folder: Path, model_folder: Path) -> None:
         *("--style", "Oil", "--compare", "--map", map_path, "--report", report),
         *("--tau1", "0.05", "--recovery", "clean", "--sigmas", "0.9,0.5", "--seed", "4"),
         *("--frames", "20", "--conditioning", "sdedit", "--dtype", "float32", "--device", "cpu"),
+        *("--store", "fp8"),
     )
     assert result.exit_code == 0, result.output
     assert not result.stderr
@@ -152,6 +156,7 @@ def test_an_edit_with_everything(folder: Path, model_folder: Path) -> None:
     assert (numbers["method"], numbers["recovery"], numbers["tau1"]) == ("prune", "clean", 0.05)
     assert (numbers["sigmas"], numbers["seed"]) == ([0.9, 0.5], 4)
     assert (numbers["conditioning"], numbers["device"]) == ("sdedit", "cpu")
+    assert numbers["store"] == "fp8"
     assert numbers["model"] == str(model_folder)
     assert numbers["full"]["method"] == "full"
     assert numbers["seconds"]["load"] > 0
@@ -260,9 +265,23 @@ def test_listings(model_folder: Path) -> None:
     for name, kind in known.items():
         assert name in listed.stdout
         assert kind.summary.split()[0] in listed.stdout
+        assert getattr(kind, "paper", "") in listed.stdout
     assert _run("models").exit_code == 0
     assert _run("--version").stdout.startswith("stillframe ")
     assert _run("styles", "--model", "huge").exit_code == 2
+
+
+def test_a_rate_reaches_the_method(folder: Path, model_folder: Path) -> None:
+    report = folder / "report.json"
+    for method in ("tomesd", "runlength", "prune"):
+        result = _edit(
+            folder / "clip.mp4", folder / "out.mp4", model_folder, "--prompt", "oil",
+            "--method", method, "--rate", "0.25", "--report", report,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        numbers = json.loads(report.read_text())
+        assert numbers["method"] == method
+        assert numbers["kept_share_blocks"] == pytest.approx([1, 0.75, 0.75], abs=0.03)
 
 
 def test_help_needs_no_torch() -> None:

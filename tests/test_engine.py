@@ -193,6 +193,39 @@ def test_keeping_everything_equals_full_whatever_the_recovery(
     assert torch.equal(kept.frames, full.frames)
 
 
+def test_a_store_of_fewer_bits_changes_nothing_until_something_is_pruned(
+    transformer: Any, autoencoder: Any
+) -> None:
+    video = clip(60)
+    plain, everything, pruned, exact = (
+        edit(transformer, autoencoder, method, video, store=store).frames
+        for method, store in (
+            (find_method("full")(), "auto"),
+            (InterFramePruning(tau1=0.0), "fp8"),
+            (InterFramePruning(), "fp8"),
+            (InterFramePruning(), "exact"),
+        )
+    )
+    assert torch.equal(everything, plain)
+    assert torch.equal(
+        exact, edit(transformer, autoencoder, InterFramePruning(), video, store="auto").frames
+    )
+    assert 0 < (pruned - exact).abs().mean() < 0.1 * (exact - plain).abs().mean()
+
+
+def test_a_store_is_fp8_where_weights_have_16_bits_unless_told_otherwise() -> None:
+    for store, formats in (
+        ("auto", {torch.bfloat16: "fp8", torch.float16: "fp8", torch.float32: "exact"}),
+        ("fp8", {torch.bfloat16: "fp8", torch.float32: "fp8"}),
+        ("exact", {torch.bfloat16: "exact", torch.float16: "exact"}),
+    ):
+        for weights, expected in formats.items():
+            settings = StreamSettings(SIGMAS, store=store)
+            assert settings.resolved_store(weights) == expected
+            held = weights if expected == "exact" else torch.float8_e4m3fn
+            assert settings.store_dtype(weights) == held
+
+
 # a stream is a file
 
 
@@ -475,6 +508,7 @@ def test_weights_can_be_trained_after_a_stream(transformer: Any) -> None:
     ("wrong", "said"),
     [
         ({"conditioning": "both"}, "'source' or 'sdedit', got 'both'"),
+        ({"store": "int4"}, "store is 'auto', 'exact' or 'fp8', got 'int4'"),
         ({"block_frames": 0}, "at least 1 frame .* got 0 and 1"),
         ({"sink_frames": -1}, "got 3 and -1"),
         ({"window_frames": 2}, "window of 2 frames cannot hold a block of 3"),

@@ -180,6 +180,7 @@ def test_holes_of_plain_pruning_are_forgotten_with_the_context(
     [
         ({"block_frames": 2}, "block_frames of a stream cannot change, from 3 to 2"),
         ({"window_frames": 9}, "window_frames of a stream cannot change, from 6 to 9"),
+        ({"store": "fp8"}, "store of a stream cannot change, from auto to fp8"),
         ({"position_limit": 65}, "65 positions are too many"),
         ({"conditioning": "source"}, "no source channels"),
     ],

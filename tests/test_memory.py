@@ -113,6 +113,18 @@ def test_caches_are_those_of_a_running_stream(recovery: str, batch: int) -> None
     assert plan.text_cache == sum(x.nbytes for x in (*text.keys, *text.values, text.embeds))
 
 
+def test_a_store_is_planned_as_it_is_held() -> None:
+    held = {}
+    for store in ("auto", "exact", "fp8"):
+        stream = tiny.pipeline().stream("sepia", sigmas=SETTINGS.sigmas, store=store)
+        while not stream.blocks:
+            stream.push(torch.rand(1, 24, 3, 64, 96))
+        plan = plan_tiny(settings=replace(SETTINGS, store=store))
+        assert stream.memory["recovery"] == plan.recovery
+        held[store] = plan.recovery
+    assert held["auto"] == held["exact"] > 2 * held["fp8"]
+
+
 def test_every_recovery_is_asked_with_the_number_of_passes() -> None:
     one, three = plan_tiny(steps=1), plan_tiny(steps=3)
     assert plan_tiny() == three, "steps are those of the settings"
@@ -308,7 +320,12 @@ def test_wan_at_480p_is_of_the_size_that_was_measured() -> None:
     assert frame == pytest.approx(274 * MIB, rel=0.001)
     # rotated keys and values of block, sink and ring, unrotated keys of the latter two
     assert plan.cache == pytest.approx((3 + 4 + 4 / 2) * frame, rel=0.001)
-    assert plan.recovery == pytest.approx(3 * 3 * frame, rel=0.001)
+    # auto: one byte a number, where the cache has two
+    assert plan.recovery == pytest.approx(3 * 3 * frame / 2, rel=0.002)
+    assert plan.editing <= 7.45 * GIB
+    exact = plan_wan(settings=replace(SETTINGS, store="exact"))
+    assert exact.recovery == pytest.approx(3 * 3 * frame, rel=0.001)
+    assert replace(exact, recovery=plan.recovery) == plan
     assert 11e9 < plan.text_encoder < 12e9
     assert plan.peak == plan.encoding > plan.editing
     assert plan_wan(recovery="clean").recovery == 0

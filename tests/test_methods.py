@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, dataclass, fields
 from typing import Any
@@ -12,7 +13,7 @@ from tests import tiny
 from torch import Tensor
 
 from stillframe.attention import BlockAttention
-from stillframe.change import SourceBlock
+from stillframe.change import SourceBlock, keep_most
 from stillframe.grid import Grid
 from stillframe.methods import Method, Selector, find_method, methods
 from stillframe.methods import base as method_registry
@@ -35,7 +36,8 @@ def _clean_registries() -> Iterator[None]:
 def block(batch: int = 2) -> SourceBlock:
     grid = Grid(3, 4, 5)
     tokens = torch.randn(batch, 3, grid.frame_tokens, 16)
-    return SourceBlock(tokens, tokens[:, 0], tokens[:, 0], grid)
+    pixels = torch.rand(batch, 16, 3, 32, 40)
+    return SourceBlock(tokens, tokens[:, 0], tokens[:, 0], grid, pixels)
 
 
 def test_a_throw_away_method_and_recovery_run_through_the_pipeline() -> None:
@@ -90,13 +92,16 @@ def test_a_throw_away_method_and_recovery_run_through_the_pipeline() -> None:
 
 def test_names_are_unique_and_known() -> None:
     known = methods()
-    assert {"full", "prune"} <= set(known)
+    merging = {"idm", "importance", "tome", "tomesd"}
+    assert {"full", "prune", "plain", "noisy", "runlength", *merging} <= set(known)
     assert list(known) == sorted(known)
     assert len(set(known.values())) == len(known)
     for name, cls in known.items():
         assert cls.name == name
         assert find_method(name) is cls
         assert cls.summary
+        assert cls.__doc__
+        assert re.fullmatch(r"\d{4}\.\d{5}", cls.paper) or name == "full"
     known.clear()
     assert methods()
 
@@ -122,7 +127,7 @@ def test_a_name_cannot_be_taken_twice() -> None:
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown method 'magic'; known: full, prune"):
+    with pytest.raises(ValueError, match="unknown method 'magic'; known: full, idm, imp"):
         find_method("magic")
     with pytest.raises(ValueError, match="unknown recovery 'magic'; known: aligned, clean"):
         find_recovery("magic")
@@ -174,8 +179,98 @@ def test_full_keeps_everything() -> None:
         ({"trim": 0.5}, r"trim must be in \[0, 0.5\), got 0.5"),
         ({"trim": -0.01}, "got -0.01"),
         ({"recovery": "magic"}, "unknown recovery 'magic'"),
+        ({"rate": 1.0}, r"rate must be in \[0, 1\), got 1.0"),
+        ({"rate": -0.1}, "got -0.1"),
+        ({"rate": float("nan")}, "got nan"),
     ],
 )
 def test_wrong_parameters_are_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         InterFramePruning(**wrong)
+
+
+def test_plain_and_noisy_are_pruning_with_another_recovery() -> None:
+    for name, recovery in (("plain", "none"), ("noisy", "noisy")):
+        method = find_method(name)()
+        assert isinstance(method, InterFramePruning)
+        assert method.recovery == recovery
+        assert vars(method) == vars(InterFramePruning(recovery=recovery))
+
+
+# a fixed share instead of thresholds
+
+BY_RATE = ["noisy", "plain", "prune", "runlength"]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.2, 0.32, 0.5, 0.99])
+@pytest.mark.parametrize("name", BY_RATE)
+def test_a_rate_keeps_exactly_its_share_of_every_block(name: str, rate: float) -> None:
+    method: Any = find_method(name)
+    select = method(rate=rate).selector()
+    source = block()
+    for _ in range(2):
+        keep = select(source)
+        assert keep.flatten(1).sum(1).tolist() == [round((1 - rate) * 60)] * 2
+        source = block()
+    still = source._replace(tokens=source.tokens[:, :1].expand(-1, 3, -1, -1))
+    assert select(still).sum() == 2 * round((1 - rate) * 60)
+
+
+def test_what_changed_more_is_not_pruned_before_what_changed_less() -> None:
+    score = torch.randint(0, 9, (3, 2, 4, 5)).float()
+    for rate in (0.1, 0.5, 0.9):
+        keep = keep_most(score, rate)
+        for row in range(3):
+            assert score[row][keep[row]].min() >= score[row][~keep[row]].max()
+            # of equals, the first ones
+            tied = score[row].flatten() == score[row][keep[row]].min()
+            kept_ties = keep[row].flatten()[tied].int()
+            assert (kept_ties.diff() <= 0).all()
+
+
+def test_a_ranking_is_by_both_distances_in_units_of_their_thresholds() -> None:
+    """Short-term change grows to the right of the picture, the long-term one to the left."""
+    grid = Grid(3, 12, 24)
+    right = torch.arange(1, 25) * 0.01  # each frame
+    tokens = (torch.arange(1, 4).view(-1, 1, 1) * right).expand(3, 12, 24)
+    reference = -0.5 * torch.arange(24, 0, -1).expand(12, 24)
+
+    def patches(x: Tensor) -> Tensor:
+        return x.flatten(-2).unsqueeze(-1).expand(*x.shape[:-2], -1, 16).unsqueeze(0)
+
+    previous = patches(torch.zeros(12, 24))
+    source = SourceBlock(patches(tokens), previous, patches(reference), grid)
+
+    def kept(tau1: float, tau2: float) -> Tensor:
+        method = InterFramePruning(tau1=tau1, tau2=tau2, rate=0.75)
+        return method.selector()(source)[0].int()
+
+    assert torch.equal(kept(0.15, 1e6)[..., 18:], torch.ones(3, 12, 6, dtype=torch.int32))
+    assert (kept(1e6, 0.3).diff() <= 0).all()
+    both = kept(0.15, 8.0)
+    assert both[..., 0].all()
+    assert both[..., -1].all()
+    assert ((both.diff() != 0).sum(-1) == 2).all()
+    # no threshold at all is no division by zero
+    assert kept(0.0, 0.0).sum() == 216
+
+
+def test_a_ranking_does_not_look_ahead() -> None:
+    """Of blocks: within one, a share is a share of all its frames."""
+    for name in BY_RATE:
+        method: Any = find_method(name)
+        one, other = (method(rate=0.4).selector() for _ in range(2))
+        same = [block() for _ in range(2)]
+        masks = [[select(source) for source in same] for select in (one, other)]
+        assert all(torch.equal(a, b) for a, b in zip(*masks, strict=True))
+        last = block()
+        assert one(last).shape == other(last._replace(tokens=last.tokens + 1)).shape
+
+
+@pytest.mark.parametrize("name", ["noisy", "plain", "prune", "runlength"])
+def test_a_rate_is_kept_by_a_stream(name: str) -> None:
+    pipe: Any = tiny.pipeline()
+    method: Any = find_method(name)
+    out = pipe(tiny.clip(37), "night", method=method(rate=0.25))
+    assert [b.kept for b in out.blocks] == [72, 54, 54, 54]
+    assert [int(b.keep.sum()) for b in out.blocks] == [72, 54, 54, 54]

@@ -389,6 +389,8 @@ def test_a_plan_is_of_the_task_at_hand(published: Any) -> None:
     # and keys before rotation of those that are committed
     assert made.cache > 2.5 * usual.cache
     assert beside.cache == 2 * usual.cache
+    small = plan(source, torch.float32, Task(64, 96, store="fp8"))
+    assert small.recovery < usual.recovery / 2
 
 
 def test_prompts_that_are_known_are_encoded_before_the_rest_is_loaded(

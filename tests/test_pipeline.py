@@ -288,7 +288,7 @@ def test_methods_by_name_and_by_value(pipe: CausalWanPipeline) -> None:
         ({"num_inference_steps": 0}, "at least 1 denoising step is needed, got 0"),
         ({"conditioning": "both"}, "got 'both'"),
         ({"conditioning": "source"}, "no source channels"),
-        ({"method": "magic"}, "unknown method 'magic'; known: full, prune"),
+        ({"method": "magic"}, "unknown method 'magic'; known: full, idm"),
         ({"prompt": None}, "either prompt or prompt_embeds"),
         ({"prompt_embeds": torch.zeros(1, 5, tiny.TEXT_DIM)}, "either prompt or prompt_embeds"),
         ({"prompt": ["a", "b", "c"]}, "3 prompts for 2 videos"),

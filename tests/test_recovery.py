@@ -7,6 +7,7 @@ diffusers' own function, and computes attention over an explicit list of keys.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -22,6 +23,7 @@ from stillframe.grid import Grid, Plan, plan_tokens
 from stillframe.recovery import RecoverySetup, find_recovery, recoveries
 from stillframe.recovery.aligned import AlignedRecovery, provider_frames
 from stillframe.restore import predecessor_rows, restore
+from stillframe.settings import FP8
 
 LAYERS, STEPS, HEADS, DIM, P = 2, 2, 2, 12, 8
 TOLERANCE, TRIM = 0.3, 0.2
@@ -42,8 +44,16 @@ class Token:
 class Slow:
     """One batch row of a stream."""
 
-    def __init__(self, recovery: str, grid: Grid, sink: int, window: int, limit: int) -> None:
-        self.recovery, self.grid = recovery, grid
+    def __init__(
+        self,
+        recovery: str,
+        grid: Grid,
+        sink: int,
+        window: int,
+        limit: int,
+        stored: Callable[[Tensor], Tensor] = torch.clone,
+    ) -> None:
+        self.recovery, self.grid, self.stored = recovery, grid, stored
         self.sink, self.window, self.limit = sink, window, limit
         self.cos, self.sin = (
             x.view(64, grid.frame_tokens, DIM)
@@ -110,7 +120,10 @@ class Slow:
         for t, p in self.places():
             token, clean = self.stand_in(t, p, step)
             if token is not None:
-                pairs.append(token.pairs[None if clean else step, layer])
+                key, value = token.pairs[None if clean else step, layer]
+                if token is self.fills.get((t, p)) and not self.keep[t, p] and step is not None:
+                    key, value = self.stored(key), self.stored(value)
+                pairs.append((key, value))
                 at.append((start + t - shift, p))
         for frame in range(start):
             if frame < self.sink or frame >= end - self.window:
@@ -169,11 +182,18 @@ class Fast:
     """The engine's attention, fed with the same numbers."""
 
     def __init__(
-        self, recovery: str, batch: int, grid: Grid, sink: int, window: int, limit: int
+        self,
+        recovery: str,
+        batch: int,
+        grid: Grid,
+        sink: int,
+        window: int,
+        limit: int,
+        store: torch.dtype = torch.float32,
     ) -> None:
         shape = CacheShape(LAYERS, batch, grid, HEADS, DIM, sink, window)
         self.cache = KeyValueCache(shape, CPU, torch.float32)
-        setup = RecoverySetup(shape, STEPS, CPU, torch.float32, TOLERANCE, TRIM)
+        setup = RecoverySetup(shape, STEPS, CPU, torch.float32, TOLERANCE, TRIM, store)
         self.recovery = find_recovery(recovery)(setup)
         rope = WanRotaryPosEmbed(DIM, (1, 2, 2), 64)
         self.attention = BlockAttention(self.cache, rope, self.recovery, limit)
@@ -194,7 +214,36 @@ def test_attention_equals_a_loop_over_tokens(
 ) -> None:
     grid = Grid(size, 2, 3)
     fast = Fast(recovery, batch, grid, sink, window, limit)
-    slow = [Slow(recovery, grid, sink, window, limit) for _ in range(batch)]
+    compare(fast, [Slow(recovery, grid, sink, window, limit) for _ in range(batch)])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("size", "sink", "window", "limit"), [(3, 1, 6, 7), (2, 0, 2, 4)])
+def test_fp8_attention_equals_a_loop_with_entries_rounded_by_hand(
+    size: int, sink: int, window: int, limit: int, batch: int
+) -> None:
+    grid = Grid(size, 2, 3)
+    fast = Fast("aligned", batch, grid, sink, window, limit, FP8)
+    slow = [Slow("aligned", grid, sink, window, limit, rounded) for _ in range(batch)]
+    compare(fast, slow)
+    # and the rounding is no trifle that the comparison would overlook
+    with pytest.raises(AssertionError):
+        compare(
+            Fast("aligned", batch, grid, sink, window, limit, FP8),
+            [Slow("aligned", grid, sink, window, limit) for _ in range(batch)],
+        )
+
+
+def rounded(x: Tensor) -> Tensor:
+    """To the nearest number with 3 bits after the first, exponents from -6, and at most 448."""
+    exponent = (x.abs().double().log2().floor()).clamp(min=-6)
+    unit = 2.0 ** (exponent - 3)
+    return ((x.double() / unit).round() * unit).clamp(-448, 448).to(x.dtype)
+
+
+def compare(fast: Fast, slow: list[Slow]) -> None:
+    """Feed both the same numbers, and compare attention at every pass and layer."""
+    batch, grid = len(slow), fast.cache.shape.grid
     for keep in masks(batch, grid):
         plan, source = plan_tokens(keep), sources(batch, grid)
         if plan.nothing:
@@ -221,6 +270,48 @@ def test_attention_equals_a_loop_over_tokens(
         fast.attention.end_block()
         for row in slow:
             row.commit()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fp8_entries_are_rounded_and_saturate(dtype: torch.dtype) -> None:
+    edges = torch.tensor([0.0, 447, 448, 460, 464, 465, 1e4, 2.0**-6, 2.0**-9, 2.0**-10, 2.0**-14])
+    x = torch.cat([edges, -edges, torch.randn(500), 20 * torch.randn(500)]).to(dtype)
+    shape = CacheShape(1, 1, Grid(1, 1, 1), 1, 1, 0, 1)
+    recovery = AlignedRecovery(RecoverySetup(shape, 1, CPU, dtype, TOLERANCE, TRIM, FP8))
+    stored = recovery._unpacked(recovery._packed(x))
+    assert stored.dtype == dtype
+    assert torch.equal(stored, rounded(x))
+
+
+def test_fp8_entries_of_a_still_stay_as_they_were_first_rounded() -> None:
+    """One place is computed, all others stand for 20 blocks; some come from another frame."""
+    grid, batch = Grid(3, 2, 3), 2
+    fast = Fast("aligned", batch, grid, 1, 6, 21, FP8)
+    assert isinstance(fast.recovery, AlignedRecovery)
+    look = torch.randn(batch, 1, grid.frame_tokens, P)
+    start = look.repeat(1, grid.frames, 1, 1)
+    start[:, 0] += 5.0  # everything changes within block 0, so frame 0 needs another's entries
+    keep = torch.zeros(batch, grid.frames, grid.frame_tokens, dtype=torch.bool)
+    keep[..., 0] = True
+    still = (~keep).flatten(1)
+    seen = []
+    for number in range(21):
+        plan = plan_tokens(keep if number else torch.ones_like(keep))
+        fast.begin(look.expand_as(start) if number else start, plan)
+        for step in (*range(STEPS), None):
+            fast.attention.step = step
+            for layer in range(LAYERS):
+                q, k, v = torch.randn(3, batch, max(plan.counts), HEADS, DIM)
+                fast.attention.attend(layer, q, k, v, None)
+        fast.attention.end_block()
+        seen.append([x[:, :, :, :-1].clone() for x in (fast.recovery._keys, fast.recovery._values)])
+    n = grid.frame_tokens
+    for first, *later in zip(*seen, strict=True):
+        expected = first.clone()
+        expected[:, :, :, :n] = first[:, :, :, -n:]
+        for entries in later:
+            assert torch.equal(entries[:, :, still], expected[:, :, still])
+            assert not torch.equal(entries[:, :, ~still], expected[:, :, ~still])
 
 
 def kept_rows(plan: Plan, b: int) -> Tensor:
@@ -250,7 +341,9 @@ def test_aligned_always_finds_an_entry_within_the_long_term_bound(seed: int, siz
     grid, batch = Grid(size, 6, 6), 2
     g = torch.Generator().manual_seed(seed)
     shape = CacheShape(1, batch, grid, 1, 6, 1, size)
-    recovery = AlignedRecovery(RecoverySetup(shape, 1, CPU, torch.float32, TOLERANCE, TRIM))
+    recovery = AlignedRecovery(
+        RecoverySetup(shape, 1, CPU, torch.float32, TOLERANCE, TRIM, torch.float32)
+    )
     detector = CausalMask(0.15, TOLERANCE, TRIM)
     now = torch.randn(batch, grid.frame_tokens, P, generator=g)
     reference = previous = now
@@ -304,6 +397,16 @@ def test_stores_are_bounded_and_counted(recovery: str) -> None:
     assert len(held) == 1
     origins = batch * grid.tokens * P * 4 if expected else 0
     assert fast.recovery.nbytes == expected + origins
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_fp8_store_has_a_byte_for_every_number(dtype: torch.dtype) -> None:
+    shape = CacheShape(LAYERS, 2, Grid(3, 2, 3), HEADS, DIM, 1, 6)
+    exact, fp8 = (
+        AlignedRecovery(RecoverySetup(shape, STEPS, CPU, dtype, TOLERANCE, TRIM, store)).nbytes
+        for store in (dtype, FP8)
+    )
+    assert exact == dtype.itemsize * fp8 > 0
 
 
 def test_an_unknown_recovery_is_refused_with_the_known_ones() -> None:

@@ -51,6 +51,7 @@ def _some_report() -> Report:
         seed=0,
         sigmas=(0.6,),
         conditioning="source",
+        store="exact",
         peak_memory_bytes=None,
         psnr_vs_full_db=30.5,
     )

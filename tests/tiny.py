@@ -250,7 +250,7 @@ class Drive:
         )
         cpu = torch.device("cpu")
         self.cache = KeyValueCache(self.shape, cpu, torch.float32)
-        setup = RecoverySetup(self.shape, steps, cpu, torch.float32, 0.3, 0.2)
+        setup = RecoverySetup(self.shape, steps, cpu, torch.float32, 0.3, 0.2, torch.float32)
         self.recovery: Fill = recovery(setup)
         self.attention = BlockAttention(self.cache, model.rope, self.recovery, limit)
 

@@ -122,6 +122,7 @@ class Task:
         compare: a second stream runs beside, unpruned.
         generate: text-to-video, with its own window.
         prompts: that are known beforehand.
+        store: what the recovery stores in, see `StreamSettings`.
     """
 
     height: int = 480
@@ -130,6 +131,7 @@ class Task:
     compare: bool = False
     generate: bool = False
     prompts: tuple[str, ...] = ()
+    store: str = "auto"
 
 
 def _vae_config(source: Source) -> tuple[Mapping[str, Any], str]:
@@ -280,7 +282,7 @@ def plan(source: Source, dtype: torch.dtype, task: Task) -> MemoryPlan:
         height=task.height,
         width=task.width,
         dtype=dtype,
-        settings=_settings(_given(source), task.generate),
+        settings=_settings(_given(source), task),
         recovery="none" if task.generate else task.recovery,
     )
     if not task.compare:
@@ -295,9 +297,9 @@ def _given(source: Source) -> dict[str, Any]:
     return {**usual, **_numbers(source)}
 
 
-def _settings(given: Mapping[str, Any], generate: bool) -> StreamSettings:
+def _settings(given: Mapping[str, Any], task: Task) -> StreamSettings:
     """How a pipeline of this configuration works, as far as memory depends on it."""
-    kind = "generate_" if generate else ""
+    kind = "generate_" if task.generate else ""
     sink, window = given[f"{kind}sink_frames"], given[f"{kind}window_frames"]
     return StreamSettings(
         sigmas=tuple(given["edit_sigmas"] or edit_sigmas(1.0, given["num_inference_steps"], 1.0)),
@@ -305,4 +307,5 @@ def _settings(given: Mapping[str, Any], generate: bool) -> StreamSettings:
         sink_frames=sink,
         window_frames=window,
         position_limit=max(given["position_limit"], sink + window),
+        store=task.store,
     )

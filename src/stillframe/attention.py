@@ -3,7 +3,7 @@
 The transformer's blocks hand an object untouched to their self-attention processor. This is that
 object: it knows the block's plan, its positions and the cache, and lets a `Recovery` decide what
 stands in for the keys and values of pruned tokens. Queries are the kept tokens only, so cost stays
-linear in kept tokens.
+linear in kept tokens. For methods that merge tokens it carries their `Merger`.
 
 With nothing pruned every recovery reduces to the plain causal model.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stillframe.cache import KeyValueCache
 from stillframe.grid import Plan, Slots, put
+from stillframe.merge import Merger, Merging
 from stillframe.restore import predecessor_rows, restore
 from stillframe.rope import frame_positions, rotary_table, rotate
 
@@ -48,6 +49,10 @@ class BlockAttention:
         rope: the model's rotary module.
         recovery: what stands in for pruned tokens.
         position_limit: see `rope.frame_positions`.
+
+    Attributes:
+        step: the denoising pass, None for the context pass.
+        merger: what merges tokens around self-attention in this block, if anything does.
     """
 
     def __init__(
@@ -60,6 +65,8 @@ class BlockAttention:
         self.cache = cache
         self.recovery = recovery
         self.step: int | None = 0
+        self.merger: Merger | None = None
+        self._merged_rows: list[int] = []
         self._rope = rope
         self._limit = position_limit
         self.plan = Plan(torch.empty(0), None, None, (0,))
@@ -73,6 +80,7 @@ class BlockAttention:
             cache.frames, grid.frames, order, cache.shape.sink, self._limit
         )
         self.plan = plan
+        self._merged_rows = []
         self.table = rotary_table(self._rope, own, grid.height, grid.width)
         self._own_table = self.table if plan.kept is None else self.table[plan.kept.index]
         if context:
@@ -120,6 +128,52 @@ class BlockAttention:
             # only now: committing overwrites the frames that leave the window, which were just read
             self.cache.commit(layer, key, value)
         return out
+
+    @property
+    def merging(self) -> Merger | None:
+        """What merges tokens in this pass: never the context pass, whose keys are committed."""
+        return None if self.step is None else self.merger
+
+    @property
+    def attended_share(self) -> float:
+        """Rows that self-attention ran over / tokens of the block, mean over its merged calls; 1
+        without any."""
+        if not self._merged_rows:
+            return 1.0
+        return sum(self._merged_rows) / len(self._merged_rows) / self.cache.shape.grid.tokens
+
+    def attend_merged(
+        self,
+        merging: Merging,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        backend: str | None,
+    ) -> Tensor:
+        """`attend` for merged rows (B, K, heads, head_dim) of a whole block, in a denoising pass.
+
+        Rows stand where their destinations do. Nothing is written: the context pass will be whole.
+        """
+        self._merged_rows.append(query.shape[1])
+        table = self.table[merging.slots]
+        context = slice(self.cache.block_rows, self.cache.visible_rows())
+        keys, values = self.cache.keys(layer)[:, context], self.cache.values(layer)[:, context]
+        return dispatch_attention_fn(
+            rotate(query, table),
+            torch.cat([rotate(key, table), keys], 1),
+            torch.cat([value, values], 1),
+            attn_mask=self._merged_mask(merging, query.dtype),
+            backend=backend,
+        )
+
+    def _merged_mask(self, merging: Merging, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the logits of merged rows and context, (B, 1, 1, rows), if anything."""
+        if not (merging.proportional or self.cache.holes):
+            return None
+        size = merging.size if merging.proportional else torch.ones_like(merging.size)
+        present = self.cache.present().to(size.dtype)
+        return torch.cat([size, present], 1).log().to(dtype)[:, None, None, :]
 
     def write_own(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Put the kept tokens' keys (rotated here) and values into the block's rows."""

@@ -153,9 +153,25 @@ class KeyValueCache:
         n = self.shape.grid.frame_tokens
         return slice(self._slot(frame) * n, (self._slot(frame) + 1) * n)
 
+    def raw(self, layer: int) -> Tensor:
+        """Committed keys of a layer before rotation, (B, rows, heads, head_dim)."""
+        return self._raw[layer]
+
+    def all_raw(self) -> Tensor:
+        """`raw` of all layers, (L, B, rows, heads, head_dim)."""
+        return self._raw
+
+    def all_keys(self) -> Tensor:
+        """`keys` of all layers, (L, B, rows, heads, head_dim)."""
+        return self._keys
+
+    def last_rows(self) -> slice:
+        """Rows of `raw` of the last committed frame; in `values` they lie `block_rows` further."""
+        return self._rows_of(self.frames - 1)
+
     def last(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys (before rotation), values of the last committed frame: (B, N, heads, head_dim)."""
-        rows = self._rows_of(self.frames - 1)
+        rows = self.last_rows()
         shifted = slice(rows.start + self.block_rows, rows.stop + self.block_rows)
         return self._raw[layer, :, rows], self._values[layer, :, shifted]
 
@@ -187,6 +203,10 @@ class KeyValueCache:
             own = slice(j * n, (j + 1) * n)
             self._present[:, self._rows_of(frame)] = True if present is None else present[:, own]
         self.frames += self.shape.grid.frames
+
+    def stored(self) -> list[tuple[int, slice]]:
+        """Index in the block, and rows of `raw`, of the block's frames that will be kept."""
+        return [(j, self._rows_of(frame)) for j, frame in self._stored()]
 
     def _stored(self) -> list[tuple[int, int]]:
         """(index in block, absolute frame) of the block's frames that will be needed later."""

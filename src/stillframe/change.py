@@ -25,7 +25,7 @@ from torch import Tensor
 
 from stillframe.grid import Grid
 
-__all__ = ["CausalMask", "SourceBlock", "patch_distance"]
+__all__ = ["CausalMask", "RankedMask", "SourceBlock", "keep_most", "patch_distance"]
 
 _HISTORY = 2  # frames that the causal filters look back
 _GAUSSIAN_SIGMA = 1.5
@@ -39,12 +39,15 @@ class SourceBlock(NamedTuple):
         previous: (B, N, P) source latents of the frame before it.
         reference: (B, N, P) source latents each place was last recomputed from.
         grid: S x h x w.
+        pixels: (B, (S+1)*t, 3, H, W) source frames in [0, 1] of the block and of the latent frame
+            before it, t to a latent frame; only for methods that ask for them.
     """
 
     tokens: Tensor
     previous: Tensor
     reference: Tensor
     grid: Grid
+    pixels: Tensor | None = None
 
 
 def patch_distance(a: Tensor, b: Tensor, trim: float = 0.2) -> Tensor:
@@ -63,6 +66,22 @@ def patch_distance(a: Tensor, b: Tensor, trim: float = 0.2) -> Tensor:
     if drop:
         difference = difference.sort(dim=-1).values[..., drop : size - drop]
     return difference.mean(dim=-1)
+
+
+def keep_most(score: Tensor, rate: float) -> Tensor:
+    """Keep the tokens of largest score: all but the share ``rate`` of each block.
+
+    Args:
+        score: (B, S, h, w); of equal scores the first count as larger.
+        rate: 0 to below 1.
+
+    Returns:
+        bool as ``score``, ``round((1 - rate) * S*h*w)`` true in each batch row.
+    """
+    flat = score.flatten(1)
+    count = round((1 - rate) * flat.shape[1])
+    best = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(flat, dtype=torch.bool).scatter(1, best, True).view_as(score)
 
 
 @dataclass
@@ -135,6 +154,43 @@ def _open_close(mask: Tensor) -> Tensor:
     return _erode(_dilate(opened, 3), 3)
 
 
+def _distances(source: SourceBlock, trim: float) -> tuple[Tensor, Tensor]:
+    """Short- and long-term distance of every patch of a block, (B, S, h, w) each."""
+    grid = source.grid
+    shape = (-1, grid.frames, grid.height, grid.width)
+    before = torch.cat([source.previous.unsqueeze(1), source.tokens[:, :-1]], 1)
+    short = patch_distance(source.tokens, before, trim)
+    long = patch_distance(source.tokens, source.reference.unsqueeze(1), trim)
+    return short.view(shape), long.view(shape)
+
+
+class RankedMask:
+    """Keep masks of a fixed share: the tokens that changed most, by the distances of `CausalMask`.
+
+    A patch's score is the larger of its two smoothed distances, each in units of its threshold. The
+    mask is cleaned no further, and nothing bounds how far a pruned patch may drift. One object a
+    stream; call it once a block.
+
+    Args:
+        rate: share of a block's tokens to prune, 0 to below 1.
+        tau1, tau2: what the short- and the long-term distance are measured in.
+        trim: see `patch_distance`.
+    """
+
+    def __init__(self, rate: float, tau1: float, tau2: float, trim: float) -> None:
+        self.rate, self.trim = rate, trim
+        # distances over thresholds, both times tau1 * tau2: the order is the same, and 0 is fine
+        self._weights = (tau2, tau1) if tau1 or tau2 else (1.0, 1.0)
+        self._short, self._long = _Smoother(), _Smoother()
+
+    def __call__(self, source: SourceBlock) -> Tensor:
+        """Decide for one block: (B, S, h, w) bool, see `keep_most`."""
+        short, long = _distances(source, self.trim)
+        weight_short, weight_long = self._weights
+        score = torch.maximum(self._short(short) * weight_short, self._long(long) * weight_long)
+        return keep_most(score, self.rate)
+
+
 class CausalMask:
     """Keep masks of a stream, block after block. One object a stream; call it once a block.
 
@@ -158,11 +214,7 @@ class CausalMask:
             values stand in for its own, and from the source of what is shown in its place, which
             the block itself may have recomputed since.
         """
-        grid = source.grid
-        shape = (-1, grid.frames, grid.height, grid.width)
-        before = torch.cat([source.previous.unsqueeze(1), source.tokens[:, :-1]], 1)
-        short = patch_distance(source.tokens, before, self.trim).view(shape)
-        long = patch_distance(source.tokens, source.reference.unsqueeze(1), self.trim).view(shape)
+        short, long = _distances(source, self.trim)
         moved = (self._short(short) >= self.tau1) | (self._long(long) >= self.tau2)
         return self._bounded(self._clean(moved.float()) | (long >= self.tau2), source)
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillframe.cli_bench import bench
+from stillframe.cli_eval import evaluate_command, reproduce_command
 from stillframe.cli_generate import generate
 from stillframe.cli_models import models_app
 from stillframe.cli_options import (
@@ -33,6 +35,7 @@ from stillframe.cli_options import (
     SeedOption,
     SigmasOption,
     StepsOption,
+    StoreOption,
     ThreadsOption,
     VaeOption,
     WidthOption,
@@ -110,8 +113,12 @@ def edit(
     recovery: Annotated[
         str | None, typer.Option(help="What stands in for the others in attention.")
     ] = None,
+    store: StoreOption = "auto",
     tau1: Annotated[float | None, typer.Option(help="Short-term threshold.")] = None,
     tau2: Annotated[float | None, typer.Option(help="Long-term threshold.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Share of tokens to save, for methods that have one.")
+    ] = None,
     conditioning: Annotated[str | None, typer.Option(help="source or sdedit.")] = None,
     strength: Annotated[
         float | None, typer.Option(help="Share of noise at the first pass, above 0 up to 1.")
@@ -156,13 +163,14 @@ def edit(
         written = stack.enter_context(_kept_clean(written))
         levels = parse_sigmas(sigmas)
         text, placed, doubts = _place(model, prompt, style)
-        chosen = _build_method(method, recovery=recovery, tau1=tau1, tau2=tau2)
+        chosen = _build_method(method, recovery=recovery, tau1=tau1, tau2=tau2, rate=rate)
         for doubt in doubts:
             warn(doubt)
         started = time.perf_counter()
         options = LoadOptions(
             model, device, dtype, threads, vae, tuple(lora or ()), attention, offload, height,
             width, chosen.recovery if chosen.prunes else "none", compare, prompt=text,
+            store=_check_store(store),
         )  # fmt: skip
         pipe = load(options)
         loaded = time.perf_counter() - started
@@ -190,6 +198,7 @@ def edit(
                 num_inference_steps=steps,
                 sigmas=levels,
                 conditioning=conditioning,
+                store=store,
             )
         for warning in done.warnings:
             warn(warning)
@@ -256,6 +265,13 @@ def _place(
     )
 
 
+def _check_store(name: str) -> str:
+    """The name of a store back, refused before a model is loaded."""
+    from stillframe.settings import check_store
+
+    return check_store(name)
+
+
 def _build_method(name: str, **given: Any) -> Method:
     """The method with what the user asked for; everything else as the method has it."""
     from stillframe.methods import find_method
@@ -271,6 +287,9 @@ def _build_method(name: str, **given: Any) -> Method:
 
 app.command()(generate)
 app.command()(serve)
+app.command()(bench)
+app.command("eval")(evaluate_command)
+app.command("reproduce")(reproduce_command)
 
 
 app.add_typer(models_app, name="models")
@@ -296,9 +315,14 @@ def methods() -> None:
     from stillframe.methods import methods as known_methods
     from stillframe.recovery import recoveries
 
-    names_table(("method", ""), [(n, kind.summary) for n, kind in known_methods().items()])
+    rows = [(n, kind.summary, _paper(kind)) for n, kind in known_methods().items()]
+    names_table(("method", "", "paper"), rows)
     say("")
     names_table(("recovery", ""), [(n, kind.summary) for n, kind in recoveries().items()])
+
+
+def _paper(kind: type[Method]) -> str:
+    return f"arXiv {kind.paper}" if kind.paper else ""
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stillframe.cli_options import DeviceOption, DtypeOption, VaeOption
+from stillframe.cli_options import DeviceOption, DtypeOption, StoreOption, VaeOption
 from stillframe.downloads import fetch_shown
 from stillframe.screen import names_table, numbers_table, one_sentence_errors, say
 
@@ -135,6 +135,7 @@ def plan(
     width: Annotated[int, typer.Option(min=16, help="In pixels.")] = 832,
     vae: VaeOption = None,
     recovery: Annotated[str, typer.Option(help="What stands in for pruned tokens.")] = "aligned",
+    store: StoreOption = "auto",
     dtype: DtypeOption = "bfloat16",
     device: DeviceOption = "auto",
 ) -> None:
@@ -143,7 +144,14 @@ def plan(
         from stillframe.load import plan_pipeline
 
         needs, free = plan_pipeline(
-            name, height, width, vae=vae, recovery=recovery, dtype=dtype, device=device
+            name,
+            height,
+            width,
+            vae=vae,
+            recovery=recovery,
+            store=store,
+            dtype=dtype,
+            device=device,
         )
         numbers_table((f"{name} at {width}x{height}", dtype), needs.lines())
         if free is not None:

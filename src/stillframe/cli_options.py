@@ -33,6 +33,7 @@ __all__ = [
     "SeedOption",
     "SigmasOption",
     "StepsOption",
+    "StoreOption",
     "ThreadsOption",
     "VaeOption",
     "WidthOption",
@@ -57,6 +58,9 @@ VaeOption = Annotated[
 ]
 LoraOption = Annotated[
     list[str] | None, typer.Option(metavar="FILE[:SCALE]", help="Merge a LoRA; may be repeated.")
+]
+StoreOption = Annotated[
+    str, typer.Option(help="What recovery stores in: exact, fp8, or auto (fp8 in 16 bits).")
 ]
 AttentionOption = Annotated[str | None, typer.Option(help="One of diffusers' attention backends.")]
 OffloadOption = Annotated[
@@ -86,6 +90,7 @@ class LoadOptions:
     compare: bool = False
     generate: bool = False
     prompt: str | None = None
+    store: str = "auto"
 
 
 def load(options: LoadOptions) -> CausalWanPipeline:
@@ -126,7 +131,9 @@ def _task(options: LoadOptions) -> Task:
     width = options.width or height * 16 // 9
     tall, wide = (max(side // 32, 1) * 32 for side in (height, width))
     prompts = () if options.prompt is None else (options.prompt,)
-    return Task(tall, wide, options.recovery, options.compare, options.generate, prompts)
+    return Task(
+        tall, wide, options.recovery, options.compare, options.generate, prompts, options.store
+    )
 
 
 def parse_sigmas(text: str | None) -> tuple[float, ...] | None:

@@ -241,6 +241,7 @@ def _report(
         seed=job.seed,
         sigmas=settings.sigmas,
         conditioning=settings.conditioning,
+        store=settings.resolved_store(job.pipe.transformer.dtype),
         peak_memory_bytes=peak_memory(job.pipe.compute_device),
         damage=reader.damage,
         interrupted=loop.interrupted,

@@ -25,7 +25,10 @@ from stillframe.attention import BlockAttention
 from stillframe.cache import CacheShape, KeyValueCache
 from stillframe.change import SourceBlock
 from stillframe.grid import Grid, Plan, patchify, plan_tokens, take, unpatchify
+from stillframe.lean import BlockInputs, LeanBlocks, lean_twin, unsupported
+from stillframe.merge import MergeSetup
 from stillframe.methods import Method
+from stillframe.pixels import PixelBlocks
 from stillframe.recovery import Recovery, RecoverySetup, find_recovery
 from stillframe.restore import predecessor_rows, restore
 from stillframe.settings import StreamSettings
@@ -42,8 +45,10 @@ class BlockStats(NamedTuple):
 
     Attributes:
         block: number of the block, from 0.
-        kept, tokens: computed tokens and all tokens, summed over the batch.
-        keep: (B, S, h, w) bool mask.
+        kept, tokens: computed tokens and all tokens, summed over the batch. For a method that
+            merges tokens, ``kept`` counts the rows that self-attention ran over, on average over
+            layers and denoising passes; everything else was computed for all tokens.
+        keep: (B, S, h, w) bool mask; all true for a method that merges.
         seconds: wall time by stage: encode, mask, denoise, context, decode.
     """
 
@@ -100,12 +105,23 @@ class _State:
         device, dtype = latents.device, denoiser.transformer.dtype
         self.cache = KeyValueCache(shape, device, dtype)
         self.recovery = _recovery_of(method)(
-            RecoverySetup(shape, len(settings.sigmas), device, dtype, method.tau2, method.trim)
+            RecoverySetup(
+                shape,
+                len(settings.sigmas),
+                device,
+                dtype,
+                method.tau2,
+                method.trim,
+                settings.store_dtype(dtype),
+            )
         )
         self.attention = BlockAttention(
             self.cache, denoiser.transformer.rope, self.recovery, settings.position_limit
         )
         self.select = method.selector()
+        self.merger = method.merger(MergeSetup(self.grid, len(settings.sigmas), device))
+        self._denoiser, self._settings = denoiser, settings
+        self.lean = self._lean()
         # last frame of the block before: source, what it was recomputed from, result
         self.source: Tensor | None = None
         self.reference: Tensor | None = None
@@ -120,11 +136,32 @@ class _State:
         before, recovery = self.recovery.setup, _recovery_of(method)
         setup = replace(before, steps=steps, tolerance=method.tau2, trim=method.trim)
         self.select = method.selector()
+        self.merger = method.merger(MergeSetup(self.grid, steps, before.device))
         if type(self.recovery) is recovery and before.steps == steps:
             self.recovery.setup = setup
             return False
         self.recovery = self.attention.recovery = recovery(setup)
+        self.lean = self._lean()
         return True
+
+    def _lean(self) -> LeanBlocks | None:
+        """The fast path, where there is one."""
+        denoiser, execution = self._denoiser, self._settings.execution
+        on_gpu = self.recovery.setup.device.type == "cuda"
+        if execution == "stock" or (execution == "auto" and not on_gpu):
+            return None
+        if not LeanBlocks.serves(self.cache, self.recovery) or unsupported(denoiser.transformer):
+            return None
+        return LeanBlocks(
+            lean_twin(denoiser),
+            self.cache,
+            self.recovery,
+            denoiser.transformer.rope,
+            self._settings.position_limit,
+            denoiser.takes_source,
+            denoiser.latent_channels,
+            graphs=on_gpu and execution != "lean",
+        )
 
 
 def _recovery_of(method: Method) -> type[Recovery]:
@@ -178,6 +215,7 @@ class EditStream:
         self._on_block = on_block
         self._state: _State | None = None
         self._whole = True
+        self._pixels = self._pixel_blocks()
 
     @property
     def memory(self) -> dict[str, int]:
@@ -185,6 +223,12 @@ class EditStream:
         if self._state is None:
             return {"cache": 0, "recovery": 0}
         return {"cache": self._state.cache.nbytes, "recovery": self._state.recovery.nbytes}
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs of the transformer captured so far."""
+        lean = None if self._state is None else self._state.lean
+        return 0 if lean is None else lean.captured
 
     def set_text(self, text: TextCache) -> None:
         """Change the prompt from the next block on, which is then computed whole."""
@@ -214,7 +258,11 @@ class EditStream:
         if (method, settings) == (self.method, self.settings):
             return
         self._whole |= settings != self.settings
+        # the frames that this block already has were not kept: only the next one can be judged
+        self._whole |= method.sees_pixels and self._pixels is None
         self.method, self.settings = method, settings
+        if method.sees_pixels != (self._pixels is not None):
+            self._pixels = self._pixel_blocks()
         if self._state is not None and self._state.cache.holes and _recovery_of(method).complete:
             self._state = None
         elif self._state is not None:
@@ -238,6 +286,8 @@ class EditStream:
             )
         with self.clock("encode"):
             blocks = self._autoencoder.encode(frames)
+        if self._pixels is not None:
+            self._pixels.add(frames)
         return self._edit(blocks)
 
     @torch.inference_mode()
@@ -247,23 +297,41 @@ class EditStream:
             blocks = self._autoencoder.flush()
         return self._edit(blocks)
 
+    def _pixel_blocks(self) -> PixelBlocks | None:
+        """What collects source frames from here on, if the method looks at them."""
+        coder = self._autoencoder
+        missing = coder.next_frames - coder.pending_frames
+        if not self.method.sees_pixels:
+            return None
+        return PixelBlocks(missing, coder.block_frames, coder.temporal)
+
     def _edit(self, blocks: Sequence[Tensor]) -> Tensor | None:
-        edited = [self.edit_block(latents) for latents in blocks]
+        pixels = self._pixels
+        edited = [self.edit_block(x, None if pixels is None else pixels.take()) for x in blocks]
         edited = [frames for frames in edited if frames.shape[1]]
         return torch.cat(edited, 1) if edited else None
 
     @torch.inference_mode()
-    def edit_block(self, latents: Tensor) -> Tensor:
+    def edit_block(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
         """Edit the next block, latents (B, C, S, h, w) that need no encoding; returns its frames.
 
         `push` does this with what it encodes. A stream is fed by either of them, not by both.
+
+        Args:
+            latents: of the source.
+            pixels: ``SourceBlock.pixels``, for methods that look at them.
+
+        Raises:
+            ValueError: the method needs pixels and there are none.
         """
+        if self.method.sees_pixels and pixels is None:
+            raise ValueError(f"method {self.method.name!r} looks at source frames: push them")
         if self._state is None:
             self._state = _State(self._denoiser, self.settings, self.method, latents)
         state = self._state
         source = patchify(latents.float(), self._denoiser.patch)
         with self.clock("mask"):
-            plan = self._plan(state, source)
+            plan = self._plan(state, source, pixels)
         result = self._recompute(state, source, plan, latents)
         n = state.grid.frame_tokens
         state.source, state.result = source[:, -n:], result[:, -n:]
@@ -274,20 +342,23 @@ class EditStream:
         self.blocks += 1
         return frames
 
-    def _plan(self, state: _State, source: Tensor) -> Plan:
-        """The block's plan: whole if it must be, else what the method selects."""
+    def _plan(self, state: _State, source: Tensor, pixels: Tensor | None) -> Plan:
+        """The block's plan: whole if it must be, else what the method selects and merges."""
         grid = state.grid
         whole, self._whole = self._whole, False
         by_frame = source.unflatten(1, (grid.frames, grid.frame_tokens))
         if state.source is None or state.reference is None:
             plan = plan_tokens(torch.ones_like(by_frame[..., 0], dtype=torch.bool))
             state.reference = by_frame[:, -1]
-            first = SourceBlock(by_frame, by_frame[:, 0], state.reference, grid)
+            first = SourceBlock(by_frame, by_frame[:, 0], state.reference, grid, pixels)
             state.recovery.observe(first, plan)
             return plan
-        block = SourceBlock(by_frame, state.source, state.reference, grid)
+        block = SourceBlock(by_frame, state.source, state.reference, grid, pixels)
         keep = state.select(block).flatten(2)
         plan = plan_tokens(torch.ones_like(keep) if whole else keep)
+        state.attention.merger = None if whole else state.merger
+        if state.attention.merger is not None:
+            state.attention.merger.begin_block(block)
         if not plan.nothing:
             state.recovery.observe(block, plan)
         rows = predecessor_rows(plan.keep)
@@ -326,6 +397,8 @@ class EditStream:
         the recovery stands in for them.
         """
         attention, sigmas = state.attention, self.settings.sigmas
+        if state.lean is not None and state.lean.can(plan) and attention.merger is None:
+            return self._denoise_lean(state.lean, source, noise, plan)
         kept = plan.kept
 
         def of_kept(x: Tensor) -> Tensor:
@@ -346,6 +419,24 @@ class EditStream:
                 attention.end_block()
         return attention.scattered(x0)
 
+    def _denoise_lean(
+        self, lean: LeanBlocks, source: Tensor, noise: Sequence[Tensor], plan: Plan
+    ) -> Tensor:
+        """The same on the fast path."""
+        settings = self.settings
+        inputs = BlockInputs(
+            source[0],
+            [draw[0] for draw in noise],
+            settings.sigmas,
+            settings.timestep_scale,
+            settings.conditioning == "source",
+        )
+        with self.clock("denoise"):
+            x0 = lean.denoise(plan, self._text, inputs)
+        with self.clock("context"):
+            lean.commit()
+        return x0
+
     def _velocity(self, state: _State, x: Tensor, source: Tensor, sigma: float) -> Tensor:
         timestep = torch.full((x.shape[0],), sigma * self.settings.timestep_scale, device=x.device)
         tokens = x
@@ -359,6 +450,5 @@ class EditStream:
         if self._on_block is not None:
             grid = state.grid
             keep = plan.keep.unflatten(2, (grid.height, grid.width))
-            self._on_block(
-                BlockStats(self.blocks, sum(plan.counts), keep.numel(), keep, self.clock.lap())
-            )
+            kept = round(sum(plan.counts) * state.attention.attended_share)
+            self._on_block(BlockStats(self.blocks, kept, keep.numel(), keep, self.clock.lap()))

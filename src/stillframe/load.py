@@ -294,6 +294,7 @@ def plan_pipeline(
     *,
     vae: str | None = None,
     recovery: str = "aligned",
+    store: str = "auto",
     dtype: str = "bfloat16",
     device: str = "auto",
 ) -> tuple[MemoryPlan, int | None]:
@@ -303,6 +304,7 @@ def plan_pipeline(
         name, vae, dtype, device: see `load_pipeline`.
         height, width: working size in pixels.
         recovery: what stands in for pruned tokens.
+        store: what it stores in, see `StreamSettings`.
 
     Returns:
         the plan, and the bytes free on the device (None where nobody says).
@@ -320,7 +322,7 @@ def plan_pipeline(
     configs = source.configurations
     if not all(file.present for file in hub.on_disk(configs)):
         hub.fetch(configs)
-    needs = plan(source, pick_dtype(dtype, chosen), Task(height, width, recovery))
+    needs = plan(source, pick_dtype(dtype, chosen), Task(height, width, recovery, store=store))
     return needs, free_memory(chosen)
 
 

@@ -216,7 +216,8 @@ class _Job:
         sees = self.settings.sink_frames, self.settings.window_frames
         shape = CacheShape(layers, self.batch, grid, heads, dim, *sees)
         # which distances count as equal does not change what is held
-        setup = RecoverySetup(shape, self.steps, META, self.dtype, tolerance=0.0, trim=0.0)
+        store = self.settings.store_dtype(self.dtype)
+        setup = RecoverySetup(shape, self.steps, META, self.dtype, 0.0, 0.0, store)
         fill = find_recovery(self.recovery)(setup)
         size = denoiser.patch**2 * denoiser.latent_channels
         tokens = torch.zeros(self.batch, grid.frames, grid.frame_tokens, size, device=META)

@@ -57,8 +57,8 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
             "source" where the transformer takes source latents, else "sdedit".
         text_length: tokens of a prompt; embeddings are padded to it with zeros, as Wan expects.
         default_height: working height where a caller gives no size.
-        edit_sigmas: schedule of SDEdit calls that say nothing about it; None leaves it to
-            ``strength`` and ``num_inference_steps``.
+        edit_sigmas: schedule of edits, conditioned as is usual, that say nothing about it; None
+            leaves it to ``strength`` and ``num_inference_steps``.
         generate_sigmas: the same for text-to-video; None means four steps from 1, shifted.
         generate_window_frames, generate_sink_frames: frames attention sees in text-to-video.
     """
@@ -171,17 +171,20 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
         num_inference_steps: int | None = None,
         sigmas: Sequence[float] | None = None,
         conditioning: str | None = None,
+        store: str = "auto",
+        execution: str = "auto",
     ) -> StreamSettings:
         """How to denoise: what is None comes from the pipeline's configuration.
 
         Raises:
-            ValueError: for numbers out of range, or "source" conditioning without source channels.
+            ValueError: for numbers out of range and unknown names, or "source" conditioning without
+                source channels.
         """
         config = self.config
         usual = config.conditioning or ("source" if self.denoiser.takes_source else "sdedit")
         conditioning = conditioning or usual
         if strength is None and num_inference_steps is None and sigmas is None:
-            sigmas = config.edit_sigmas if conditioning == "sdedit" else None
+            sigmas = config.edit_sigmas if conditioning == usual else None
         if strength is None:
             # a model that sees its source may start from pure noise; SDEdit has nothing else to see
             strength = config.strength if conditioning == usual else SDEDIT_STRENGTH
@@ -199,6 +202,8 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
             window_frames=config.window_frames,
             position_limit=config.position_limit,
             timestep_scale=self.scheduler.config.num_train_timesteps,
+            store=store,
+            execution=execution,
         )
 
     def stream(
@@ -253,6 +258,8 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
         output_type: str = "np",
         return_dict: bool = True,
         callback_on_block_end: OnBlock | None = None,
+        store: str = "auto",
+        execution: str = "auto",
     ) -> CausalWanPipelineOutput | tuple[Any, list[BlockStats]]:
         """Edit a clip.
 
@@ -271,6 +278,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
             output_type: "np", "pt" or "pil".
             return_dict: False returns the tuple (frames, blocks).
             callback_on_block_end: called with each block's `BlockStats`.
+            store, execution: see `StreamSettings`.
 
         Raises:
             ValueError: for an empty video, or arguments out of range.
@@ -295,6 +303,8 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
             num_inference_steps=num_inference_steps,
             sigmas=sigmas,
             conditioning=conditioning,
+            store=store,
+            execution=execution,
         )
         parts = [stream.push(frames), stream.flush()]
         edited = torch.cat([part for part in parts if part is not None], 1)

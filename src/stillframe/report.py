@@ -86,6 +86,7 @@ class Report(RunReport):
     seed: int
     sigmas: tuple[float, ...]
     conditioning: str
+    store: str
     peak_memory_bytes: int | None
     damage: str | None = None
     interrupted: bool = False

@@ -7,7 +7,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["StreamSettings"]
+import torch
+
+__all__ = ["EXECUTIONS", "FP8", "STORES", "StreamSettings", "check_store"]
+
+#: One byte a number: 4 bits of exponent and 3 of mantissa, up to 448.
+FP8 = torch.float8_e4m3fn
+
+#: What `StreamSettings.store` may be.
+STORES = ("auto", "exact", "fp8")
+
+#: What `StreamSettings.execution` may be.
+EXECUTIONS = ("auto", "graphs", "lean", "stock")
+
+
+def check_store(store: str) -> str:
+    """The name back if there is such a store.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if store not in STORES:
+        raise ValueError(f"store is 'auto', 'exact' or 'fp8', got {store!r}")
+    return store
 
 
 @dataclass(frozen=True)
@@ -23,6 +45,11 @@ class StreamSettings:
             block included (the papers' ``m = (1, 6)``).
         position_limit: temporal positions in use, see `rope.frame_positions`.
         timestep_scale: the model's timestep at sigma 1.
+        store: how a recovery stores keys and values beyond the cache: "exact" in the weights'
+            format, "fp8" in one byte a number, "auto" in fp8 where weights have 16 bits.
+        execution: how passes are run: "stock" through diffusers' modules, "lean" in fewer kernels,
+            "graphs" as CUDA graphs of those, "auto" the last on CUDA and the first elsewhere. What
+            a model or method does not allow is run the first way, whatever this says.
 
     Raises:
         ValueError: if the window cannot hold a block or the positions cannot hold the window.
@@ -35,10 +62,16 @@ class StreamSettings:
     window_frames: int = 6
     position_limit: int = 21
     timestep_scale: float = 1000.0
+    store: str = "auto"
+    execution: str = "auto"
 
     def __post_init__(self) -> None:
         if self.conditioning not in ("source", "sdedit"):
             raise ValueError(f"conditioning is 'source' or 'sdedit', got {self.conditioning!r}")
+        check_store(self.store)
+        if self.execution not in EXECUTIONS:
+            known = ", ".join(EXECUTIONS)
+            raise ValueError(f"unknown execution {self.execution!r}; known: {known}")
         if self.block_frames < 1 or self.sink_frames < 0:
             raise ValueError(
                 f"a block needs at least 1 frame and sinks at least 0, "
@@ -54,3 +87,13 @@ class StreamSettings:
                 f"{self.position_limit} positions cannot hold {self.sink_frames} sink and "
                 f"{self.window_frames} window frames"
             )
+
+    def store_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """Format of what a recovery stores, for weights of a format."""
+        if self.store == "exact" or (self.store == "auto" and weights.itemsize != 2):
+            return weights
+        return FP8
+
+    def resolved_store(self, weights: torch.dtype) -> str:
+        """The same as a name: "exact" or "fp8"."""
+        return "fp8" if self.store_dtype(weights) == FP8 else "exact"

@@ -9,9 +9,10 @@ processor, so that text keys and values are computed once a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,13 @@ from torch import Tensor
 from stillframe.attention import BlockAttention
 from stillframe.errors import ModelError
 
-__all__ = ["TextCache", "WanDenoiser", "empty_transformer", "read_transformer"]
+__all__ = [
+    "TextCache",
+    "WanDenoiser",
+    "empty_transformer",
+    "random_transformer",
+    "read_transformer",
+]
 
 #: Without these a configuration is some other model's: diffusers would fill in Wan 14B's numbers.
 _NEEDED = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "in_channels")
@@ -66,6 +73,12 @@ def empty_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
     return model.eval().requires_grad_(False)
 
 
+def random_transformer(config: Mapping[str, Any], dtype: torch.dtype) -> WanTransformer3DModel:
+    """A transformer with random weights, on torch's present default device."""
+    model: WanTransformer3DModel = WanTransformer3DModel(**config).to(dtype)
+    return model.eval().requires_grad_(False)
+
+
 def read_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     """The transformer of a folder in diffusers' format, whatever its class is called there.
 
@@ -92,6 +105,14 @@ def _heads(attn: WanAttention, x: Tensor) -> Tensor:
     return x.unflatten(2, (attn.heads, -1))
 
 
+def _keys(attn: WanAttention, hidden_states: Tensor) -> Tensor:
+    if attn.fused_projections:
+        key = attn.to_qkv(hidden_states).chunk(3, dim=-1)[1]
+    else:
+        key = attn.to_k(hidden_states)
+    return _heads(attn, attn.norm_k(key))
+
+
 class _SelfAttention:
     """Self-attention processor: projections here, keys and values of others from the block."""
 
@@ -111,12 +132,28 @@ class _SelfAttention:
     ) -> Tensor:
         if rotary_emb is None:
             raise TypeError("the self-attention processor needs a BlockAttention, got None")
+        if rotary_emb.merging is not None:
+            return self._merged(attn, hidden_states, rotary_emb)
+        return self._attend(attn, hidden_states, rotary_emb.attend)
+
+    def _merged(self, attn: WanAttention, hidden_states: Tensor, block: BlockAttention) -> Tensor:
+        """Merge before the projections, give every token its row's output after them."""
+        assert block.merging is not None
+        assert block.step is not None
+        keys = partial(_keys, attn, hidden_states)
+        merging = block.merging.match(block.step, self.layer, hidden_states, keys)
+        attend = partial(block.attend_merged, merging)
+        return merging.unmerge(self._attend(attn, merging.merge(hidden_states), attend))
+
+    def _attend(
+        self, attn: WanAttention, hidden_states: Tensor, attend: Callable[..., Tensor]
+    ) -> Tensor:
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query = attn.to_q(hidden_states)
             key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
-        out = rotary_emb.attend(
+        out = attend(
             self.layer,
             _heads(attn, attn.norm_q(query)),
             _heads(attn, attn.norm_k(key)),
@@ -193,6 +230,8 @@ class WanDenoiser:
         self.heads: int = config.num_attention_heads
         self.head_dim: int = config.attention_head_dim
         self.positions: int = config.rope_max_seq_len
+        #: Another way of running the same weights, kept here by who makes it.
+        self.twin: object = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Methods, one file each; every module of this package registers itself."""
+"""Methods, one file each; a module of this package registers the method it holds."""
 
 import importlib
 import pkgutil

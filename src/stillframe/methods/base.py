@@ -3,7 +3,8 @@
 A method is a frozen dataclass - parameters, repr and equality in one object - that makes one
 *selector* a stream. A selector is called once a block and returns the keep mask; it may remember
 what it has seen, and must not look ahead. The engine sees to the rest: a stream's first block is
-whole, pruned tokens are recovered and restored.
+whole, pruned tokens are recovered and restored. A method that merges tokens instead keeps them all
+and gives a *merger* as well (``merging.TokenMerging``).
 
 Adding one: a file in this package (or anywhere, if it is imported) with a subclass under
 `register`."""
@@ -15,16 +16,40 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from stillframe.change import SourceBlock
+from stillframe.merge import Merger, MergeSetup
 from stillframe.recovery import find_recovery
 from stillframe.registry import Registry
 
-__all__ = ["Method", "Selector", "find_method", "methods", "register"]
+__all__ = [
+    "Method",
+    "Selector",
+    "check_rate",
+    "find_method",
+    "keep_everything",
+    "methods",
+    "register",
+]
 
 #: One a stream, called once a block: (B, S, h, w) bool, true = compute this token.
 Selector = Callable[[SourceBlock], Tensor]
+
+
+def keep_everything(source: SourceBlock) -> Tensor:
+    """A selector that prunes nothing."""
+    grid = source.grid
+    shape = (source.tokens.shape[0], grid.frames, grid.height, grid.width)
+    return torch.ones(shape, dtype=torch.bool, device=source.tokens.device)
+
+
+def check_rate(rate: float, most: float | None = None) -> None:
+    """Raise a ValueError unless ``rate`` is a share of tokens: 0 to below 1, or to ``most``."""
+    if not 0 <= rate < 1 or (most is not None and rate > most):
+        limit = "1)" if most is None else f"{most:g}]"
+        raise ValueError(f"rate must be in [0, {limit}, got {rate}")
 
 
 @dataclass(frozen=True)
@@ -40,8 +65,10 @@ class Method(ABC):
     Class attributes:
         name: what ``--method`` takes.
         summary: one line for listings.
+        paper: arXiv number of its source, if any.
         prunes: false if every token is always kept, so that nothing needs to be stored for
-        recovery.
+            recovery.
+        sees_pixels: whether its selector needs the source's frames (``SourceBlock.pixels``).
 
     Raises:
         ValueError: for an unknown recovery or numbers out of range.
@@ -49,7 +76,9 @@ class Method(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    paper: ClassVar[str] = ""
     prunes: ClassVar[bool] = True
+    sees_pixels: ClassVar[bool] = False
 
     recovery: str = "aligned"
     tau2: float = 0.30
@@ -65,6 +94,10 @@ class Method(ABC):
     @abstractmethod
     def selector(self) -> Selector:
         """A fresh selector for one stream."""
+
+    def merger(self, setup: MergeSetup) -> Merger | None:
+        """A fresh merger for one stream, None for methods that merge nothing."""
+        return None
 
 
 _REGISTRY: Registry[Method] = Registry("method")

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from stillframe.change import SourceBlock
-from stillframe.methods.base import Method, Selector, register
+from stillframe.methods.base import Method, Selector, keep_everything, register
 
 __all__ = ["Full"]
-
-
-def _everything(source: SourceBlock) -> Tensor:
-    grid = source.grid
-    shape = (source.tokens.shape[0], grid.frames, grid.height, grid.width)
-    return torch.ones(shape, dtype=torch.bool, device=source.tokens.device)
 
 
 @register("full")
@@ -30,4 +20,4 @@ class Full(Method):
     recovery: str = "none"
 
     def selector(self) -> Selector:
-        return _everything
+        return keep_everything

@@ -7,9 +7,11 @@ token of this block and of each other, because frame j takes frame j's (docs/met
 
 The store holds one block of keys and values a denoising pass: ``steps x layers x S x N``, bounded
 whatever the length of the stream. Entries that are pruned again are left where they are, so a fill
-costs nothing to keep. Every entry remembers the source patch it was computed from; it is reused
-only for a source patch within the long-term bound of that, and where frame j's is not, the latest
-frame that is stands in. The patch a token was last recomputed from is always among them."""
+costs nothing to keep; those that move do so as bytes, so an entry stored in FP8 is rounded once,
+when it is computed, however long it stays. Every entry remembers the source patch it was computed
+from; it is reused only for a source patch within the long-term bound of that, and where frame j's
+is not, the latest frame that is stands in. The patch a token was last recomputed from is always
+among them. It does not know how much of FP8's range a model's values need: there is no scale."""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ from stillframe.change import SourceBlock, patch_distance
 from stillframe.grid import Plan, Slots, put, take
 from stillframe.recovery.base import Recovery, RecoverySetup, register
 from stillframe.rope import rotate
+from stillframe.settings import FP8
 
 __all__ = ["AlignedRecovery", "provider_frames"]
 
@@ -65,10 +68,27 @@ class AlignedRecovery(Recovery):
             shape.heads,
             shape.head_dim,
         )
-        self._keys = torch.zeros(size, device=setup.device, dtype=setup.dtype)
+        # rows of FP8 move as the bytes they are: few devices can index a tensor of that format
+        held = torch.uint8 if setup.store == FP8 else setup.store
+        self._keys = torch.zeros(size, device=setup.device, dtype=held)
         self._values = torch.zeros_like(self._keys)
         self._origin: Tensor | None = None
         self._moved: Slots | None = None
+        #: Which frame of the store stands in for each token of the block, (B, S, N); None: whole.
+        self.provider: Tensor | None = None
+
+    def entries(self, layer: int) -> tuple[Tensor, Tensor]:
+        """The store's keys and values from the layer's first row on, (rows, heads*head_dim) each.
+
+        Rows of a pass begin `rows_before` it; a batch of 1 is meant.
+        """
+        start = layer * self._keys.shape[2] * self._keys.shape[3]
+        width = self._keys.shape[4] * self._keys.shape[5]
+        return self._keys.view(-1, width)[start:], self._values.view(-1, width)[start:]
+
+    def rows_before(self, step: int) -> int:
+        """Rows of the store that come before a pass."""
+        return step * self._keys[0].numel() // (self._keys.shape[4] * self._keys.shape[5])
 
     @property
     def nbytes(self) -> int:
@@ -79,14 +99,14 @@ class AlignedRecovery(Recovery):
     def observe(self, source: SourceBlock, plan: Plan) -> None:
         """Choose which entry stands in for each pruned token; note where entries come from."""
         tokens = source.tokens
-        self._moved = None
+        self.provider = None
         if self._origin is None or plan.everything:
             self._origin = tokens.clone()
             return
         provider = provider_frames(tokens, self._origin, self.setup.tolerance, self.setup.trim)
         taken = self._origin.gather(1, provider.unsqueeze(-1).expand_as(tokens))
         self._origin = torch.where(plan.keep.unsqueeze(-1), tokens, taken)
-        self._moved = self._moves(provider, plan)
+        self.provider = provider
 
     def _moves(self, provider: Tensor, plan: Plan) -> Slots | None:
         """Slots of the pruned tokens whose entry comes from another frame, None if there are none.
@@ -106,7 +126,8 @@ class AlignedRecovery(Recovery):
 
     def begin_block(self, block: BlockAttention) -> None:
         """Look up the pruned tokens' positions once for all layers and passes."""
-        pruned = block.plan.pruned
+        pruned, provider = block.plan.pruned, self.provider
+        self._moved = None if provider is None else self._moves(provider, block.plan)
         self._pruned_table = None if pruned is None else block.table[pruned.index]
 
     def place(
@@ -115,8 +136,8 @@ class AlignedRecovery(Recovery):
         keys, values = self._keys[step, layer], self._values[step, layer]
         kept, pruned = block.plan.kept, block.plan.pruned
         if kept is None or pruned is None or self._pruned_table is None:
-            keys[:, : key.shape[1]] = key
-            values[:, : value.shape[1]] = value
+            keys[:, : key.shape[1]] = self._packed(key)
+            values[:, : value.shape[1]] = self._packed(value)
             block.write_own(layer, key, value)
             return
         if self._moved is not None:
@@ -124,8 +145,20 @@ class AlignedRecovery(Recovery):
             entries = take(keys, self._moved.index), take(values, self._moved.index)
             put(keys, self._moved, entries[0])
             put(values, self._moved, entries[1])
-        put(keys, kept, key)
-        put(values, kept, value)
+        put(keys, kept, self._packed(key))
+        put(values, kept, self._packed(value))
         block.write_own(layer, key, value)
-        filled = rotate(take(keys, pruned.index), self._pruned_table)
-        block.write(layer, pruned, filled, take(values, pruned.index))
+        filled = rotate(self._unpacked(take(keys, pruned.index)), self._pruned_table)
+        block.write(layer, pruned, filled, self._unpacked(take(values, pruned.index)))
+
+    def _packed(self, x: Tensor) -> Tensor:
+        """As it is stored."""
+        if self.setup.store != FP8:
+            return x
+        # the format has no infinity: what is beyond its range would be no number at all
+        most = torch.finfo(FP8).max
+        return x.clamp(-most, most).to(FP8).view(torch.uint8)
+
+    def _unpacked(self, x: Tensor) -> Tensor:
+        """What was stored, as attention takes it."""
+        return x.view(FP8).to(self.setup.dtype) if self.setup.store == FP8 else x

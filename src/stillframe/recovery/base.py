@@ -33,6 +33,7 @@ class RecoverySetup:
         device, dtype: of keys and values.
         tolerance: largest distance between source patches that count as the same (``tau2``).
         trim: see `change.patch_distance`.
+        store: of keys and values that are held beyond the cache: ``dtype``, or ``settings.FP8``.
     """
 
     shape: CacheShape
@@ -41,6 +42,7 @@ class RecoverySetup:
     dtype: torch.dtype
     tolerance: float
     trim: float
+    store: torch.dtype
 
 
 class Recovery(ABC):

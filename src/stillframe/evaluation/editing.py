@@ -1,0 +1,208 @@
+"""Clips at their working size, and one edit of one of them, with its frames.
+
+The clip is scaled once and kept as 8-bit frames; they are what every method gets and what metrics
+call the source. Runs the same loop as files do (`loop.FileLoop`). Knows no matrix and no metrics.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillframe.engine import BlockStats
+from stillframe.errors import InputError, OutputError
+from stillframe.evaluation.cells import Block, Conditions
+from stillframe.evaluation.sources import Clip
+from stillframe.fit import fit_to_grid
+from stillframe.loop import Comparison, FileLoop, Lane, MapVideo
+from stillframe.methods import Method, find_method
+from stillframe.pipeline import CausalWanPipeline
+from stillframe.report import DENOISING_STAGES, RunReport
+from stillframe.video import Frame, VideoWriter
+
+__all__ = ["Edit", "Prepared", "as_video", "edit_frames", "keep_array", "prepare", "write_video"]
+
+Pixels = NDArray[np.uint8]
+
+# finer than any frame rate, so that times in files are exact to the tick
+_TICKS = 90_000
+
+
+class Prepared(NamedTuple):
+    """A clip at its working size.
+
+    Attributes:
+        name: of the clip.
+        frames: uint8 (T, H, W, 3).
+        fps: frames a second.
+    """
+
+    name: str
+    frames: Pixels
+    fps: float
+
+
+class Edit(NamedTuple):
+    """What came of an edit.
+
+    Attributes:
+        frames: uint8 (T, H, W, 3), before video encoding.
+        run: what it cost.
+        full: what the dense edit beside it cost, if there was one.
+        blocks: one by one.
+    """
+
+    frames: Pixels
+    run: RunReport
+    full: RunReport | None
+    blocks: tuple[Block, ...]
+
+
+def prepare(clip: Clip, pipe: CausalWanPipeline, conditions: Conditions) -> Prepared:
+    """Read a clip and scale it.
+
+    Raises:
+        InputError: it cannot be read.
+        ValueError: it would become too small.
+    """
+    scaled, fit = [], None
+    for pixels in islice(clip.frames(), conditions.frames):
+        fit = fit or fit_to_grid(
+            pixels.shape[1],
+            pixels.shape[0],
+            multiple=pipe.frame_multiple,
+            target_height=conditions.height,
+            target_width=conditions.width,
+            max_short_side=pipe.config.default_height,
+        )
+        scaled.append(fit.from_grid(fit.to_grid(torch.from_numpy(pixels)[None]))[0].numpy())
+    if not scaled:
+        raise InputError(f"{clip.path} has no frames")
+    return Prepared(clip.name, np.stack(scaled), clip.fps)
+
+
+def as_video(frames: Pixels) -> Tensor:
+    """uint8 (T, H, W, 3) as metrics take it: float32 (T, 3, H, W), 0 to 1."""
+    return torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 255
+
+
+def keep_array(path: Path, frames: Pixels) -> None:
+    """Write frames as a NumPy file that is complete or not there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            np.save(file, frames)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path} could not be written: {error.strerror}") from error
+
+
+class _Recorder(VideoWriter):
+    """A writer that also keeps the frames as they were before encoding."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], fps: float) -> None:
+        self.frames: list[Pixels] = []
+        super().__init__(path, shape[2], shape[1], Fraction(1, _TICKS), fps)
+
+    def write(self, pixels: Pixels, pts: int) -> None:
+        """Keep and encode a frame."""
+        self.frames.append(pixels.copy())
+        super().write(pixels, pts)
+
+
+def _timed(clip: Prepared) -> Iterator[Frame]:
+    for index, pixels in enumerate(clip.frames):
+        yield Frame(np.array(pixels), round(index * _TICKS / clip.fps))
+
+
+def write_video(path: Path, clip: Prepared) -> None:
+    """Encode a clip.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    _, height, width, _ = clip.frames.shape
+    with VideoWriter(path, width, height, Fraction(1, _TICKS), clip.fps) as writer:
+        for frame in _timed(clip):
+            writer.write(frame.pixels, frame.pts)
+
+
+def edit_frames(
+    pipe: CausalWanPipeline,
+    clip: Prepared,
+    embeds: Tensor,
+    method: Method,
+    target: Path,
+    *,
+    map_path: Path | None = None,
+    seed: int = 0,
+    paired: bool = False,
+    stop: Callable[[], bool] | None = None,
+    **settings: Any,
+) -> Edit:
+    """Edit a prepared clip into a file.
+
+    Args:
+        pipe: the model.
+        clip: at its working size.
+        embeds: the prompt's embeddings.
+        method: which tokens to compute.
+        target: the video to write.
+        map_path: the map of what was recomputed, if wanted.
+        seed: of the noise.
+        paired: also run the dense edit, alternating block by block, for what it costs.
+        stop: asked after every frame; true ends it, and no file is left.
+        settings: see ``CausalWanPipeline.settings``.
+
+    Raises:
+        KeyboardInterrupt: ``stop`` said so.
+        OutputError: a file cannot be written.
+        ValueError: the method or a setting does not fit the model.
+    """
+    _, height, width, _ = clip.frames.shape
+    fit = fit_to_grid(
+        width, height, multiple=pipe.frame_multiple, target_height=height, target_width=width
+    )
+    blocks: list[Block] = []
+
+    def note(stats: BlockStats) -> None:
+        seconds = sum(stats.seconds.get(stage, 0.0) for stage in DENOISING_STAGES)
+        blocks.append(Block(stats.kept, stats.tokens, seconds))
+        if maps is not None:
+            maps.note(stats)
+
+    with ExitStack() as stack:
+        writer = _Recorder(target, clip.frames.shape, clip.fps)
+        stack.enter_context(writer)
+        maps = None
+        if map_path is not None:
+            drawn = VideoWriter(map_path, width, height, Fraction(1, _TICKS), clip.fps)
+            maps = MapVideo(pipe, stack.enter_context(drawn))
+        lanes = [Lane(pipe, embeds, method, seed, settings, note)]
+        if paired:
+            lanes.append(Lane(pipe, embeds, find_method("full")(), seed, settings))
+        comparison = Comparison() if paired else None
+        loop = FileLoop(fit, pipe.compute_device, lanes, writer, maps, comparison)
+        loop.run(_timed(clip), stop)
+        if loop.interrupted:
+            raise KeyboardInterrupt
+        loop.close()
+    files = loop.clock.lap()
+    runs = [lane.report(files, writer.frames_written, None) for lane in lanes]
+    frames = np.stack(writer.frames)
+    return Edit(frames, runs[0], runs[1] if paired else None, tuple(blocks))

@@ -1,0 +1,139 @@
+"""Findings as one HTML page: words, tables, plots drawn inline, videos beside it by relative path.
+
+The page loads nothing from elsewhere and follows the reader's light or dark theme. Knows HTML, not
+experiments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+
+from stillframe.evaluation.findings import Exhibit, Findings, Plot, Table
+from stillframe.evaluation.plots import draw
+
+__all__ = ["page"]
+
+
+def page(
+    title: str,
+    intro: str,
+    facts: Mapping[str, str],
+    notes: Sequence[str],
+    findings: Sequence[Findings],
+) -> str:
+    """The whole page.
+
+    Args:
+        title: its heading.
+        intro: what it is, for a reader who knows nothing of it.
+        facts: what was run, on what, name and value.
+        notes: what to bear in mind about all of it.
+        findings: sections, in order.
+    """
+    here = files("stillframe.evaluation")
+    style, script = (
+        here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    )
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{escape(intro)}</p>",
+        _note(notes),
+        _contents(findings),
+        "<h3>What was run</h3>",
+        _facts(facts),
+        *map(_section, findings),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + f"\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
+    )
+
+
+def _note(sentences: Sequence[str], head: str = "") -> str:
+    if not sentences:
+        return ""
+    top = f"<p><strong>{escape(head)}</strong></p>" if head else ""
+    return f'<div class="note">{top}{_list(sentences)}</div>'
+
+
+def _list(sentences: Iterable[str]) -> str:
+    lines = [escape(sentence) for sentence in sentences]
+    if len(lines) == 1:
+        return f"<p>{lines[0]}</p>"
+    return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
+
+
+def _contents(findings: Sequence[Findings]) -> str:
+    if len(findings) < 2:
+        return ""
+    lines = [
+        f'<li><a href="#{f.name}">{escape(f.title)}</a><br>{escape(f.headline)}</li>'
+        for f in findings
+    ]
+    return f'<h3>In short</h3><ul class="contents">{"".join(lines)}</ul>'
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
+        for name, value in facts.items()
+    )
+    return f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
+
+
+def _section(found: Findings) -> str:
+    parts = [
+        f"<h2>{escape(found.title)}</h2>",
+        f'<p class="soft">{escape(found.question)}</p>',
+        f'<p class="headline">{escape(found.headline)}</p>',
+        *(f"<p>{escape(word)}</p>" for word in found.words),
+    ]
+    if found.papers:
+        parts.append(f'<p class="soft">What the papers report: {escape(found.papers)}</p>')
+    parts.append(_note(found.caveats, "What to bear in mind"))
+    parts += [_table(table) for table in found.tables]
+    plots = [_plot(plot) for plot in found.plots]
+    if any(plots):
+        parts.append(f'<div class="plots">{"".join(plots)}</div>')
+    parts += [_exhibit(exhibit) for exhibit in found.exhibits]
+    if found.missing:
+        parts.append(f"<h3>Left out</h3>{_list(found.missing)}")
+    return f'<section id="{found.name}">\n' + "\n".join(p for p in parts if p) + "\n</section>"
+
+
+def _table(table: Table) -> str:
+    if not table.rows:
+        return ""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
+    )
+    return (
+        f'<figure><figcaption>{escape(table.caption)}</figcaption><div class="scroll"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></figure>"
+    )
+
+
+def _plot(plot: Plot) -> str:
+    drawn = draw(plot)
+    caption = f"<figcaption>{escape(plot.caption)}</figcaption>"
+    return f"<figure>{drawn}{caption}</figure>" if drawn else ""
+
+
+def _exhibit(exhibit: Exhibit) -> str:
+    # from a moment after the start: browsers then show a picture before anybody presses play
+    videos = "".join(
+        f'<figure><video src="{escape(path)}#t=0.01" controls muted loop playsinline '
+        f'preload="metadata"></video><figcaption>{escape(label)}</figcaption></figure>'
+        for label, path in exhibit.videos
+    )
+    return (
+        f'<div class="exhibit"><h3>{escape(exhibit.caption)}</h3>'
+        '<button class="together" hidden>Play or stop all together</button>'
+        f'<div class="videos">{videos}</div></div>'
+    )

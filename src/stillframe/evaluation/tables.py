@@ -1,0 +1,79 @@
+"""Rows into table files: CSV always, Parquet where pyarrow is installed. Knows no meanings."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillframe.errors import OutputError
+
+__all__ = ["write_table", "write_text"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is complete or not there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    _replace(path, text.encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"{path} could not be written: {error.strerror}") from error
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Write rows of plain values; columns are those of all rows, in order of appearance.
+
+    What was not measured (None or nan) is an empty field.
+
+    Args:
+        path: ending in ``.csv``; the Parquet file gets the same name.
+        rows: at least one.
+
+    Returns:
+        the files written.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_field(row.get(name)) for name in columns])
+    write_text(path, text.getvalue())
+    written = [path]
+    if importlib.util.find_spec("pyarrow") is not None:
+        written.append(_write_parquet(path.with_suffix(".parquet"), columns, rows))
+    return written
+
+
+def _field(value: Any) -> Any:
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+
+
+def _write_parquet(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(table, sink)
+    _replace(path, sink.getvalue())
+    return path

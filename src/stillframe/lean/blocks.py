@@ -1,0 +1,415 @@
+"""A stream's blocks on the lean path: static buffers, a few lengths, a graph for each.
+
+Kept tokens are padded to one of a few lengths (`bucket_lengths`); a length's passes are captured as
+CUDA graphs the first time it comes up, and replayed from then on. Which token lies where, which
+entry stands in for which and how noisy it all is are data in buffers that never move, so no mask
+and no prompt makes a new graph. Padding computes and writes nothing that anyone reads. Without CUDA
+the same passes run eagerly.
+
+It does what ``BlockAttention`` and a recovery do together, on the same cache and the same store, so
+that a block may be run either way. Batches, plain pruning, noisy duplicates and merging have only
+the slow path: see `LeanBlocks.serves`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+from torch import Tensor
+
+from stillframe.cache import KeyValueCache
+from stillframe.graphs import Graphs
+from stillframe.grid import Plan
+from stillframe.lean.placing import Entries, Sources, Table, place, rotate_rows
+from stillframe.lean.transformer import LayerRows, LeanTransformer, PassInputs
+from stillframe.recovery import Recovery
+from stillframe.recovery.aligned import AlignedRecovery
+from stillframe.recovery.clean import CleanRecovery
+from stillframe.recovery.none import NoRecovery
+from stillframe.restore import predecessor_rows
+from stillframe.rope import frame_positions, rotary_table
+from stillframe.wan import TextCache
+
+__all__ = ["BlockInputs", "LeanBlocks", "bucket_lengths"]
+
+
+def bucket_lengths(tokens: int) -> list[int]:
+    """Lengths that kept tokens are padded to, rising; the last is ``tokens``.
+
+    In steps of 1/32 of a block, rounded to what matrix products like.
+    """
+    step = max(64, tokens // 32 // 64 * 64)
+    return [*range(step, tokens, step), tokens]
+
+
+class BlockInputs(NamedTuple):
+    """What a block is denoised from.
+
+    Attributes:
+        source: (S*N, P) source latents.
+        noise: (S*N, P) for each pass.
+        sigmas: noise level of each pass.
+        timestep_scale: the model's timestep at sigma 1.
+        shows_source: whether the model sees the source beside what it denoises.
+    """
+
+    source: Tensor
+    noise: Sequence[Tensor]
+    sigmas: Sequence[float]
+    timestep_scale: float
+    shows_source: bool
+
+
+@dataclass
+class _Static:
+    """Buffers that graphs read and write; sizes are the block's."""
+
+    x0: Tensor
+    noise: Tensor
+    source: Tensor
+    sigma: Tensor
+    timestep: Tensor
+    slots: Tensor
+    table: Table
+    denoise: Sources
+    context: Sources
+    entry: Tensor
+    zero: Tensor
+    committed: Tensor
+    stored: Tensor
+
+
+class LeanBlocks:
+    """The lean path of one stream.
+
+    Args:
+        model: the transformer.
+        cache: the stream's; batch of 1.
+        recovery: the stream's, aligned, clean, or none if nothing is ever pruned.
+        rope: the model's rotary module.
+        position_limit: see `rope.frame_positions`.
+        takes_source: whether source latents are concatenated to the input.
+        channels: latent channels.
+        graphs: capture CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        model: LeanTransformer,
+        cache: KeyValueCache,
+        recovery: Recovery,
+        rope: WanRotaryPosEmbed,
+        position_limit: int,
+        takes_source: bool,
+        channels: int,
+        graphs: bool,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.recovery = recovery
+        self.lengths = bucket_lengths(cache.shape.grid.tokens)
+        self._rope, self._limit = rope, position_limit
+        self._takes_source, self._channels = takes_source, channels
+        self._graphs = Graphs() if graphs else None
+        self._static: _Static | None = None
+        self._text: tuple[Tensor, Tensor] | None = None
+        self._text_of: TextCache | None = None
+        self._placed: tuple[int, ...] | None = None
+
+    @staticmethod
+    def serves(cache: KeyValueCache, recovery: Recovery) -> bool:
+        """Whether the lean path can run a stream's blocks."""
+        kinds = (AlignedRecovery, CleanRecovery, NoRecovery)
+        return cache.shape.batch == 1 and type(recovery) in kinds
+
+    def can(self, plan: Plan) -> bool:
+        """Whether it can run this block: holes in the cache, or new ones, are not for it."""
+        whole = plan.everything or type(self.recovery) is not NoRecovery
+        return whole and not self.cache.holes
+
+    @property
+    def captured(self) -> int:
+        """Graphs captured so far."""
+        return 0 if self._graphs is None else self._graphs.count
+
+    def denoise(self, plan: Plan, text: TextCache, inputs: BlockInputs) -> Tensor:
+        """The denoising passes of a block; `commit` has to follow.
+
+        Returns:
+            (1, S*N, P) float32 results at their slots, zero elsewhere.
+        """
+        static = self._begin(plan, text, inputs)
+        count = plan.counts[0]
+        length = next(n for n in self.lengths if n >= count)
+        slots = static.slots[:length].long()
+        self._length = length
+        for step, sigma in enumerate(inputs.sigmas):
+            static.sigma.fill_(sigma)
+            static.timestep.fill_(sigma * inputs.timestep_scale)
+            static.entry.fill_(self._entry_of(step))
+            static.noise[:length] = inputs.noise[step][slots]
+            self._run(("denoise", length, self.cache.visible_rows()), self._pass, length)
+        whole = torch.zeros_like(inputs.source)
+        whole[slots[:count]] = static.x0[:count]
+        return whole.unsqueeze(0)
+
+    def commit(self) -> None:
+        """The context pass: commit the block's clean keys and values."""
+        assert self._static is not None
+        self._static.timestep.zero_()
+        key = ("context", self._length, self.cache.visible_rows(), len(self._static.stored))
+        self._run(key, self._context_pass, self._length)
+        self.cache.advance()
+
+    def warm_up(self, plan_of: Callable[[int], Plan], text: TextCache, inputs: BlockInputs) -> None:
+        """Capture every length now, on a stream whose window is full; its frames are not advanced.
+
+        Args:
+            plan_of: a plan of so many kept tokens.
+            text: of the prompt.
+            inputs: of any block.
+        """
+        frames = self.cache.frames
+        for length in self.lengths:
+            self.denoise(plan_of(length), text, inputs)
+            self.commit()
+            self.cache.frames = frames
+
+    def _run(self, key: tuple[object, ...], work: Callable[[int], None], length: int) -> None:
+        if self._graphs is None or not self._steady:
+            work(length)
+        else:
+            self._graphs.run(key, lambda: work(length))
+
+    @property
+    def _steady(self) -> bool:
+        """Whether the window is full: from then on shapes stay as they are."""
+        shape = self.cache.shape
+        return len(self.cache.context()) == shape.sink + shape.window - shape.grid.frames
+
+    def _pass(self, length: int) -> None:
+        """One denoising pass over the static buffers."""
+        static = self._static
+        assert static is not None
+        x0 = static.x0[:length]
+        x = (1 - static.sigma) * x0 + static.sigma * static.noise[:length]
+        velocity = self.model(
+            self._tokens(x, length), static.timestep, self._prompt, self._inputs(length)
+        )
+        assert velocity is not None
+        static.x0[:length] = x - static.sigma * velocity.float()
+
+    def _context_pass(self, length: int) -> None:
+        static = self._static
+        assert static is not None
+        tokens = self._tokens(static.x0[:length], length)
+        self.model(tokens, static.timestep, self._prompt, self._context_inputs(length))
+
+    @property
+    def _prompt(self) -> tuple[Tensor, Tensor]:
+        assert self._text is not None
+        return self._text
+
+    def _tokens(self, x: Tensor, length: int) -> Tensor:
+        if not self._takes_source:
+            return x
+        assert self._static is not None
+        shown = self._static.source[:length]
+        pixels = (-1, self._channels)
+        return torch.cat([x.unflatten(1, pixels), shown.unflatten(1, pixels)], 2).flatten(1)
+
+    def _inputs(self, length: int) -> PassInputs:
+        static, cache = self._static, self.cache
+        assert static is not None
+
+        def rows(layer: int) -> LayerRows:
+            entries = None
+            if isinstance(self.recovery, AlignedRecovery):
+                entries = Entries(*self.recovery.entries(layer), static.entry)
+            return LayerRows(*self._rows(layer), entries, entries)
+
+        slots = static.slots[:length]
+        return PassInputs(static.table, slots, static.denoise, cache.visible_rows(), rows)
+
+    def _context_inputs(self, length: int) -> PassInputs:
+        static, cache = self._static, self.cache
+        assert static is not None
+        start = cache.block_rows
+
+        def rows(layer: int) -> LayerRows:
+            keys, values = self._rows(layer)
+            raw = cache.raw(layer)[0].flatten(1)
+            taken = Entries(raw, values[start:], static.zero)
+            # raw keys can be committed at once; values are still read by this very pass
+            return LayerRows(keys, values, taken, Entries(raw, None, static.zero))
+
+        def commit(layer: int) -> None:
+            values = self._rows(layer)[1]
+            values.index_copy_(0, static.committed, values.index_select(0, static.stored))
+
+        slots = static.slots[:length]
+        visible = cache.visible_rows()
+        return PassInputs(static.table, slots, static.context, visible, rows, commit, True)
+
+    def _rows(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, (R, C) each."""
+        return self.cache.keys(layer)[0].flatten(1), self.cache.values(layer)[0].flatten(1)
+
+    def _entry_of(self, step: int) -> int:
+        """Row of the aligned store that a pass starts at."""
+        recovery = self.recovery
+        return recovery.rows_before(step) if isinstance(recovery, AlignedRecovery) else 0
+
+    def _begin(self, plan: Plan, text: TextCache, inputs: BlockInputs) -> _Static:
+        """Bring all buffers up to date for a block."""
+        self._take_text(text)
+        static = self._static = self._static or self._allocate(inputs.source)
+        grid, count = self.cache.shape.grid, plan.counts[0]
+        slots = torch.arange(grid.tokens, device=inputs.source.device)
+        if plan.kept is not None:
+            static.slots.zero_()
+            slots = plan.kept.index[0]
+        static.slots[:count] = slots
+        shown = inputs.source[static.slots.long()]
+        static.x0.copy_(shown)
+        static.source.copy_(shown if inputs.shows_source else torch.zeros_like(shown))
+        self._place_context(static)
+        self._point(static, plan, slots)
+        if isinstance(self.recovery, CleanRecovery) and not plan.everything:
+            self._fill_clean(static)
+        return static
+
+    def _place_context(self, static: _Static) -> None:
+        """Positions of the block, and rotated keys of the frames it sees."""
+        cache, grid = self.cache, self.cache.shape.grid
+        order = cache.storage_order()
+        own, context = frame_positions(
+            cache.frames, grid.frames, order, cache.shape.sink, self._limit
+        )
+        if tuple(own) != self._placed:
+            table = rotary_table(self._rope, own, grid.height, grid.width)
+            static.table.cos.copy_(table.real)
+            static.table.sin.copy_(table.imag)
+            self._placed = tuple(own)
+        if context:
+            table = rotary_table(self._rope, context, grid.height, grid.width)
+            seen = Table(table.real.contiguous(), table.imag.contiguous())
+            raw, keys = cache.all_raw()[:, 0].flatten(2), cache.all_keys()[:, 0].flatten(2)
+            rotate_rows(raw, seen, keys, cache.block_rows)
+
+    def _point(self, static: _Static, plan: Plan, slots: Tensor) -> None:
+        """Say where each slot's key and value come from, in denoising and in the context pass."""
+        cache, grid = self.cache, self.cache.shape.grid
+        n, device = grid.frame_tokens, slots.device
+        here = torch.arange(len(slots), device=device, dtype=torch.int32)
+        new = static.denoise.new
+        new.fill_(-1)
+        new.view(-1)[slots] = here
+        self._point_entries(static, plan)
+        # the context pass: a pruned token takes its predecessor's, in order, else the last frame's
+        rows = predecessor_rows(plan.keep).view(grid.frames, n)
+        own = rows >= n
+        static.context.new.copy_(
+            torch.where(own, new.view(-1)[(rows - n).clamp(min=0).view(-1)].view_as(rows), -1)
+        )
+        last = cache.last_rows().start if cache.frames else 0
+        static.context.old.copy_(torch.where(own, -1, last + torch.arange(n, device=device)))
+        self._point_commits(static)
+
+    def _point_entries(self, static: _Static, plan: Plan) -> None:
+        """Entries of the aligned store: which stands in for what, and what goes back to it."""
+        if not isinstance(self.recovery, AlignedRecovery):
+            return
+        grid = self.cache.shape.grid
+        frames, n = grid.frames, grid.frame_tokens
+        own = torch.arange(frames * n, device=static.slots.device, dtype=torch.int32).view(-1, n)
+        provider = self.recovery.provider
+        if plan.everything or provider is None:
+            static.denoise.old.fill_(-1)
+            static.denoise.out.copy_(own)
+            return
+        old = provider[0] * n + torch.arange(n, device=own.device)
+        static.denoise.old.copy_(old)
+        changed = plan.keep[0] | (static.denoise.old != own)
+        static.denoise.out.copy_(torch.where(changed, own, -1))
+
+    def _point_commits(self, static: _Static) -> None:
+        """Rows of the cache that the block's frames go to."""
+        cache, n = self.cache, self.cache.shape.grid.frame_tokens
+        device, stored = static.slots.device, cache.stored()
+        place = torch.arange(n, device=device)
+        out = static.context.out
+        out.fill_(-1)
+        for j, rows in stored:
+            out[j] = place + rows.start
+        committed = torch.cat([place + rows.start + cache.block_rows for _, rows in stored])
+        from_rows = torch.cat([place + j * n for j, _ in stored])
+        if len(committed) != len(static.committed):
+            static.committed, static.stored = committed, from_rows
+        else:
+            static.committed.copy_(committed)
+            static.stored.copy_(from_rows)
+
+    def _fill_clean(self, static: _Static) -> None:
+        """Pruned rows take the last committed frame's, once for all passes."""
+        cache = self.cache
+        n = cache.shape.grid.frame_tokens
+        last = torch.arange(n, device=static.slots.device, dtype=torch.int32)
+        pruned = static.denoise.new < 0
+        old = torch.where(pruned, last + cache.last_rows().start, -1).to(torch.int32)
+        nowhere = torch.full_like(old, -1)
+        for layer in range(cache.shape.layers):
+            keys, values = self._rows(layer)
+            raw = cache.raw(layer)[0].flatten(1)
+            taken = Entries(raw, values[cache.block_rows :], static.zero)
+            sources = Sources(nowhere, old, nowhere)
+            place(raw, raw, None, 0.0, static.table, sources, (keys, values), taken, None)
+
+    def _take_text(self, text: TextCache) -> None:
+        """Bring a prompt into the buffers that graphs read."""
+        if text is self._text_of:
+            return
+        keys = torch.stack([key[0].flatten(1) for key in text.keys])
+        values = torch.stack([value[0].flatten(1) for value in text.values])
+        if self._text is not None and self._text[0].shape == keys.shape:
+            self._text[0].copy_(keys)
+            self._text[1].copy_(values)
+        else:
+            self._text = (keys, values)
+            if self._graphs is not None:
+                self._graphs.forget()
+        self._text_of = text
+
+    def _allocate(self, source: Tensor) -> _Static:
+        grid, device = self.cache.shape.grid, source.device
+        tokens, half = grid.tokens, self.cache.shape.head_dim // 2
+
+        def numbers(*shape: int) -> Tensor:
+            return torch.zeros(shape, device=device)
+
+        def indices(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.full(shape, -1, device=device, dtype=dtype)
+
+        def sources() -> Sources:
+            shape = (grid.frames, grid.frame_tokens)
+            return Sources(indices(*shape), indices(*shape), indices(*shape))
+
+        return _Static(
+            x0=numbers(*source.shape),
+            noise=numbers(*source.shape),
+            source=numbers(*source.shape),
+            sigma=numbers(1),
+            timestep=numbers(1),
+            slots=torch.zeros(tokens, device=device, dtype=torch.int32),
+            table=Table(numbers(tokens, half), numbers(tokens, half)),
+            denoise=sources(),
+            context=sources(),
+            entry=torch.zeros((), device=device, dtype=torch.int64),
+            zero=torch.zeros((), device=device, dtype=torch.int64),
+            committed=indices(0, dtype=torch.int64),
+            stored=indices(0, dtype=torch.int64),
+        )

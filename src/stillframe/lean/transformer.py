@@ -1,0 +1,258 @@
+"""Wan's transformer in as few kernels as pay, over rows of tokens and a cache written in place.
+
+The weights are the stock model's: queries, keys and values are projected at once from one matrix of
+which the model's own three become views, so nothing is held twice and both ways of running stay
+possible. Text keys and values come from a `TextCache`, modulation is one row a layer, and what
+surrounds the matrix products is fused (``norms``, ``placing``). It does not know blocks of video,
+noise or graphs: ``blocks.py`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import Tensor, nn
+
+from stillframe.lean.norms import Affine, residual_norm
+from stillframe.lean.placing import (
+    Entries,
+    Sources,
+    Table,
+    place,
+    rotated_queries,
+)
+from stillframe.wan import WanDenoiser
+
+__all__ = ["LayerRows", "LeanTransformer", "PassInputs", "lean_twin", "unsupported"]
+
+
+class LayerRows(NamedTuple):
+    """What a layer of a pass reads and writes beside its tokens.
+
+    Attributes:
+        keys, values: (R, C) rows of the cache; the block's own come first.
+        taken, kept: see `placing.place`.
+    """
+
+    keys: Tensor
+    values: Tensor
+    taken: Entries | None
+    kept: Entries | None
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """What a pass is given beside its tokens.
+
+    Attributes:
+        table: rotations of the block's S*N slots.
+        slots: (K,) int32 slot of each token.
+        sources: where each slot's key and value come from.
+        visible: rows of the cache that attention reads.
+        layer_rows: the rows of a layer.
+        after: called with the layer's number after its attention.
+        only_keys: whether the result is not wanted, only what is placed: the context pass.
+    """
+
+    table: Table
+    slots: Tensor
+    sources: Sources
+    visible: int
+    layer_rows: Callable[[int], LayerRows]
+    after: Callable[[int], None] | None = None
+    only_keys: bool = False
+
+
+def unsupported(transformer: WanTransformer3DModel) -> str | None:
+    """Why a transformer cannot be run this way, None if it can."""
+    if any(hasattr(m, "_hf_hook") or hasattr(m, "_diffusers_hook") for m in transformer.modules()):
+        return "its layers have hooks, as offloaded ones do"
+    kinds = {type(block.attn1.to_q) for block in transformer.blocks}
+    if kinds != {nn.Linear}:
+        return "its projections are not plain linear layers"
+    if len({p.device for p in transformer.parameters()}) > 1:
+        return "its weights lie on several devices"
+    if any(block.attn1.fused_projections for block in transformer.blocks):
+        return "its projections are fused already"
+    return None
+
+
+def _joined(attn: WanAttention) -> tuple[Tensor, Tensor]:
+    """Weight and bias of all three projections; the module's own become views of them."""
+    layers = [attn.to_q, attn.to_k, attn.to_v]
+    weight = torch.cat([layer.weight.data for layer in layers])
+    bias = torch.cat([layer.bias.data for layer in layers])
+    for layer, w, b in zip(layers, weight.chunk(3), bias.chunk(3), strict=True):
+        layer.weight.data, layer.bias.data = w, b
+    return weight, bias
+
+
+def _gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    if x.is_cuda:
+        # the tanh form, in the matrix product's epilogue
+        return torch._addmm_activation(layer.bias, x, layer.weight.t(), use_gelu=True)
+    return F.gelu(layer(x), approximate="tanh")
+
+
+class LeanTransformer:
+    """The lean twin of a stock model, sharing its weights.
+
+    Args:
+        transformer: `unsupported` says nothing about it.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        config = transformer.config
+        self.model = transformer
+        self.heads: int = config.num_attention_heads
+        self.layers: int = config.num_layers
+        self.eps: float = config.eps
+        self._qkv = [_joined(block.attn1) for block in transformer.blocks]
+        # (C, in, 1, p, p) to tokens' order, channels last within a patch
+        patch = transformer.patch_embedding.weight.data
+        self._embedding = patch.squeeze(2).permute(0, 2, 3, 1).flatten(1).contiguous()
+        self._tables = torch.cat([block.scale_shift_table.float() for block in transformer.blocks])
+        self.backend = _attention_backend(transformer)
+
+    @property
+    def stale(self) -> bool:
+        """Whether the model's weights have been replaced since, by an adapter, say."""
+        blocks = self.model.blocks
+        return any(
+            block.attn1.to_q.weight.data_ptr() != weight.data_ptr()
+            for block, (weight, _) in zip(blocks, self._qkv, strict=True)
+        )
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        timestep: Tensor,
+        text: tuple[Tensor, Tensor],
+        inputs: PassInputs,
+    ) -> Tensor | None:
+        """One pass over some tokens.
+
+        Args:
+            tokens: (K, p*p*channels in) latent patches.
+            timestep: (1,) float.
+            text: keys and values of the prompt, (L, T, C) each.
+            inputs: the rest.
+
+        Returns:
+            (K, p*p*channels out) velocity; None where only keys and values were wanted.
+        """
+        model = self.model
+        hidden = F.linear(tokens.to(model.dtype), self._embedding, model.patch_embedding.bias)
+        temb, modulation = self._modulation(timestep, hidden)
+        branch: Tensor | None = None
+        gate: Tensor | None = None
+        for number, block in enumerate(model.blocks):
+            shift, scale, gate_self, shift_ff, scale_ff, gate_ff = modulation[number].unbind(0)
+            normed = residual_norm(hidden, branch, gate, Affine(scale, shift, 1), self.eps)
+            attended = self._attend(number, block.attn1, normed, inputs)
+            if attended is None:
+                return None
+            branch = _project(attended, block.attn1)
+            affine = _weights_of(block.norm2)
+            if affine is None:
+                normed = hidden.add_(branch * gate_self)
+            else:
+                normed = residual_norm(hidden, branch, gate_self, affine, self.eps)
+            branch = self._attend_text(block.attn2, normed, (text[0][number], text[1][number]))
+            normed = residual_norm(hidden, branch, None, Affine(scale_ff, shift_ff, 1), self.eps)
+            first, last = block.ffn.net[0].proj, block.ffn.net[2]
+            branch, gate = last(_gelu_linear(normed, first)), gate_ff
+        shift, scale = (model.scale_shift_table[0] + temb).float().unbind(0)
+        normed = residual_norm(hidden, branch, gate, Affine(scale, shift, 1), self.eps)
+        velocity: Tensor = model.proj_out(normed)
+        return velocity
+
+    def _modulation(self, timestep: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The time embedding (1, C), and every layer's six rows (L, 6, C) in float32."""
+        embedder = self.model.condition_embedder
+        frequencies = embedder.timesteps_proj(timestep)
+        weight = embedder.time_embedder.linear_1.weight
+        temb = embedder.time_embedder(frequencies.to(weight.dtype)).type_as(hidden)
+        projected = embedder.time_proj(embedder.act_fn(temb)).view(1, 6, -1)
+        return temb, self._tables + projected.float()
+
+    def _attend(
+        self, number: int, attn: WanAttention, normed: Tensor, inputs: PassInputs
+    ) -> Tensor | None:
+        """Self-attention (K, C) of a layer, None where nobody needs it."""
+        rows = inputs.layer_rows(number)
+        weight, bias = self._qkv[number]
+        query, key, value = F.linear(normed, weight, bias).chunk(3, dim=1)
+        place(
+            key,
+            value,
+            attn.norm_k.weight,
+            attn.norm_k.eps,
+            inputs.table,
+            inputs.sources,
+            (rows.keys, rows.values),
+            rows.taken,
+            rows.kept,
+        )
+        last = number == self.layers - 1
+        out = None
+        if not (inputs.only_keys and last):
+            norm = attn.norm_q
+            query = rotated_queries(query, norm.weight, inputs.table, inputs.slots, norm.eps)
+            seen = inputs.visible
+            out = self._attention(query, rows.keys[:seen], rows.values[:seen])
+        if inputs.after is not None:
+            inputs.after(number)
+        return out
+
+    def _attend_text(
+        self, attn: WanAttention, normed: Tensor, text: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        norm = attn.norm_q
+        query = rotated_queries(attn.to_q(normed), norm.weight, None, None, norm.eps)
+        return _project(self._attention(query, *text), attn)
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of rows (K, C) over rows (R, C)."""
+        q, k, v = (x.view(1, len(x), self.heads, -1) for x in (query, key, value))
+        out: Any = dispatch_attention_fn(q, k, v, backend=self.backend)
+        return torch.as_tensor(out).reshape(len(query), -1)
+
+
+def lean_twin(denoiser: WanDenoiser) -> LeanTransformer:
+    """The lean twin of a model: one for all its streams, made anew if its weights were replaced."""
+    twin = denoiser.twin
+    if not isinstance(twin, LeanTransformer) or twin.stale:
+        # the model's weights become views of what is made here, so they must be ordinary tensors
+        with torch.inference_mode(False), torch.no_grad():
+            twin = denoiser.twin = LeanTransformer(denoiser.transformer)
+    return twin
+
+
+def _project(x: Tensor, attn: WanAttention) -> Tensor:
+    projected: Tensor = attn.to_out[0](x)
+    return projected
+
+
+def _weights_of(norm: nn.Module) -> Affine | None:
+    """Weights of the norm before cross-attention, None where the model has no such norm."""
+    if not isinstance(norm, nn.LayerNorm):
+        return None
+    return Affine(norm.weight, norm.bias, 0)
+
+
+def _attention_backend(transformer: WanTransformer3DModel) -> AttentionBackendName | None:
+    """What the user chose, else what is fastest on the card; None: torch's choice."""
+    chosen = transformer.blocks[0].attn1.processor._attention_backend
+    device = next(transformer.parameters()).device
+    if chosen is not None or device.type != "cuda" or transformer.dtype == torch.float32:
+        return chosen
+    hopper = torch.cuda.get_device_capability(device) >= (9, 0)
+    return AttentionBackendName._NATIVE_CUDNN if hopper else None

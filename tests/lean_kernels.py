@@ -1,0 +1,151 @@
+"""Every kernel against its twin on random rows; run by test_lean_kernels.py.
+
+Widths are no powers of 2, rows are strided views, some slots take entries that others overwrite.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from stillframe.lean.norms import Affine, residual_norm, residual_norm_twin
+from stillframe.lean.placing import (
+    Entries,
+    Sources,
+    Table,
+    place,
+    place_twin,
+    rotate_rows,
+    rotate_rows_twin,
+    rotated_queries,
+    rotated_queries_twin,
+)
+
+FP8 = torch.float8_e4m3fn
+WIDTH, HEAD, KEPT, FRAMES, PLACES = 48, 12, 7, 3, 5
+SLOTS = FRAMES * PLACES
+EPS = 1e-6
+
+
+class Compare:
+    """Counts comparisons; raises at the first difference beyond a dtype's rounding."""
+
+    def __init__(self, device: str, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        # float32: other order of sums; bfloat16: one rounding that falls the other way
+        self.tolerance = 2e-6 if dtype == torch.float32 else 2**-6
+        self.count = 0
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.randn(shape).to(self.device, self.dtype)
+
+    def equal(self, kernel: Tensor, twin: Tensor) -> None:
+        limit = self.tolerance
+        torch.testing.assert_close(kernel.float(), twin.float(), atol=limit, rtol=limit)
+        self.count += 1
+
+
+def compare_norms(c: Compare) -> None:
+    hidden, added, gate = c.random(KEPT, WIDTH), c.random(KEPT, WIDTH), c.random(WIDTH).float()
+    modulated = Affine(c.random(WIDTH).float(), c.random(WIDTH).float(), 1)
+    weighted = Affine(c.random(WIDTH), c.random(WIDTH), 0)
+    for branch, factor, affine in (
+        (added, gate, modulated),
+        (added, None, weighted),
+        (None, None, None),
+    ):
+        mine, other = hidden.clone(), hidden.clone()
+        out = residual_norm(mine, branch, factor, affine, EPS)
+        c.equal(out, residual_norm_twin(other, branch, factor, affine, EPS))
+        c.equal(mine, other)
+
+
+def table(c: Compare, rows: int) -> Table:
+    angle = 6 * torch.rand(rows, HEAD // 2)
+    return Table(angle.cos().to(c.device), angle.sin().to(c.device))
+
+
+def compare_queries(c: Compare) -> None:
+    queries = c.random(KEPT, 3 * WIDTH)[:, WIDTH : 2 * WIDTH]
+    weight = c.random(WIDTH).abs() + 0.5
+    slots = torch.randperm(SLOTS)[:KEPT].sort().values.int().to(c.device)
+    turned = table(c, SLOTS)
+    for norm in (weight, None):
+        for rotation, at in ((turned, slots), (turned, None), (None, None)):
+            arguments = (queries, norm, rotation, at, EPS)
+            c.equal(rotated_queries(*arguments), rotated_queries_twin(*arguments))
+
+
+def sources(c: Compare, nowhere: bool) -> Sources:
+    """Some slots kept; the others take another frame's entry of their place, or nothing."""
+    new = torch.full((SLOTS,), -1)
+    new[torch.randperm(SLOTS)[:KEPT].sort().values] = torch.arange(KEPT)
+    provider = torch.randint(0, FRAMES, (FRAMES, PLACES))
+    old = provider * PLACES + torch.arange(PLACES)
+    out = torch.arange(SLOTS).view(FRAMES, PLACES).clone()
+    out[0, 0] = -1
+    if nowhere:
+        old[1] = -1
+    shaped = (new.view(FRAMES, PLACES), old, out)
+    return Sources(*(x.to(c.device, torch.int32) for x in shaped))
+
+
+def compare_places(c: Compare, fp8: bool) -> None:
+    # what is exact in FP8 survives any rounding: the interpreter's own has a flaw at carries
+    projected = c.random(KEPT, 3 * WIDTH)
+    if fp8:
+        projected = projected.to(FP8).to(c.dtype)
+    _, key, value = projected.split(WIDTH, 1)
+    weight = None if fp8 else c.random(WIDTH).abs() + 0.5
+    offset = torch.tensor(2 * SLOTS, device=c.device)
+
+    def store() -> Tensor:
+        rows = c.random(4 * SLOTS, WIDTH)
+        return rows.to(FP8).view(torch.uint8) if fp8 else rows
+
+    entries = store(), store()
+    turned = table(c, SLOTS)
+    for nowhere in (False, True):
+        at = sources(c, nowhere)
+        for takes, keeps, both in ((1, 1, 1), (1, 0, 0), (0, 1, 1), (0, 0, 0), (1, 1, 0)):
+            results = []
+            for run in (place, place_twin):
+                keys, values = (x.clone() for x in entries)
+                taken = Entries(keys, values, offset) if takes else None
+                kept = Entries(keys, values if both else None, offset) if keeps else None
+                rows = tuple(torch.zeros(SLOTS + 9, WIDTH).to(c.device, c.dtype) for _ in "kv")
+                run(key, value, weight, EPS, turned, at, (rows[0], rows[1]), taken, kept)
+                shown = [x.view(FP8).float() if fp8 else x for x in (keys, values)]
+                results.append([*rows, *shown])
+            for mine, other in zip(*results, strict=True):
+                c.equal(mine, other)
+
+
+def compare_rows(c: Compare) -> None:
+    raw, turned = c.random(2, 10, WIDTH), table(c, 8)
+    mine = torch.zeros(2, 20, WIDTH).to(c.device, c.dtype)
+    other = mine.clone()
+    rotate_rows(raw, turned, mine, 4)
+    rotate_rows_twin(raw, turned, other, 4)
+    c.equal(mine, other)
+
+
+def main(device: str) -> None:
+    """Compare everything; one line at the end."""
+    torch.manual_seed(0)
+    count = 0
+    for dtype in (torch.float32, torch.bfloat16):
+        c = Compare(device, dtype)
+        compare_norms(c)
+        compare_queries(c)
+        compare_rows(c)
+        for fp8 in (False, True):
+            compare_places(c, fp8)
+        count += c.count
+    print(f"{count} compared")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,28 @@
+"""Kernels against their torch twins, interpreted: no GPU is needed to know what they compute.
+
+The interpreter is chosen when kernels are defined, so all of it runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+def test_kernels_equal_their_twins() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.lean_kernels", "cpu"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "compared" in done.stdout
+
+
+@pytest.mark.gpu
+def test_compiled_kernels_equal_their_twins() -> None:
+    command = [sys.executable, "-m", "tests.lean_kernels", "cuda"]
+    subprocess.run(command, check=True)
