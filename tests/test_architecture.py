@@ -170,8 +170,8 @@ def test_the_pipeline_and_below_know_nothing_about_files_and_terminals() -> None
 
 
 def test_only_one_module_knows_the_transformer() -> None:
-    """The pipeline names its class for diffusers' loader, and does no more with it; the fast path is
-    its second reading."""
+    """The pipeline names its class for diffusers' loader, and does no more with it. The fast path
+    is a second reading of it."""
     for name, path in files().items():
         if name not in ("wan", "pipeline", "lean.transformer"):
             users = [i for i in imported(path) if "WanTransformer" in i or "WanAttention" in i]

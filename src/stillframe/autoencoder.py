@@ -13,6 +13,7 @@ The module is stateless: what a memory block remembers is handed in and out by t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -204,13 +205,18 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
         self.temporal_factor = TEMPORAL_FACTOR
         self.spatial_factor = patch_size * 2**spatial_stages
         self.frames_to_trim = frames_to_trim
+        self._known: tuple[Any, Tensor, Tensor] | None = None
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         channels = self.config["latent_channels"]
         mean = self.config["latents_mean"] or [0.0] * channels
         std = self.config["latents_std"] or [1.0] * channels
         shape = (1, 1, channels, 1, 1)
-        return like.new_tensor(mean).view(shape), like.new_tensor(std).view(shape)
+        key = (like.device, like.dtype)
+        if self._known is None or self._known[0] != key:
+            # kept: a copy to the device cannot be part of a graph
+            self._known = key, like.new_tensor(mean).view(shape), like.new_tensor(std).view(shape)
+        return self._known[1:]
 
     def _encode(self, frames: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         return _run(self.encoder, F.pixel_unshuffle(frames, self.patch_size), memory)

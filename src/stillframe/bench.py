@@ -21,6 +21,7 @@ from torch import Tensor
 from stillframe.autoencoder import TinyVideoAutoencoder
 from stillframe.change import SourceBlock
 from stillframe.engine import BlockStats, EditStream
+from stillframe.meter import typed
 from stillframe.methods import Method, Selector
 from stillframe.pipeline import CausalWanPipeline
 from stillframe.streaming import open_autoencoder
@@ -68,7 +69,7 @@ def random_pipeline(shape: str, device: str, dtype: torch.dtype) -> CausalWanPip
     torch.manual_seed(0)
     with torch.device(device):
         transformer = random_transformer(SHAPES[shape], dtype)
-        vae = TinyVideoAutoencoder(**TAEW_CONFIG).to(dtype).eval().requires_grad_(False)
+        vae = typed(TinyVideoAutoencoder(**TAEW_CONFIG), dtype).eval().requires_grad_(False)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
     return CausalWanPipeline(None, None, transformer, vae, scheduler)
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from stillframe.attention import BlockAttention
 from stillframe.errors import ModelError
+from stillframe.meter import typed
 
 __all__ = [
     "TextCache",
@@ -75,7 +76,7 @@ def empty_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
 
 def random_transformer(config: Mapping[str, Any], dtype: torch.dtype) -> WanTransformer3DModel:
     """A transformer with random weights, on torch's present default device."""
-    model: WanTransformer3DModel = WanTransformer3DModel(**config).to(dtype)
+    model = typed(WanTransformer3DModel(**config), dtype)
     return model.eval().requires_grad_(False)
 
 

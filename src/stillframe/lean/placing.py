@@ -63,9 +63,9 @@ class Sources(NamedTuple):
 class Entries(NamedTuple):
     """Keys before rotation and values to take from and write to, (rows, C) each.
 
-    FP8 is held as uint8. Without ``values``, which only what is written to may lack, there are keys.
-    ``offset`` is an int64 scalar on the device: the row that row 0 of a
-    source means, so that one graph serves all denoising passes.
+    FP8 is held as uint8. Only what is written to may lack ``values``: keys alone are kept then.
+    ``offset`` is an int64 scalar on the device, the row that row 0 of a source means: so one graph
+    serves all denoising passes.
     """
 
     keys: Tensor

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stillframe.lean.norms import Affine, residual_norm
 from stillframe.lean.placing import (
@@ -119,7 +120,9 @@ class LeanTransformer:
         patch = transformer.patch_embedding.weight.data
         self._embedding = patch.squeeze(2).permute(0, 2, 3, 1).flatten(1).contiguous()
         self._tables = torch.cat([block.scale_shift_table.float() for block in transformer.blocks])
-        self.backend = _attention_backend(transformer)
+        # what the user chose among diffusers' kernels, if anything
+        self._chosen = transformer.blocks[0].attn1.processor._attention_backend
+        self._kernels = _fastest(transformer)
 
     @property
     def stale(self) -> bool:
@@ -222,8 +225,14 @@ class LeanTransformer:
     def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of rows (K, C) over rows (R, C)."""
         q, k, v = (x.view(1, len(x), self.heads, -1) for x in (query, key, value))
-        out: Any = dispatch_attention_fn(q, k, v, backend=self.backend)
-        return torch.as_tensor(out).reshape(len(query), -1)
+        if self._chosen is not None:
+            out: Any = dispatch_attention_fn(q, k, v, backend=self._chosen)
+            return torch.as_tensor(out).reshape(len(query), -1)
+        # diffusers copies all three into another order first; the kernels take them as they lie
+        with sdpa_kernel(self._kernels):
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            out = F.scaled_dot_product_attention(q, k, v)
+        return torch.as_tensor(out).transpose(1, 2).reshape(len(query), -1)
 
 
 def lean_twin(denoiser: WanDenoiser) -> LeanTransformer:
@@ -248,11 +257,15 @@ def _weights_of(norm: nn.Module) -> Affine | None:
     return Affine(norm.weight, norm.bias, 0)
 
 
-def _attention_backend(transformer: WanTransformer3DModel) -> AttentionBackendName | None:
-    """What the user chose, else what is fastest on the card; None: torch's choice."""
-    chosen = transformer.blocks[0].attn1.processor._attention_backend
+def _fastest(transformer: WanTransformer3DModel) -> list[SDPBackend]:
+    """torch's attention kernels to allow: on Hopper cuDNN's alone, where it takes the dtype."""
     device = next(transformer.parameters()).device
-    if chosen is not None or device.type != "cuda" or transformer.dtype == torch.float32:
-        return chosen
-    hopper = torch.cuda.get_device_capability(device) >= (9, 0)
-    return AttentionBackendName._NATIVE_CUDNN if hopper else None
+    half = device.type == "cuda" and transformer.dtype != torch.float32
+    if half and torch.cuda.get_device_capability(device) >= (9, 0):
+        return [SDPBackend.CUDNN_ATTENTION]
+    return [
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+        SDPBackend.CUDNN_ATTENTION,
+    ]
