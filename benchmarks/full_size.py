@@ -117,7 +117,7 @@ def run(folder: Path, vae: str, options: argparse.Namespace) -> dict[str, Any]:
         "-o", str(folder / "out.mp4"), "--model", "self-forcing", "--prompt", "oil painting",
         "--vae", vae, "--height", str(options.height), "--width", str(options.width),
         "--device", options.device, "--dtype", "bfloat16", "--report", str(report), "--quiet",
-        "--recovery", options.recovery,
+        "--recovery", options.recovery, "--method", options.method,
     ]  # fmt: skip
     environment = {
         **os.environ,
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=CONFIG["num_layers"], help="30 is 1.3B")
     parser.add_argument("--vaes", nargs="+", default=["tiny", "full"])
     parser.add_argument("--recovery", default="aligned")
+    parser.add_argument("--method", default="prune")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     if not (options.folder / "recipes.toml").is_file():
