@@ -43,6 +43,10 @@ class RandomMask(Method):
         return select
 
 
+class _Quantised(torch.nn.Linear):
+    """Stands for any layer that computes in its own way."""
+
+
 def run(pipe: CausalWanPipeline, method: Method, execution: str, **settings: Any) -> Tensor:
     """Latents in, frames out: blocks of source that drift, and jump at some places."""
     generator = torch.Generator().manual_seed(5)
@@ -153,6 +157,9 @@ def test_what_cannot_be_run_lean_is_said() -> None:
     assert unsupported(model) is None
     model.blocks[0].attn1.fuse_projections()
     assert unsupported(model) == "its projections are fused already"
+    other = tiny.transformer()
+    other.blocks[1].ffn.net[2] = _Quantised(64, tiny.HEADS * tiny.HEAD_DIM)
+    assert unsupported(other) == "its projections are not plain linear layers"
 
 
 def test_models_without_the_second_norm() -> None:

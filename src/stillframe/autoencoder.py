@@ -83,8 +83,9 @@ class _TemporalGrow(nn.Module):
     def forward(self, x: Tensor, batch: int) -> Tensor:
         x = self.conv(x)
         if self.stride > 1:
-            steps = [step.unflatten(0, (-1, batch)) for step in x.chunk(self.stride, 1)]
-            x = torch.stack(steps, 1).flatten(0, 2)
+            # with channels last, so that the one copy which this takes is also the only one
+            x = x.permute(0, 2, 3, 1).unflatten(3, (self.stride, -1)).unflatten(0, (-1, batch))
+            x = x.permute(0, 4, 1, 2, 3, 5).flatten(0, 2).permute(0, 3, 1, 2)
         return x
 
 
@@ -146,7 +147,8 @@ def _run(layers: nn.Sequential, x: Tensor, memory: Memory | None) -> tuple[Tenso
         if isinstance(layer, _MemoryBlock):
             first = torch.zeros_like(x[:batch]) if memory is None else memory[len(remembered)]
             remembered.append(x[-batch:].clone())
-            x = layer(x, torch.cat([first, x[:-batch]]))
+            # nothing to join where one frame runs alone: an empty part would cost channels last
+            x = layer(x, first if len(x) == batch else torch.cat([first, x[:-batch]]))
         elif isinstance(layer, _TemporalPool | _TemporalGrow):
             x = layer(x, batch)
         else:

@@ -287,6 +287,10 @@ def run_bench(
     """
     if not shares or any(not 0 < share <= 1 for share in shares):
         raise ValueError(f"shares lie above 0 and up to 1, got {list(shares)}")
+    if height % pipe.frame_multiple or width % pipe.frame_multiple:
+        raise ValueError(
+            f"height and width must be multiples of {pipe.frame_multiple}, got {height}x{width}"
+        )
     options = dict(options or {})
     started = time.perf_counter()
     bench = _Bench(pipe, height, width, sigmas, recovery, pixels, options)

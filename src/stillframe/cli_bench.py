@@ -36,9 +36,8 @@ _SIGMAS = (0.769, 0.729, 0.625)
 def bench(
     model: ModelOption = "tiny",
     random_weights: Annotated[
-        str | None,
-        typer.Option(metavar="SHAPE", help="1.3b or 14b: Wan's shape, random weights, no model."),
-    ] = None,
+        bool, typer.Option("--random-weights", help="A known model's shape, or 1.3b, 14b; no file.")
+    ] = False,
     height: Annotated[int, typer.Option(min=16, help="Of the frames.")] = 480,
     width: Annotated[int, typer.Option(min=16, help="Of the frames.")] = 832,
     sigmas: SigmasOption = None,
@@ -86,17 +85,24 @@ def _shares(text: str) -> list[float]:
 
 
 def _pipeline(
-    model: str, shape: str | None, device: str, dtype: str, threads: int | None
+    model: str, random_weights: bool, device: str, dtype: str, threads: int | None
 ) -> CausalWanPipeline:
-    if shape is None:
+    if not random_weights:
         return load(LoadOptions(model=model, device=device, dtype=dtype, threads=threads))
-    import torch
-
-    from stillframe.bench import random_pipeline
+    from stillframe.bench import SHAPES, random_pipeline
     from stillframe.load import pick_device, pick_dtype
+    from stillframe.recipes import load_recipes
 
+    known = load_recipes()
+    if model not in known and model not in SHAPES:
+        raise ValueError(
+            f"--random-weights has the shapes {', '.join(SHAPES)} and of the models "
+            f"{', '.join(known)}, not of {model!r}"
+        )
+    if model in known:
+        model = "14b" if "14B" in known[model].base else "1.3b"
     where = pick_device(device)
-    return random_pipeline(shape, str(where), pick_dtype(dtype, torch.device(where)))
+    return random_pipeline(model, str(where), pick_dtype(dtype, where))
 
 
 def _show(result: BenchResult) -> None:

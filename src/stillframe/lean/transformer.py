@@ -75,8 +75,8 @@ def unsupported(transformer: WanTransformer3DModel) -> str | None:
     """Why a transformer cannot be run this way, None if it can."""
     if any(hasattr(m, "_hf_hook") or hasattr(m, "_diffusers_hook") for m in transformer.modules()):
         return "its layers have hooks, as offloaded ones do"
-    kinds = {type(block.attn1.to_q) for block in transformer.blocks}
-    if kinds != {nn.Linear}:
+    linear = [m for m in transformer.blocks.modules() if hasattr(m, "in_features")]
+    if any(type(m) is not nn.Linear or type(m.weight.data) is not Tensor for m in linear):
         return "its projections are not plain linear layers"
     if len({p.device for p in transformer.parameters()}) > 1:
         return "its weights lie on several devices"

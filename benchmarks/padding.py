@@ -1,0 +1,96 @@
+"""What padding kept tokens to the fast path's lengths costs, on masks of real clips.
+
+Clips are encoded by the bundled autoencoder and masked as the engine masks them; nothing is
+denoised. Waste is padding / kept tokens, over all blocks that are neither whole nor skipped.
+
+Run as ``python -m benchmarks.padding CLIP... [--height 480 --width 832] [--frames 60]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stillframe.change import SourceBlock
+from stillframe.fit import fit_to_grid
+from stillframe.grid import Grid, patchify, plan_tokens
+from stillframe.lean import bucket_lengths
+from stillframe.load import load_pipeline
+from stillframe.methods.prune import InterFramePruning
+from stillframe.pipeline import CausalWanPipeline
+from stillframe.restore import predecessor_rows, restore
+from stillframe.streaming import open_autoencoder
+from stillframe.video import VideoReader
+
+
+def latents(pipe: CausalWanPipeline, clip: Path, options: argparse.Namespace) -> Iterator[Tensor]:
+    """Source latents of a clip by block."""
+    coder = open_autoencoder(pipe.vae, pipe.config.block_frames)
+    with VideoReader(clip) as reader:
+        fit = fit_to_grid(
+            reader.width,
+            reader.height,
+            multiple=pipe.frame_multiple,
+            target_height=options.height,
+            target_width=options.width,
+        )
+        for number, frame in enumerate(reader):
+            if number == options.frames:
+                return
+            pixels = torch.from_numpy(frame.pixels).unsqueeze(0)
+            yield from coder.encode(fit.to_grid(pixels).unsqueeze(0))
+
+
+@torch.inference_mode()
+def kept_tokens(
+    pipe: CausalWanPipeline, clip: Path, options: argparse.Namespace
+) -> list[tuple[int, int]]:
+    """Kept and all tokens of every block but the first."""
+    select = InterFramePruning().selector()
+    counts = []
+    previous: Tensor | None = None
+    reference: Tensor | None = None
+    for block in latents(pipe, clip, options):
+        patch = pipe.denoiser.patch
+        grid = Grid(block.shape[2], block.shape[3] // patch, block.shape[4] // patch)
+        tokens = patchify(block.float(), patch)
+        frames = tokens.unflatten(1, (grid.frames, grid.frame_tokens))
+        if previous is None or reference is None:
+            reference = frames[:, -1]
+        else:
+            plan = plan_tokens(select(SourceBlock(frames, previous, reference, grid)).flatten(2))
+            counts.append((plan.counts[0], grid.tokens))
+            rows = predecessor_rows(plan.keep)
+            reference = restore(tokens, reference, rows)[:, -grid.frame_tokens :]
+        previous = frames[:, -1]
+    return counts
+
+
+def main() -> None:
+    """Print a row a clip, and the mean."""
+    parser = argparse.ArgumentParser(description="Padding of kept tokens on real masks.")
+    parser.add_argument("clips", type=Path, nargs="+")
+    parser.add_argument("--height", type=int, default=480)
+    parser.add_argument("--width", type=int, default=832)
+    parser.add_argument("--frames", type=int, default=60)
+    options = parser.parse_args()
+    pipe = load_pipeline("tiny")
+    kept = padding = 0
+    for clip in options.clips:
+        counts = kept_tokens(pipe, clip, options)
+        partial = [(count, total) for count, total in counts if 0 < count < total]
+        added = [next(n for n in bucket_lengths(total) if n >= k) - k for k, total in partial]
+        own = sum(count for count, _ in partial)
+        kept, padding = kept + own, padding + sum(added)
+        share = sum(count for count, _ in counts) / sum(total for _, total in counts)
+        waste = f"{sum(added) / own:.1%}" if own else "-"
+        print(f"{clip.stem:<24} kept {share:6.1%}  padding {waste}", flush=True)  # noqa: T201
+    print(f"{'all':<24} {'':11}  padding {padding / kept:.1%}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
