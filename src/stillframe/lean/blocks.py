@@ -14,7 +14,6 @@ the slow path: see `LeanBlocks.serves`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,13 +23,13 @@ from torch import Tensor
 from stillframe.cache import KeyValueCache
 from stillframe.graphs import Graphs
 from stillframe.grid import Plan
+from stillframe.lean.buffers import Buffers
 from stillframe.lean.placing import Entries, Sources, Table, place, rotate_rows
 from stillframe.lean.transformer import LayerRows, LeanTransformer, PassInputs
 from stillframe.recovery import Recovery
 from stillframe.recovery.aligned import AlignedRecovery
 from stillframe.recovery.clean import CleanRecovery
 from stillframe.recovery.none import NoRecovery
-from stillframe.restore import predecessor_rows
 from stillframe.rope import frame_positions, rotary_table
 from stillframe.wan import TextCache
 
@@ -62,25 +61,6 @@ class BlockInputs(NamedTuple):
     sigmas: Sequence[float]
     timestep_scale: float
     shows_source: bool
-
-
-@dataclass
-class _Static:
-    """Buffers that graphs read and write; sizes are the block's."""
-
-    x0: Tensor
-    noise: Tensor
-    source: Tensor
-    sigma: Tensor
-    timestep: Tensor
-    slots: Tensor
-    table: Table
-    denoise: Sources
-    context: Sources
-    entry: Tensor
-    zero: Tensor
-    committed: Tensor
-    stored: Tensor
 
 
 class LeanBlocks:
@@ -115,7 +95,7 @@ class LeanBlocks:
         self._rope, self._limit = rope, position_limit
         self._takes_source, self._channels = takes_source, channels
         self._graphs = Graphs() if graphs else None
-        self._static: _Static | None = None
+        self._static: Buffers | None = None
         self._text: tuple[Tensor, Tensor] | None = None
         self._text_of: TextCache | None = None
         self._placed: tuple[int, ...] | None = None
@@ -264,10 +244,10 @@ class LeanBlocks:
         recovery = self.recovery
         return recovery.rows_before(step) if isinstance(recovery, AlignedRecovery) else 0
 
-    def _begin(self, plan: Plan, text: TextCache, inputs: BlockInputs) -> _Static:
+    def _begin(self, plan: Plan, text: TextCache, inputs: BlockInputs) -> Buffers:
         """Bring all buffers up to date for a block."""
         self._take_text(text)
-        static = self._static = self._static or self._allocate(inputs.source)
+        static = self._static = self._static or Buffers.like(inputs.source, self.cache.shape)
         grid, count = self.cache.shape.grid, plan.counts[0]
         slots = torch.arange(grid.tokens, device=inputs.source.device)
         if plan.kept is not None:
@@ -278,12 +258,12 @@ class LeanBlocks:
         static.x0.copy_(shown)
         static.source.copy_(shown if inputs.shows_source else torch.zeros_like(shown))
         self._place_context(static)
-        self._point(static, plan, slots)
+        static.point(plan, slots, self.cache, self.recovery)
         if isinstance(self.recovery, CleanRecovery) and not plan.everything:
             self._fill_clean(static)
         return static
 
-    def _place_context(self, static: _Static) -> None:
+    def _place_context(self, static: Buffers) -> None:
         """Positions of the block, and rotated keys of the frames it sees."""
         cache, grid = self.cache, self.cache.shape.grid
         order = cache.storage_order()
@@ -301,60 +281,7 @@ class LeanBlocks:
             raw, keys = cache.all_raw()[:, 0].flatten(2), cache.all_keys()[:, 0].flatten(2)
             rotate_rows(raw, seen, keys, cache.block_rows)
 
-    def _point(self, static: _Static, plan: Plan, slots: Tensor) -> None:
-        """Say where each slot's key and value come from, in denoising and in the context pass."""
-        cache, grid = self.cache, self.cache.shape.grid
-        n, device = grid.frame_tokens, slots.device
-        here = torch.arange(len(slots), device=device, dtype=torch.int32)
-        new = static.denoise.new
-        new.fill_(-1)
-        new.view(-1)[slots] = here
-        self._point_entries(static, plan)
-        # the context pass: a pruned token takes its predecessor's, in order, else the last frame's
-        rows = predecessor_rows(plan.keep).view(grid.frames, n)
-        own = rows >= n
-        static.context.new.copy_(
-            torch.where(own, new.view(-1)[(rows - n).clamp(min=0).view(-1)].view_as(rows), -1)
-        )
-        last = cache.last_rows().start if cache.frames else 0
-        static.context.old.copy_(torch.where(own, -1, last + torch.arange(n, device=device)))
-        self._point_commits(static)
-
-    def _point_entries(self, static: _Static, plan: Plan) -> None:
-        """Entries of the aligned store: which stands in for what, and what goes back to it."""
-        if not isinstance(self.recovery, AlignedRecovery):
-            return
-        grid = self.cache.shape.grid
-        frames, n = grid.frames, grid.frame_tokens
-        own = torch.arange(frames * n, device=static.slots.device, dtype=torch.int32).view(-1, n)
-        provider = self.recovery.provider
-        if plan.everything or provider is None:
-            static.denoise.old.fill_(-1)
-            static.denoise.out.copy_(own)
-            return
-        old = provider[0] * n + torch.arange(n, device=own.device)
-        static.denoise.old.copy_(old)
-        changed = plan.keep[0] | (static.denoise.old != own)
-        static.denoise.out.copy_(torch.where(changed, own, -1))
-
-    def _point_commits(self, static: _Static) -> None:
-        """Rows of the cache that the block's frames go to."""
-        cache, n = self.cache, self.cache.shape.grid.frame_tokens
-        device, stored = static.slots.device, cache.stored()
-        place = torch.arange(n, device=device)
-        out = static.context.out
-        out.fill_(-1)
-        for j, rows in stored:
-            out[j] = place + rows.start
-        committed = torch.cat([place + rows.start + cache.block_rows for _, rows in stored])
-        from_rows = torch.cat([place + j * n for j, _ in stored])
-        if len(committed) != len(static.committed):
-            static.committed, static.stored = committed, from_rows
-        else:
-            static.committed.copy_(committed)
-            static.stored.copy_(from_rows)
-
-    def _fill_clean(self, static: _Static) -> None:
+    def _fill_clean(self, static: Buffers) -> None:
         """Pruned rows take the last committed frame's, once for all passes."""
         cache = self.cache
         n = cache.shape.grid.frame_tokens
@@ -383,33 +310,3 @@ class LeanBlocks:
             if self._graphs is not None:
                 self._graphs.forget()
         self._text_of = text
-
-    def _allocate(self, source: Tensor) -> _Static:
-        grid, device = self.cache.shape.grid, source.device
-        tokens, half = grid.tokens, self.cache.shape.head_dim // 2
-
-        def numbers(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=device)
-
-        def indices(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-            return torch.full(shape, -1, device=device, dtype=dtype)
-
-        def sources() -> Sources:
-            shape = (grid.frames, grid.frame_tokens)
-            return Sources(indices(*shape), indices(*shape), indices(*shape))
-
-        return _Static(
-            x0=numbers(*source.shape),
-            noise=numbers(*source.shape),
-            source=numbers(*source.shape),
-            sigma=numbers(1),
-            timestep=numbers(1),
-            slots=torch.zeros(tokens, device=device, dtype=torch.int32),
-            table=Table(numbers(tokens, half), numbers(tokens, half)),
-            denoise=sources(),
-            context=sources(),
-            entry=torch.zeros((), device=device, dtype=torch.int64),
-            zero=torch.zeros((), device=device, dtype=torch.int64),
-            committed=indices(0, dtype=torch.int64),
-            stored=indices(0, dtype=torch.int64),
-        )
