@@ -35,14 +35,16 @@ LAYERS: list[tuple[str, set[str]]] = [
             "pixels",
             "meter",
             "settings",
+            "stages",
             "graphs",
         },
     ),
     ("state", {"cache", "attention"}),
     ("recovery and methods", {"recovery", "methods"}),
+    ("control", {"control"}),
     ("adapters", {"wan", "autoencoder", "streaming", "prompts", "checkpoint", "taehv"}),
     ("fast path", {"lean"}),
-    ("engine", {"engine", "memory", "clips", "generation"}),
+    ("engine", {"stream_state", "engine", "memory", "clips", "generation"}),
     ("pipeline", {"pipeline"}),
     (
         "files and styles",
@@ -68,7 +70,7 @@ LAYERS: list[tuple[str, set[str]]] = [
             "cli_options",
             "cli_models",
         }
-        | {"cli_serve", "cli_eval", "cli_bench"},
+        | {"cli_serve", "cli_eval", "cli_bench", "cli_listings", "cli_control"},
     ),
 ]
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}

@@ -284,19 +284,23 @@ def test_settings_come_from_the_configuration_unless_given() -> None:
     assert (pipe.settings().window_frames, pipe.settings().sink_frames) == (6, 1)
 
 
-def test_an_explicit_schedule_of_edits_serves_sdedit_calls_that_name_none() -> None:
-    plain = open_pipeline("tiny", source=True)
-    pipe = open_pipeline("tiny", source=True, edit_sigmas=[0.7, 0.5, 0.4])
-    assert pipe.settings(conditioning="sdedit").sigmas == (0.7, 0.5, 0.4)
+@pytest.mark.parametrize("source", [False, True], ids=["sdedit", "source"])
+def test_an_explicit_schedule_of_edits_serves_usual_calls_that_name_none(source: bool) -> None:
+    plain = open_pipeline("tiny", source=source)
+    pipe = open_pipeline("tiny", source=source, edit_sigmas=[0.7, 0.5, 0.4])
+    usual, other = ("source", "sdedit") if source else ("sdedit", None)
+    assert pipe.settings().sigmas == (0.7, 0.5, 0.4)
+    assert pipe.settings(conditioning=usual).sigmas == (0.7, 0.5, 0.4)
     for options in (
-        {},
-        {"conditioning": "source"},
-        {"conditioning": "sdedit", "strength": 0.3},
-        {"conditioning": "sdedit", "num_inference_steps": 2},
-        {"conditioning": "sdedit", "sigmas": [0.3]},
+        {"strength": 0.3},
+        {"num_inference_steps": 2},
+        {"sigmas": [0.3]},
+        {"conditioning": other, "strength": 0.3},
     ):
         given: dict[str, Any] = options
         assert pipe.settings(**given) == plain.settings(**given)
+    if other is not None:
+        assert pipe.settings(conditioning=other) == plain.settings(conditioning=other)
 
 
 def test_what_generating_needs_is_saved_with_the_pipeline(tmp_path: Path) -> None:

@@ -17,8 +17,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillframe.cli_bench import bench
+from stillframe.cli_control import (
+    CutsOption,
+    GopOption,
+    MasksInOption,
+    MasksOutOption,
+    RefreshOption,
+    RoiInvertOption,
+    RoiModeOption,
+    RoiOption,
+    build_control,
+)
 from stillframe.cli_eval import evaluate_command, reproduce_command
 from stillframe.cli_generate import generate
+from stillframe.cli_listings import demo, methods, styles
 from stillframe.cli_models import models_app
 from stillframe.cli_options import (
     AttentionOption,
@@ -47,7 +59,6 @@ from stillframe.screen import (
     READER_GONE,
     Interruption,
     edit_progress,
-    names_table,
     one_sentence_errors,
     say,
     summary,
@@ -125,6 +136,14 @@ def edit(
     ] = None,
     steps: StepsOption = None,
     sigmas: SigmasOption = None,
+    gop: GopOption = None,
+    refresh: RefreshOption = None,
+    cuts: CutsOption = False,
+    roi: RoiOption = None,
+    roi_mode: RoiModeOption = "always",
+    roi_invert: RoiInvertOption = False,
+    masks_in: MasksInOption = None,
+    masks_out: MasksOutOption = None,
     seed: SeedOption = 0,
     height: HeightOption = None,
     width: WidthOption = None,
@@ -159,11 +178,15 @@ def edit(
     """Edit a video file or stream."""
     with one_sentence_errors(), ExitStack() as stack:
         read, written = _places(source, input_format, input_timeout, out, output_format)
-        _check_files(read, written, map_path, report)
+        _check_files(read, written, map_path, report, masks_out)
         written = stack.enter_context(_kept_clean(written))
         levels = parse_sigmas(sigmas)
         text, placed, doubts = _place(model, prompt, style)
         chosen = _build_method(method, recovery=recovery, tau1=tau1, tau2=tau2, rate=rate)
+        control = build_control(
+            chosen, gop=gop, refresh=refresh, cuts=cuts, roi=roi, roi_mode=roi_mode,
+            roi_invert=roi_invert, masks_in=masks_in,
+        )  # fmt: skip
         for doubt in doubts:
             warn(doubt)
         started = time.perf_counter()
@@ -190,6 +213,8 @@ def edit(
                 crf=crf,
                 compare=compare,
                 map_path=map_path,
+                control=control,
+                masks_out=masks_out,
                 model=model,
                 load_seconds=loaded,
                 on_progress=show,
@@ -221,7 +246,9 @@ def _places(
     return Source.of(source, input_format, timeout), Sink.of(out, output_format)
 
 
-def _check_files(source: Source, out: Sink, map_path: Path | None, report: Path | None) -> None:
+def _check_files(
+    source: Source, out: Sink, map_path: Path | None, report: Path | None, masks: Path | None
+) -> None:
     """Refuse what cannot be read or written before anything heavy is imported.
 
     What can be read only once is left alone.
@@ -232,6 +259,9 @@ def _check_files(source: Source, out: Sink, map_path: Path | None, report: Path 
     if not source.is_live:
         VideoReader(source).close()
     check_outputs(source, out, map_path, report)
+    check_outputs(source, out, map_path, masks)
+    if report is not None and masks is not None and report.resolve() == masks.resolve():
+        raise ValueError(f"{masks} cannot be the report and the masks: choose another name")
 
 
 def _kept_clean(sink: Sink) -> AbstractContextManager[Sink]:
@@ -288,62 +318,11 @@ def _build_method(name: str, **given: Any) -> Method:
 app.command()(generate)
 app.command()(serve)
 app.command()(bench)
+app.command()(styles)
+app.command()(methods)
+app.command()(demo)
 app.command("eval")(evaluate_command)
 app.command("reproduce")(reproduce_command)
 
 
 app.add_typer(models_app, name="models")
-
-
-@app.command()
-def styles(model: ModelOption = "tiny") -> None:
-    """List the styles that a model has learnt."""
-    from stillframe.load import model_styles
-
-    with one_sentence_errors():
-        known = model_styles(model)
-        if not known:
-            say(f"{model} has no table of styles: it takes any prompt")
-            return
-        rows = [(entry.name, entry.prompt, entry.summary) for entry in known]
-        names_table(("style", "prompt", "looks like"), rows)
-
-
-@app.command()
-def methods() -> None:
-    """List the methods, and the recoveries that stand in for what they prune."""
-    from stillframe.methods import methods as known_methods
-    from stillframe.recovery import recoveries
-
-    rows = [(n, kind.summary, _paper(kind)) for n, kind in known_methods().items()]
-    names_table(("method", "", "paper"), rows)
-    say("")
-    names_table(("recovery", ""), [(n, kind.summary) for n, kind in recoveries().items()])
-
-
-def _paper(kind: type[Method]) -> str:
-    return f"arXiv {kind.paper}" if kind.paper else ""
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("demo"),
-    frames: Annotated[int, typer.Option(min=1, help="Frames of the clip.")] = 96,
-    height: Annotated[int, typer.Option(min=16, help="Of the results, in pixels.")] = 208,
-    model: ModelOption = "tiny",
-) -> None:
-    """Restyle a real clip in two styles, with map and comparison."""
-    with one_sentence_errors():
-        from stillframe.demo import run_demo
-
-        with Interruption() as interrupted:
-            done = run_demo(
-                out,
-                frames=frames,
-                height=height,
-                model=model,
-                load=lambda: load(LoadOptions(model)),
-                stop=interrupted,
-            )
-        if not done:
-            raise typer.Exit(interrupted.code)

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import islice
 from os import PathLike
@@ -19,14 +19,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from stillframe.control import Control, MaskHeader, MaskRecorder
+from stillframe.engine import BlockStats
 from stillframe.errors import InputError
 from stillframe.fit import Fit, fit_to_grid
 from stillframe.host import peak_resident_bytes
-from stillframe.loop import Comparison, FileLoop, Lane, MapVideo
+from stillframe.loop import Comparison, FileLoop, Lane, MapVideo, missing_frames
 from stillframe.methods import Method, find_method
 from stillframe.outputs import check_outputs
 from stillframe.pipeline import CausalWanPipeline
 from stillframe.report import DENOISING_STAGES, Report, RunReport
+from stillframe.streaming import open_autoencoder
 from stillframe.video import Sink, Source, VideoReader, VideoWriter
 
 __all__ = ["Progress", "edit_file", "forget_peak", "peak_memory"]
@@ -65,6 +68,8 @@ def edit_file(
     crf: int = 18,
     compare: bool = False,
     map_path: StrPath | None = None,
+    control: Control | None = None,
+    masks_out: StrPath | None = None,
     model: str | None = None,
     load_seconds: float = 0.0,
     on_progress: Callable[[Progress], None] | None = None,
@@ -91,6 +96,9 @@ def edit_file(
         compare: also edit without pruning, in lockstep and with the same noise, and measure the
             differences. Only the first result is written.
         map_path: where to write the source with recomputed patches highlighted.
+        control: what else is asked for: whole blocks, refresh, cuts, regions, masks. Of these, only
+            the cuts concern the edit that is compared to.
+        masks_out: where to write which patches were recomputed, see ``control.GivenMasks``.
         model, load_seconds: the model's name and how long it took to load, for the report.
         on_progress: called after every block.
         stop: asked after every frame, and while a pipe is silent; true ends the files cleanly with
@@ -102,7 +110,7 @@ def edit_file(
         file is written. If whoever reads a stream closes it, that is an interruption, too.
 
     Raises:
-        InputError: the source cannot be used.
+        InputError: the source cannot be used, or given masks are not of its size and length.
         OutputError: a result cannot be written; nothing half-written is left.
         OutputClosedError: nobody reads the stream from the start.
         KeyboardInterrupt: ``stop`` came before the source's first frame.
@@ -112,7 +120,7 @@ def edit_file(
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"at least 1 frame must be edited, got {max_frames}")
     source, target = Source.of(source), Sink.of(target)
-    check_outputs(source, target, map_path)
+    check_outputs(source, target, map_path, masks_out)
     started = time.perf_counter()
     with ExitStack() as stack:
         reader = stack.enter_context(_open_reader(source, stop))
@@ -124,6 +132,8 @@ def edit_file(
             target_width=width,
             max_short_side=pipe.config.default_height,
         )
+        header = _mask_header(pipe, fit, chosen)
+        control = _fitted(control, fit, header)
         embeds = pipe.encode_prompt(prompt)
         load_seconds += time.perf_counter() - started
         writer = stack.enter_context(_open_writer(target, reader, fit, crf, sound=True, stop=stop))
@@ -131,19 +141,58 @@ def edit_file(
         if map_path is not None:
             map_writer = _open_writer(map_path, reader, fit, crf, sound=False)
             map_video = MapVideo(pipe, stack.enter_context(map_writer))
-        note = None if map_video is None else map_video.note
-        lanes = [Lane(pipe, embeds, chosen, seed, settings, note)]
+        recorder = MaskRecorder()
+
+        def note(stats: BlockStats) -> None:
+            if map_video is not None:
+                map_video.note(stats)
+            if masks_out is not None:
+                recorder.add(stats.keep)
+
+        lanes = [Lane(pipe, embeds, chosen, seed, settings, note, control)]
         if compare:
-            lanes.append(Lane(pipe, embeds, find_method("full")(), seed, settings))
+            dense = None if control is None else control.unpruned
+            lanes.append(Lane(pipe, embeds, find_method("full")(), seed, settings, control=dense))
         comparison = Comparison() if compare else None
         loop = FileLoop(fit, pipe.compute_device, lanes, writer, map_video, comparison)
         forget_peak(pipe.compute_device)
         tell = _teller(on_progress, loop, reader, max_frames)
         loop.run(islice(reader, max_frames), stop, tell)
         loop.close()
+        if masks_out is not None and writer.frames_written:
+            recorder.masks(replace(header, frames=writer.frames_written)).write(masks_out)
         name = model or Path(pipe.name_or_path or type(pipe).__name__).name
         job = _Job(pipe, prompt, seed, name, load_seconds)
         return _report(job, reader, fit, loop, comparison)
+
+
+def _mask_header(pipe: CausalWanPipeline, fit: Fit, method: Method) -> MaskHeader:
+    """What masks of an edit are of."""
+    stream = open_autoencoder(pipe.vae, pipe.config.block_frames)
+    patch = pipe.frame_multiple
+    return MaskHeader(
+        stream.block_frames,
+        fit.padded_height // patch,
+        fit.padded_width // patch,
+        patch,
+        stream.temporal,
+        tau1=getattr(method, "tau1", None) if method.prunes else None,
+        tau2=method.tau2 if method.prunes else None,
+    )
+
+
+def _fitted(control: Control | None, fit: Fit, header: MaskHeader) -> Control | None:
+    """The control for frames of this size.
+
+    Raises:
+        InputError: it has masks of another grid.
+    """
+    if control is None:
+        return None
+    if control.masks is not None:
+        control.masks.check(header)
+    extent = (fit.width / fit.padded_width, fit.height / fit.padded_height)
+    return control.fitted(fit.source_width, fit.source_height, extent)
 
 
 def _open_reader(source: Source, stop: Callable[[], bool] | None) -> VideoReader:
@@ -221,6 +270,7 @@ def _report(
     runs = [lane.report(files, frames, f) for lane, f in zip(loop.lanes, flickers, strict=False)]
     runs[0].seconds["load"] = job.load_seconds
     settings = loop.lanes[0].stream.settings
+    fresh = open_autoencoder(job.pipe.vae, job.pipe.config.block_frames)
     return Report(
         **{name: getattr(runs[0], name) for name in asdict(runs[0])},
         **({} if comparison is None else _differences(runs[0], runs[1], comparison)),
@@ -246,6 +296,7 @@ def _report(
         damage=reader.damage,
         interrupted=loop.interrupted,
         warnings=_warnings(reader, loop),
+        control=loop.lanes[0].control_report(fresh.temporal, missing_frames(job.pipe.vae, fresh)),
     )
 
 

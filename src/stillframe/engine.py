@@ -10,163 +10,29 @@ Everything a stream remembers lives in the `EditStream`; weights are shared and 
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from stillframe.attention import BlockAttention
-from stillframe.cache import CacheShape, KeyValueCache
 from stillframe.change import SourceBlock
+from stillframe.control import Control, StreamControl
 from stillframe.grid import Grid, Plan, patchify, plan_tokens, take, unpatchify
-from stillframe.lean import BlockInputs, LeanBlocks, lean_twin, unsupported
-from stillframe.merge import MergeSetup
+from stillframe.lean import BlockInputs, LeanBlocks
 from stillframe.methods import Method
 from stillframe.pixels import PixelBlocks
-from stillframe.recovery import Recovery, RecoverySetup, find_recovery
 from stillframe.restore import predecessor_rows, restore
 from stillframe.settings import StreamSettings
+from stillframe.stages import BlockStats, StageClock
+from stillframe.stream_state import StreamState, recovery_of
 from stillframe.streaming import StreamingAutoencoder
 from stillframe.wan import TextCache, WanDenoiser
 
 __all__ = ["BlockStats", "EditStream", "StageClock", "StreamSettings", "check_settings"]
 
 Generators = torch.Generator | list[torch.Generator] | None
-
-
-class BlockStats(NamedTuple):
-    """What happened to one block.
-
-    Attributes:
-        block: number of the block, from 0.
-        kept, tokens: computed tokens and all tokens, summed over the batch. For a method that
-            merges tokens, ``kept`` counts the rows that self-attention ran over, on average over
-            layers and denoising passes; everything else was computed for all tokens.
-        keep: (B, S, h, w) bool mask; all true for a method that merges.
-        seconds: wall time by stage: encode, mask, denoise, context, decode.
-    """
-
-    block: int
-    kept: int
-    tokens: int
-    keep: Tensor
-    seconds: dict[str, float]
-
-    @property
-    def kept_share(self) -> float:
-        """0 to 1."""
-        return self.kept / self.tokens
-
-
-@dataclass
-class StageClock:
-    """Wall time by stage; on a GPU every stage ends with a synchronisation if ``exact``."""
-
-    exact: bool = True
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self.exact and torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[stage] += time.perf_counter() - start
-
-    def lap(self) -> dict[str, float]:
-        """Seconds since the last lap, by stage."""
-        seconds, self.seconds = dict(self.seconds), defaultdict(float)
-        return seconds
-
-
-class _State:
-    """What a stream remembers once the size of its frames is known."""
-
-    def __init__(
-        self, denoiser: WanDenoiser, settings: StreamSettings, method: Method, latents: Tensor
-    ) -> None:
-        batch, _, frames, height, width = latents.shape
-        self.grid = Grid(frames, height // denoiser.patch, width // denoiser.patch)
-        shape = CacheShape(
-            layers=denoiser.layers,
-            batch=batch,
-            grid=self.grid,
-            heads=denoiser.heads,
-            head_dim=denoiser.head_dim,
-            sink=settings.sink_frames,
-            window=settings.window_frames,
-        )
-        device, dtype = latents.device, denoiser.transformer.dtype
-        self.cache = KeyValueCache(shape, device, dtype)
-        self.recovery = _recovery_of(method)(
-            RecoverySetup(
-                shape,
-                len(settings.sigmas),
-                device,
-                dtype,
-                method.tau2,
-                method.trim,
-                settings.store_dtype(dtype),
-            )
-        )
-        self.attention = BlockAttention(
-            self.cache, denoiser.transformer.rope, self.recovery, settings.position_limit
-        )
-        self.select = method.selector()
-        self.merger = method.merger(MergeSetup(self.grid, len(settings.sigmas), device))
-        self._denoiser, self._settings = denoiser, settings
-        self.lean = self._lean()
-        # last frame of the block before: source, what it was recomputed from, result
-        self.source: Tensor | None = None
-        self.reference: Tensor | None = None
-        self.result: Tensor | None = None
-
-    def update(self, method: Method, steps: int) -> bool:
-        """Go on with another method or number of denoising passes.
-
-        Returns:
-            whether the recovery is a new one, which has to see a whole block first.
-        """
-        before, recovery = self.recovery.setup, _recovery_of(method)
-        setup = replace(before, steps=steps, tolerance=method.tau2, trim=method.trim)
-        self.select = method.selector()
-        self.merger = method.merger(MergeSetup(self.grid, steps, before.device))
-        if type(self.recovery) is recovery and before.steps == steps:
-            self.recovery.setup = setup
-            return False
-        self.recovery = self.attention.recovery = recovery(setup)
-        self.lean = self._lean()
-        return True
-
-    def _lean(self) -> LeanBlocks | None:
-        """The fast path, where there is one."""
-        denoiser, execution = self._denoiser, self._settings.execution
-        on_gpu = self.recovery.setup.device.type == "cuda"
-        if execution == "stock" or (execution == "auto" and not on_gpu):
-            return None
-        if not LeanBlocks.serves(self.cache, self.recovery) or unsupported(denoiser.transformer):
-            return None
-        return LeanBlocks(
-            lean_twin(denoiser),
-            self.cache,
-            self.recovery,
-            denoiser.transformer.rope,
-            self._settings.position_limit,
-            denoiser.takes_source,
-            denoiser.latent_channels,
-            graphs=on_gpu and execution != "lean",
-        )
-
-
-def _recovery_of(method: Method) -> type[Recovery]:
-    # a method that never prunes has nothing to recover
-    return find_recovery(method.recovery if method.prunes else "none")
 
 
 def check_settings(denoiser: WanDenoiser, settings: StreamSettings) -> None:
@@ -191,6 +57,13 @@ class EditStream:
         settings: how to denoise.
         generator: source of noise; a list gives each batch row its own.
         on_block: called with the `BlockStats` of every finished block.
+        control: what else is asked for; None for nothing.
+
+    Attributes:
+        controlled: the controls' state, None without any.
+
+    Raises:
+        ValueError: the settings do not fit the transformer, or the control not the method.
     """
 
     def __init__(
@@ -202,8 +75,12 @@ class EditStream:
         settings: StreamSettings,
         generator: Generators = None,
         on_block: Callable[[BlockStats], None] | None = None,
+        control: Control | None = None,
     ) -> None:
         check_settings(denoiser, settings)
+        if control is not None:
+            control.check(method)
+        self.controlled = None if control is None else control.start()
         self.method = method
         self.settings = settings
         self.blocks = 0
@@ -213,7 +90,7 @@ class EditStream:
         self._text = text
         self._generator = generator
         self._on_block = on_block
-        self._state: _State | None = None
+        self._state: StreamState | None = None
         self._whole = True
         self._pixels = self._pixel_blocks()
 
@@ -247,10 +124,13 @@ class EditStream:
 
         Raises:
             ValueError: for settings that do not fit the transformer, or differ in more than sigmas
-                and conditioning. Nothing has changed then.
+                and conditioning, or a method that does not fit the control. Nothing has changed
+                then.
         """
         method, settings = method or self.method, settings or self.settings
         check_settings(self._denoiser, settings)
+        if self.controlled is not None:
+            self.controlled.control.check(method)
         for name in (f.name for f in fields(settings)):
             old, new = getattr(self.settings, name), getattr(settings, name)
             if old != new and name not in ("sigmas", "conditioning"):
@@ -263,7 +143,7 @@ class EditStream:
         self.method, self.settings = method, settings
         if method.sees_pixels != (self._pixels is not None):
             self._pixels = self._pixel_blocks()
-        if self._state is not None and self._state.cache.holes and _recovery_of(method).complete:
+        if self._state is not None and self._state.cache.holes and recovery_of(method).complete:
             self._state = None
         elif self._state is not None:
             self._whole |= self._state.update(method, len(settings.sigmas))
@@ -326,10 +206,13 @@ class EditStream:
         """
         if self.method.sees_pixels and pixels is None:
             raise ValueError(f"method {self.method.name!r} looks at source frames: push them")
-        if self._state is None:
-            self._state = _State(self._denoiser, self.settings, self.method, latents)
-        state = self._state
         source = patchify(latents.float(), self._denoiser.patch)
+        if self.controlled is not None:
+            with self.clock("mask"):
+                self._obey(self.controlled, source, latents)
+        if self._state is None:
+            self._state = StreamState(self._denoiser, self.settings, self.method, latents)
+        state = self._state
         with self.clock("mask"):
             plan = self._plan(state, source, pixels)
         result = self._recompute(state, source, plan, latents)
@@ -338,11 +221,26 @@ class EditStream:
         with self.clock("decode"):
             grid = unpatchify(result, state.grid, self._denoiser.patch)
             frames = self._autoencoder.decode(grid)
+        if self.controlled is not None:
+            self.controlled.end(plan.keep, plan.everything)
         self._report(state, plan)
         self.blocks += 1
         return frames
 
-    def _plan(self, state: _State, source: Tensor, pixels: Tensor | None) -> Plan:
+    def _obey(self, controlled: StreamControl, source: Tensor, latents: Tensor) -> None:
+        """Make the coming block whole, and forget what came before, if the controls say so."""
+        grid = self._grid(latents)
+        order = controlled.begin(source.unflatten(1, (grid.frames, grid.frame_tokens)), grid)
+        self._whole |= order.whole
+        if order.forget:
+            # the autoencoder goes on: its memory is short, and pictures stay in step
+            self._state = None
+
+    def _grid(self, latents: Tensor) -> Grid:
+        _, _, frames, height, width = latents.shape
+        return Grid(frames, height // self._denoiser.patch, width // self._denoiser.patch)
+
+    def _plan(self, state: StreamState, source: Tensor, pixels: Tensor | None) -> Plan:
         """The block's plan: whole if it must be, else what the method selects and merges."""
         grid = state.grid
         whole, self._whole = self._whole, False
@@ -354,7 +252,7 @@ class EditStream:
             state.recovery.observe(first, plan)
             return plan
         block = SourceBlock(by_frame, state.source, state.reference, grid, pixels)
-        keep = state.select(block).flatten(2)
+        keep = self._mask(state, block, whole).flatten(2)
         plan = plan_tokens(torch.ones_like(keep) if whole else keep)
         state.attention.merger = None if whole else state.merger
         if state.attention.merger is not None:
@@ -365,7 +263,13 @@ class EditStream:
         state.reference = restore(source, state.reference, rows)[:, -grid.frame_tokens :]
         return plan
 
-    def _recompute(self, state: _State, source: Tensor, plan: Plan, latents: Tensor) -> Tensor:
+    def _mask(self, state: StreamState, block: SourceBlock, whole: bool) -> Tensor:
+        """The keep mask (B, S, h, w) of a block that is not a first one."""
+        if self.controlled is None:
+            return state.select(block)
+        return self.controlled.mask(lambda: state.select(block), whole)
+
+    def _recompute(self, state: StreamState, source: Tensor, plan: Plan, latents: Tensor) -> Tensor:
         """Denoise and commit the block; returns its result, (B, S*N, P) float32."""
         noise = self._noise(latents)
         if plan.nothing:
@@ -389,7 +293,7 @@ class EditStream:
         return [patchify(draw, self._denoiser.patch) for draw in draws]
 
     def _denoise(
-        self, state: _State, source: Tensor, noise: Sequence[Tensor], plan: Plan
+        self, state: StreamState, source: Tensor, noise: Sequence[Tensor], plan: Plan
     ) -> Tensor:
         """Denoising passes and context pass over the kept tokens; their results at their slots.
 
@@ -437,7 +341,7 @@ class EditStream:
             lean.commit()
         return x0
 
-    def _velocity(self, state: _State, x: Tensor, source: Tensor, sigma: float) -> Tensor:
+    def _velocity(self, state: StreamState, x: Tensor, source: Tensor, sigma: float) -> Tensor:
         timestep = torch.full((x.shape[0],), sigma * self.settings.timestep_scale, device=x.device)
         tokens = x
         if self._denoiser.takes_source:
@@ -446,7 +350,7 @@ class EditStream:
             tokens = torch.cat([x.unflatten(2, pixels), shown.unflatten(2, pixels)], 3).flatten(2)
         return self._denoiser(tokens, timestep, self._text, state.attention).float()
 
-    def _report(self, state: _State, plan: Plan) -> None:
+    def _report(self, state: StreamState, plan: Plan) -> None:
         if self._on_block is not None:
             grid = state.grid
             keep = plan.keep.unflatten(2, (grid.height, grid.width))

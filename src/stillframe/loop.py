@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillframe.control import Control
 from stillframe.engine import BlockStats, EditStream, StageClock
 from stillframe.errors import OutputClosedError
 from stillframe.fit import Fit
@@ -48,6 +49,7 @@ class Lane:
         seed: of the noise.
         settings: see ``CausalWanPipeline.settings``.
         on_block: called after every block.
+        control: what else is asked for.
 
     Attributes:
         shares: kept share of each block so far.
@@ -61,6 +63,7 @@ class Lane:
         seed: int,
         settings: dict[str, Any],
         on_block: Callable[[BlockStats], None] | None = None,
+        control: Control | None = None,
     ) -> None:
         self.method = method
         self.shares: list[float] = []
@@ -74,6 +77,7 @@ class Lane:
             method=method,
             generator=generator,
             on_block=self._note,
+            control=control,
             **settings,
         )
 
@@ -93,6 +97,26 @@ class Lane:
     def _count(self, seconds: dict[str, float]) -> None:
         for stage, spent in seconds.items():
             self._seconds[stage] += spent
+
+    def control_report(self, temporal: int, missing: int) -> dict[str, Any] | None:
+        """What controls were asked for and what they did, None without any.
+
+        Args:
+            temporal: pixel frames of a latent frame.
+            missing: pixel frames by which the first block is short, see `missing_frames`.
+        """
+        controlled = self.stream.controlled
+        if controlled is None:
+            return None
+        happened = controlled.happened
+        cuts = [max(latent * temporal - missing, 0) for latent in happened.cuts]
+        return {
+            **controlled.control.asked(),
+            "cut_frames": cuts,
+            "whole_blocks": happened.whole_blocks,
+            "refreshed_tokens": happened.refreshed_tokens,
+            "oldest_blocks": happened.oldest,
+        }
 
     def report(self, files: dict[str, float], frames: int, flicker: float | None) -> RunReport:
         """What it cost.

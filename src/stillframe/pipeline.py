@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from stillframe.autoencoder import TinyVideoAutoencoder
 from stillframe.clips import CausalWanPipelineOutput, check_output_type, pack_clip, read_clip
+from stillframe.control import Control
 from stillframe.engine import BlockStats, EditStream, Generators, StreamSettings
 from stillframe.generation import TextToVideo
 from stillframe.methods import Method, find_method
@@ -214,6 +215,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
         generator: Generators = None,
         prompt_embeds: Tensor | None = None,
         on_block: OnBlock | None = None,
+        control: Control | None = None,
         **settings: Any,
     ) -> EditStream:
         """Open a stream: push frames, get frames.
@@ -224,6 +226,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
             generator: source of noise; a list gives each batch row its own.
             prompt_embeds: instead of a prompt.
             on_block: called after every block.
+            control: what else is asked for: whole blocks, refresh, cuts, regions, masks.
             settings: see `settings`.
 
         Raises:
@@ -239,6 +242,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
             self.settings(**settings),
             generator,
             on_block,
+            control,
         )
 
     @torch.inference_mode()

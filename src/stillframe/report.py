@@ -98,6 +98,7 @@ class Report(RunReport):
     flicker_source: float | None = None
     static_share: float | None = None
     style: str | None = None
+    control: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which has no infinity: an infinite figure becomes "inf"."""

@@ -1,0 +1,156 @@
+"""Options of `edit` that control what is recomputed, and the control that they add up to.
+
+torch is imported when there is something to control. It does not know what controls do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from stillframe.control import Box, Control, Painting, Region
+    from stillframe.methods import Method
+
+__all__ = [
+    "CutsOption",
+    "GopOption",
+    "MasksInOption",
+    "MasksOutOption",
+    "RefreshOption",
+    "RoiInvertOption",
+    "RoiModeOption",
+    "RoiOption",
+    "build_control",
+]
+
+_PANEL = "Control of what is recomputed"
+
+GopOption = Annotated[
+    int | None,
+    typer.Option("--gop", metavar="N", help="A whole block every N.", rich_help_panel=_PANEL),
+]
+RefreshOption = Annotated[
+    int | None,
+    typer.Option(
+        "--refresh",
+        metavar="R",
+        help="Recompute every patch at least once in R blocks.",
+        rich_help_panel=_PANEL,
+    ),
+]
+CutsOption = Annotated[
+    bool,
+    typer.Option(
+        "--cuts/--no-cuts",
+        help="Begin anew where a scene does.",
+        rich_help_panel=_PANEL,
+    ),
+]
+RoiOption = Annotated[
+    str | None,
+    typer.Option(
+        "--roi",
+        metavar="X,Y,W,H|IMAGE",
+        help="A region: in shares of the picture, in pixels of the source, or white in an image.",
+        rich_help_panel=_PANEL,
+    ),
+]
+RoiModeOption = Annotated[
+    str,
+    typer.Option("--roi-mode", help="Recompute there always or never.", rich_help_panel=_PANEL),
+]
+RoiInvertOption = Annotated[
+    bool,
+    typer.Option("--roi-invert", help="Mean everything but the region.", rich_help_panel=_PANEL),
+]
+MasksInOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--masks-in", metavar="FILE", help="Recompute what it says.", rich_help_panel=_PANEL
+    ),
+]
+MasksOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--masks-out",
+        metavar="FILE",
+        help="Write which patches were recomputed.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+def build_control(
+    method: Method,
+    *,
+    gop: int | None = None,
+    refresh: int | None = None,
+    cuts: bool = False,
+    roi: str | None = None,
+    roi_mode: str = "always",
+    roi_invert: bool = False,
+    masks_in: Path | None = None,
+) -> Control | None:
+    """What was asked for, None if nothing was.
+
+    Raises:
+        ValueError: an option is out of range, or the method cannot be controlled like this.
+        InputError: the image or the masks cannot be read.
+    """
+    if roi is None and (roi_mode != "always" or roi_invert):
+        raise ValueError("--roi-mode and --roi-invert need a region: give --roi")
+    if not cuts and all(option is None for option in (gop, refresh, roi, masks_in)):
+        return None
+    from stillframe.control import Control, Cuts, GivenMasks, Gop, Refresh
+
+    control = Control(
+        None if gop is None else Gop(gop),
+        None if refresh is None else Refresh(refresh),
+        Cuts() if cuts else None,
+        None if roi is None else _region(roi, roi_mode, roi_invert),
+        None if masks_in is None else GivenMasks.read(masks_in),
+    )
+    control.check(method)
+    return control
+
+
+def _region(text: str, mode: str, invert: bool) -> Region:
+    from stillframe.control import Region
+
+    return Region(_box(text) or _painting(text), mode, invert)
+
+
+def _box(text: str) -> Box | None:
+    """Four numbers as a box; None if it is something else."""
+    from stillframe.control import Box
+
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        return None
+    if len(numbers) != 4:
+        raise ValueError(f"--roi takes x,y,width,height or an image, got {len(numbers)} numbers")
+    return Box(*numbers)
+
+
+def _painting(path: str) -> Painting:
+    """The white parts of an image; what is transparent is black."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from stillframe.control import Painting
+    from stillframe.errors import InputError
+
+    try:
+        with Image.open(path) as image:
+            layers = np.asarray(image.convert("LA"))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"--roi {path} is neither x,y,width,height nor a readable image"
+        ) from error
+    white = (layers[..., 0] >= 128) & (layers[..., 1] >= 128)
+    return Painting(torch.from_numpy(white))

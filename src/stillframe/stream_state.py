@@ -1,0 +1,106 @@
+"""What an edited stream remembers from block to block, and how its parts are put together.
+
+Made when the size of the frames is known. The block loop (``engine``) drives it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from stillframe.attention import BlockAttention
+from stillframe.cache import CacheShape, KeyValueCache
+from stillframe.grid import Grid
+from stillframe.lean import LeanBlocks, lean_twin, unsupported
+from stillframe.merge import MergeSetup
+from stillframe.methods import Method
+from stillframe.recovery import Recovery, RecoverySetup, find_recovery
+from stillframe.settings import StreamSettings
+from stillframe.wan import WanDenoiser
+
+__all__ = ["StreamState", "recovery_of"]
+
+
+class StreamState:
+    """What a stream remembers once the size of its frames is known."""
+
+    def __init__(
+        self, denoiser: WanDenoiser, settings: StreamSettings, method: Method, latents: Tensor
+    ) -> None:
+        batch, _, frames, height, width = latents.shape
+        self.grid = Grid(frames, height // denoiser.patch, width // denoiser.patch)
+        shape = CacheShape(
+            layers=denoiser.layers,
+            batch=batch,
+            grid=self.grid,
+            heads=denoiser.heads,
+            head_dim=denoiser.head_dim,
+            sink=settings.sink_frames,
+            window=settings.window_frames,
+        )
+        device, dtype = latents.device, denoiser.transformer.dtype
+        self.cache = KeyValueCache(shape, device, dtype)
+        self.recovery = recovery_of(method)(
+            RecoverySetup(
+                shape,
+                len(settings.sigmas),
+                device,
+                dtype,
+                method.tau2,
+                method.trim,
+                settings.store_dtype(dtype),
+            )
+        )
+        self.attention = BlockAttention(
+            self.cache, denoiser.transformer.rope, self.recovery, settings.position_limit
+        )
+        self.select = method.selector()
+        self.merger = method.merger(MergeSetup(self.grid, len(settings.sigmas), device))
+        self._denoiser, self._settings = denoiser, settings
+        self.lean = self._lean()
+        # last frame of the block before: source, what it was recomputed from, result
+        self.source: Tensor | None = None
+        self.reference: Tensor | None = None
+        self.result: Tensor | None = None
+
+    def update(self, method: Method, steps: int) -> bool:
+        """Go on with another method or number of denoising passes.
+
+        Returns:
+            whether the recovery is a new one, which has to see a whole block first.
+        """
+        before, recovery = self.recovery.setup, recovery_of(method)
+        setup = replace(before, steps=steps, tolerance=method.tau2, trim=method.trim)
+        self.select = method.selector()
+        self.merger = method.merger(MergeSetup(self.grid, steps, before.device))
+        if type(self.recovery) is recovery and before.steps == steps:
+            self.recovery.setup = setup
+            return False
+        self.recovery = self.attention.recovery = recovery(setup)
+        self.lean = self._lean()
+        return True
+
+    def _lean(self) -> LeanBlocks | None:
+        """The fast path, where there is one."""
+        denoiser, execution = self._denoiser, self._settings.execution
+        on_gpu = self.recovery.setup.device.type == "cuda"
+        if execution == "stock" or (execution == "auto" and not on_gpu):
+            return None
+        if not LeanBlocks.serves(self.cache, self.recovery) or unsupported(denoiser.transformer):
+            return None
+        return LeanBlocks(
+            lean_twin(denoiser),
+            self.cache,
+            self.recovery,
+            denoiser.transformer.rope,
+            self._settings.position_limit,
+            denoiser.takes_source,
+            denoiser.latent_channels,
+            graphs=on_gpu and execution != "lean",
+        )
+
+
+def recovery_of(method: Method) -> type[Recovery]:
+    # a method that never prunes has nothing to recover
+    return find_recovery(method.recovery if method.prunes else "none")
