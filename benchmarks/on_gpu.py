@@ -1,0 +1,135 @@
+"""Details of the fast path on a GPU, with random weights of Wan 1.3B's shape at 832x480.
+
+``equality``: results of stock modules, lean passes and graphs against each other after six blocks.
+``kernels``: where a block's GPU time goes, at 100% and 10% kept, and the autoencoder's.
+``methods``: frames a second of every method, transformer and decoding.
+
+Run as ``python -m benchmarks.on_gpu equality|kernels|methods``; needs 12 GB of a CUDA device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from stillframe.bench import Share, random_pipeline
+from stillframe.engine import EditStream
+from stillframe.methods import Method, find_method
+from stillframe.methods.full import Full
+from stillframe.pipeline import CausalWanPipeline
+from stillframe.streaming import open_autoencoder
+
+_SIGMAS = (0.769, 0.729, 0.625)
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)  # noqa: T201
+
+
+def open_stream(
+    pipe: CausalWanPipeline, method: Method, execution: str = "auto", sigmas: Any = _SIGMAS
+) -> EditStream:
+    """A stream with a random prompt."""
+    generator = torch.Generator("cuda").manual_seed(2)
+    embeds = torch.randn(1, 512, 4096, device="cuda", dtype=torch.bfloat16, generator=generator)
+    return pipe.stream(
+        prompt_embeds=embeds,
+        method=method,
+        generator=torch.Generator("cuda").manual_seed(0),
+        execution=execution,
+        sigmas=sigmas,
+    )
+
+
+def drifting(blocks: int) -> list[Tensor]:
+    """Latents that change a little from block to block."""
+    generator = torch.Generator("cuda").manual_seed(1)
+    shape = (1, 16, 3, 60, 104)
+    latents = [torch.randn(shape, device="cuda", generator=generator)]
+    for _ in range(blocks - 1):
+        step = torch.randn(shape, device="cuda", generator=generator)
+        latents.append(latents[-1] + 0.05 * step)
+    return latents
+
+
+def equality(pipe: CausalWanPipeline) -> None:
+    """Relative difference of frames between ways of running the same blocks."""
+    # the published scale leaves gates near zero, where attention would hardly count
+    for block in pipe.transformer.blocks:
+        nn.init.normal_(block.scale_shift_table, std=0.3)
+    for method in (Share(share=0.6), Share(share=0.6, recovery="clean"), Full()):
+        frames = []
+        for execution in ("stock", "lean", "graphs"):
+            stream = open_stream(pipe, method, execution, (0.769, 0.625))
+            edited = [stream.edit_block(latents) for latents in drifting(6)]
+            frames.append(torch.cat(edited, 1).float())
+        stock, lean, graphs = frames
+        for name, a, b in (("lean, stock", lean, stock), ("graphs, lean", graphs, lean)):
+            difference = ((a - b).norm() / b.norm()).item()
+            say(f"{type(method).__name__:<8}{method.recovery:<9}{name:<14}{difference:.5f}")
+
+
+def _profiled(what: str, work: Callable[[], object]) -> None:
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        work()
+        torch.cuda.synchronize()
+    say(f"== {what}")
+    events = [e for e in seen.key_averages() if not e.key.startswith("aten::")]
+    for e in sorted(events, key=lambda e: -e.self_device_time_total)[:20]:
+        say(f"{e.self_device_time_total / 1e3:9.2f} ms {e.count:5d}  {e.key[:90]}")
+
+
+def kernels(pipe: CausalWanPipeline) -> None:
+    """Time by kernel of a block of two denoising passes and a context pass, and of the coder."""
+    for share in (1.0, 0.1):
+        stream = open_stream(pipe, Share(share=share), "lean", (0.769, 0.625))
+        latents = drifting(1)[0]
+        for _ in range(4):
+            stream.edit_block(latents)
+        _profiled(f"{share:.0%} kept", lambda s=stream, x=latents: s.edit_block(x))  # type: ignore[misc]
+    coder = open_autoencoder(pipe.vae, 3)
+    frames = torch.rand(1, 12, 3, 480, 832, device="cuda", dtype=torch.bfloat16)
+    for _ in range(3):
+        block = coder.encode(frames)[0]
+        coder.decode(block)
+    _profiled("encode", lambda: coder.encode(frames))
+    _profiled("decode", lambda: coder.decode(block))
+
+
+def methods(pipe: CausalWanPipeline) -> None:
+    """Frames a second: the median of the last four of eight blocks."""
+    names = ("full", "prune", "plain", "noisy", "tomesd", "tome", "importance", "idm")
+    for name in names:
+        for rate in (0.1, 0.2, 0.32) if name != "full" else (None,):
+            given: dict[str, Any] = {} if rate is None else {"rate": rate}
+            method = find_method(name)(**given)
+            stream, times = open_stream(pipe, method), []
+            for latents in drifting(8):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                stream.edit_block(latents)
+                torch.cuda.synchronize()
+                times.append(time.perf_counter() - start)
+            say(f"{name:<12}{rate or 0:<6}{12 / median(times[4:]):.1f} frames a second")
+
+
+def main() -> None:
+    """Run one of them."""
+    parts = {"equality": equality, "kernels": kernels, "methods": methods}
+    parser = argparse.ArgumentParser(description="Details of the fast path on a GPU.")
+    parser.add_argument("part", choices=parts)
+    options = parser.parse_args()
+    with torch.inference_mode():
+        parts[options.part](random_pipeline("1.3b", "cuda", torch.bfloat16))
+
+
+if __name__ == "__main__":
+    main()
