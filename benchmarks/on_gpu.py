@@ -35,7 +35,11 @@ def say(text: str) -> None:
 
 
 def open_stream(
-    pipe: CausalWanPipeline, method: Method, execution: str = "auto", sigmas: Any = _SIGMAS
+    pipe: CausalWanPipeline,
+    method: Method,
+    execution: str = "auto",
+    sigmas: Any = _SIGMAS,
+    products: str = "exact",
 ) -> EditStream:
     """A stream with a random prompt."""
     generator = torch.Generator("cuda").manual_seed(2)
@@ -46,6 +50,7 @@ def open_stream(
         generator=torch.Generator("cuda").manual_seed(0),
         execution=execution,
         sigmas=sigmas,
+        products=products,
     )
 
 
@@ -67,12 +72,14 @@ def equality(pipe: CausalWanPipeline) -> None:
         nn.init.normal_(block.scale_shift_table, std=0.3)
     for method in (Share(share=0.6), Share(share=0.6, recovery="clean"), Full()):
         frames = []
-        for execution in ("stock", "lean", "graphs"):
-            stream = open_stream(pipe, method, execution, (0.769, 0.625))
+        ways = (("stock", "exact"), ("lean", "exact"), ("graphs", "exact"), ("graphs", "fp8"))
+        for execution, products in ways:
+            stream = open_stream(pipe, method, execution, (0.769, 0.625), products)
             edited = [stream.edit_block(latents) for latents in drifting(6)]
             frames.append(torch.cat(edited, 1).float())
-        stock, lean, graphs = frames
-        for name, a, b in (("lean, stock", lean, stock), ("graphs, lean", graphs, lean)):
+        stock, lean, graphs, fp8 = frames
+        pairs = (("lean, stock", lean, stock), ("graphs, lean", graphs, lean))
+        for name, a, b in (*pairs, ("fp8, exact", fp8, graphs)):
             difference = ((a - b).norm() / b.norm()).item()
             say(f"{type(method).__name__:<8}{method.recovery:<9}{name:<14}{difference:.5f}")
 

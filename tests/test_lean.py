@@ -10,10 +10,16 @@ import pytest
 import torch
 from tests import tiny
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
-from stillframe.change import SourceBlock
+from stillframe.change import CausalMask, MaskShape, RankedMask, SourceBlock, lookbacks
 from stillframe.engine import EditStream
+from stillframe.grid import Grid
 from stillframe.lean import LeanBlocks, LeanTransformer, bucket_lengths, lean_twin, unsupported
+from stillframe.lean.attention import Cut, attend, best_cut
+from stillframe.lean.linear import Linear8
+from stillframe.lean.masks import SteppedMask
+from stillframe.lean.norms import quantise_twin
 from stillframe.methods import Method, Selector
 from stillframe.methods.full import Full
 from stillframe.methods.prune import InterFramePruning
@@ -93,6 +99,102 @@ def test_lean_equals_stock_with_an_fp8_store() -> None:
     exact = run(pipe, method, "stock", sigmas=(0.9, 0.5), store="exact")
     # a rounding that falls the other way is worth one step of the format at most
     assert (lean - stock).abs().mean() < 0.05 * (exact - stock).abs().mean()
+
+
+def test_products_in_fp8_are_near_the_exact_ones() -> None:
+    pipe = tiny.pipeline()
+    for method in (Full(), RandomMask(recovery="aligned")):
+        exact = run(pipe, method, "lean", sigmas=(0.9, 0.5))
+        fp8 = run(pipe, method, "lean", sigmas=(0.9, 0.5), products="fp8")
+        difference = ((fp8 - exact).norm() / exact.norm()).item()
+        # not nothing, and no more than a few roundings of 3 bits
+        assert 1e-5 < difference < 0.03, difference
+
+
+def test_products_in_fp8_are_refused_where_there_are_none() -> None:
+    with pytest.raises(ValueError, match=r"compute capability 9\.0, not cpu"):
+        tiny.pipeline().stream("oil", products="fp8")
+    with pytest.raises(ValueError, match="products are"):
+        tiny.pipeline().stream("oil", products="int4")
+
+
+def test_a_product_in_fp8_of_what_fp8_holds_is_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def held(rows: int, columns: int) -> Tensor:
+        x = torch.randint(-7, 8, (rows, columns), generator=generator) * 64.0
+        x[:, 0] = 448.0  # so that the scale is a power of 2
+        return x * 2.0 ** torch.randint(-9, 9, (rows, 1), generator=generator)
+
+    x, weight, bias = held(5, 32), held(48, 32), torch.randn(48, generator=generator)
+    product = Linear8(weight, bias)(quantise_twin(x))
+    torch.testing.assert_close(product, torch.nn.functional.linear(x, weight, bias))
+    with pytest.raises(ValueError, match="multiples of 16"):
+        Linear8(weight[:, :20], bias)
+
+
+@pytest.mark.parametrize("cut", [Cut(0, 2), Cut(128, 4), Cut(256, 8)], ids=repr)
+def test_attention_in_parts_is_attention(cut: Cut) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(n, 3, 16, generator=generator) for n in (300, 64, 64))
+    kernels = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
+    whole = attend(query, 3 * key, value, Cut(300, 1), kernels)
+    torch.testing.assert_close(attend(query, 3 * key, value, cut, kernels), whole)
+    last = query[-1:], 3 * key, value
+    torch.testing.assert_close(attend(*last, Cut(1, 1), kernels), whole[-1:])
+
+
+@pytest.mark.parametrize("processors", [1, 108, 132])
+@pytest.mark.parametrize("heads", [12, 40])
+def test_cuts_divide_evenly_and_are_made_where_a_card_would_idle(
+    heads: int, processors: int
+) -> None:
+    for queries in range(1, 5000, 37):
+        cut = best_cut(queries, 10920, heads, processors)
+        assert 0 <= cut.whole <= queries
+        assert 10920 % cut.parts == 0
+        assert (cut.parts == 1) == (cut.whole == queries)
+        if processors == 1:
+            assert cut.parts == 1  # nothing idles
+    if processors == 132 and heads == 12:
+        assert best_cut(512, 10920, heads, processors).parts > 1
+        assert best_cut(2816, 10920, heads, processors).parts == 1  # two full rounds
+        assert best_cut(512, 512, heads, processors).parts == 1
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        lambda: CausalMask(0.1, 0.2),
+        lambda: CausalMask(0.1, 0.2, shape=MaskShape(smoothing="none", majority=False)),
+        lambda: RankedMask(0.4, 0.1, 0.2, 0.2),
+    ],
+    ids=["papers'", "plain", "ranked"],
+)
+def test_a_mask_in_steps_is_the_mask(select: Any) -> None:
+    """With memory handed in and out as copies, which is how a graph has it."""
+
+    def copying(step: Any) -> Any:
+        def run(given: Tensor, memory: list[Tensor] | None) -> Any:
+            keep, after = step(given, None if memory is None else [x.clone() for x in memory])
+            return keep, [x.clone() for x in after]
+
+        return run
+
+    plain, stepped = select(), SteppedMask(select(), copying)
+    assert lookbacks(plain)
+    grid, generator = Grid(3, 6, 8), torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 12, 48, 16, generator=generator)
+    tokens[:, 3:] = tokens[:, 2:3] + 0.1 * tokens[:, 3:]
+    shares = []
+    for i in range(0, 12, 3):
+        before = tokens[:, max(i - 1, 0)]
+        block = SourceBlock(tokens[:, i : i + 3], before, before, grid)
+        keep = stepped(block)
+        assert torch.equal(keep, plain(block))
+        shares.append(keep.float().mean().item())
+    assert min(shares) < 1
+    assert max(shares) > 0
 
 
 @pytest.mark.parametrize("window", [3, 4, 9])

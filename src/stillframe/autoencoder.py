@@ -12,7 +12,7 @@ The module is stateless: what a memory block remembers is handed in and out by t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,19 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-__all__ = ["Memory", "TinyVideoAutoencoder"]
+__all__ = [
+    "Memory",
+    "MemoryBlock",
+    "RunLayers",
+    "TemporalGrow",
+    "TemporalPool",
+    "TinyVideoAutoencoder",
+]
 
 #: One tensor a memory block: the last frame it saw, ``(B, C, H, W)``.
 Memory = list[Tensor]
+#: Applies layers to (B, T, C, H, W) and a memory, see `_run`.
+RunLayers = Callable[[nn.Sequential, Tensor, "Memory | None"], tuple[Tensor, Memory]]
 
 TEMPORAL_FACTOR = 4
 
@@ -40,7 +49,7 @@ class _Clamp(nn.Module):
         return torch.tanh(x / 3) * 3
 
 
-class _MemoryBlock(nn.Module):
+class MemoryBlock(nn.Module):
     """Residual convolutions over a frame and its predecessor."""
 
     def __init__(self, width: int) -> None:
@@ -57,7 +66,7 @@ class _MemoryBlock(nn.Module):
         return F.relu(self.conv(torch.cat([x, past], 1)).add(x), inplace=True)
 
 
-class _TemporalPool(nn.Module):
+class TemporalPool(nn.Module):
     """``stride`` frames become one: channels are stacked, then mixed by a 1x1 convolution."""
 
     def __init__(self, width: int, stride: int) -> None:
@@ -72,7 +81,7 @@ class _TemporalPool(nn.Module):
         return self.conv(x)
 
 
-class _TemporalGrow(nn.Module):
+class TemporalGrow(nn.Module):
     """One frame becomes ``stride``."""
 
     def __init__(self, width: int, stride: int) -> None:
@@ -93,8 +102,8 @@ def _build_encoder(width: int, latent_channels: int, patch: int, stages: int) ->
     layers: list[nn.Module] = [_conv(3 * patch**2, width), nn.ReLU(inplace=True)]
     for stage, stride in enumerate((2, 2, 1)):
         halve = _conv(width, width, stride=2 if stage < stages else 1, bias=False)
-        layers += [_TemporalPool(width, stride), halve]
-        layers += [_MemoryBlock(width) for _ in range(3)]
+        layers += [TemporalPool(width, stride), halve]
+        layers += [MemoryBlock(width) for _ in range(3)]
     return nn.Sequential(*layers, _conv(width, latent_channels))
 
 
@@ -104,9 +113,9 @@ def _build_decoder(
     layers: list[nn.Module] = [_Clamp(), _conv(latent_channels, widths[0]), nn.ReLU(inplace=True)]
     for stage, stride in enumerate((1, 2, 2)):
         width = widths[stage]
-        layers += [_MemoryBlock(width) for _ in range(3)]
+        layers += [MemoryBlock(width) for _ in range(3)]
         layers += [nn.Upsample(scale_factor=2) if stage < stages else nn.Identity()]
-        layers += [_TemporalGrow(width, stride), _conv(width, widths[stage + 1], bias=False)]
+        layers += [TemporalGrow(width, stride), _conv(width, widths[stage + 1], bias=False)]
     return nn.Sequential(*layers, nn.ReLU(inplace=True), _conv(widths[-1], 3 * patch**2))
 
 
@@ -144,12 +153,12 @@ def _run(layers: nn.Sequential, x: Tensor, memory: Memory | None) -> tuple[Tenso
     x = x.transpose(0, 1).flatten(0, 1)
     remembered: Memory = []
     for layer in _cheapest_order(layers):
-        if isinstance(layer, _MemoryBlock):
+        if isinstance(layer, MemoryBlock):
             first = torch.zeros_like(x[:batch]) if memory is None else memory[len(remembered)]
             remembered.append(x[-batch:].clone())
             # nothing to join where one frame runs alone: an empty part would cost channels last
             x = layer(x, first if len(x) == batch else torch.cat([first, x[:-batch]]))
-        elif isinstance(layer, _TemporalPool | _TemporalGrow):
+        elif isinstance(layer, TemporalPool | TemporalGrow):
             x = layer(x, batch)
         else:
             x = layer(x)
@@ -220,23 +229,30 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
             self._known = key, like.new_tensor(mean).view(shape), like.new_tensor(std).view(shape)
         return self._known[1:]
 
-    def _encode(self, frames: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
-        return _run(self.encoder, F.pixel_unshuffle(frames, self.patch_size), memory)
+    def _encode(
+        self, frames: Tensor, memory: Memory | None, run: RunLayers = _run
+    ) -> tuple[Tensor, Memory]:
+        return run(self.encoder, F.pixel_unshuffle(frames, self.patch_size), memory)
 
-    def _decode(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
-        frames, memory = _run(self.decoder, latents, memory)
+    def _decode(
+        self, latents: Tensor, memory: Memory | None, run: RunLayers = _run
+    ) -> tuple[Tensor, Memory]:
+        frames, memory = run(self.decoder, latents, memory)
         frames = F.pixel_shuffle(frames, self.patch_size)
         if self.refine is not None:
             halves = F.pixel_unshuffle(frames.flatten(0, 1), 2)
             frames = frames + F.pixel_shuffle(self.refine(halves), 2).unflatten(0, frames.shape[:2])
         return frames, memory
 
-    def encode_chunk(self, frames: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+    def encode_chunk(
+        self, frames: Tensor, memory: Memory | None, run: RunLayers = _run
+    ) -> tuple[Tensor, Memory]:
         """Encode a chunk of a stream.
 
         Args:
             frames: (B, T, 3, H, W) in [0, 1]; T a multiple of 4, H and W multiples of 8.
             memory: what the previous chunk returned; None at the start.
+            run: applies the layers.
 
         Returns:
             normalised latents (B, C, T/4, H/8, W/8), and the memory for the next chunk.
@@ -250,17 +266,19 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
                 f"a chunk needs frames in fours and sides in multiples of {self.spatial_factor}, "
                 f"got {count} frames of {width}x{height}"
             )
-        latents, memory = self._encode(frames, memory)
+        latents, memory = self._encode(frames, memory, run)
         mean, std = self._statistics(latents)
         return ((latents - mean) / std).transpose(1, 2), memory
 
-    def decode_chunk(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+    def decode_chunk(
+        self, latents: Tensor, memory: Memory | None, run: RunLayers = _run
+    ) -> tuple[Tensor, Memory]:
         """Decode a chunk: normalised latents (B, C, F, h, w) -> frames (B, 4F, 3, 8h, 8w), clamped.
 
         ``frames_to_trim`` is the caller's to apply, once a stream.
         """
         mean, std = self._statistics(latents)
-        frames, memory = self._decode(latents.transpose(1, 2) * std + mean, memory)
+        frames, memory = self._decode(latents.transpose(1, 2) * std + mean, memory, run)
         return frames.clamp(0, 1), memory
 
     def encode(self, frames: Tensor) -> Tensor:

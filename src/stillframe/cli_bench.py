@@ -45,6 +45,7 @@ def bench(
     recovery: Annotated[str, typer.Option(help="aligned or clean.")] = "aligned",
     store: StoreOption = "auto",
     execution: Annotated[str, typer.Option(help="auto, graphs, lean or stock.")] = "auto",
+    products: Annotated[str, typer.Option(help="Matrix products: exact, or fp8.")] = "exact",
     full_pipeline: Annotated[
         bool, typer.Option("--full-pipeline", help="Frames to frames, autoencoder included.")
     ] = False,
@@ -70,7 +71,7 @@ def bench(
             recovery=recovery,
             pixels=full_pipeline,
             repeats=repeats,
-            options={"store": store, "execution": execution},
+            options={"store": store, "execution": execution, "products": products},
         )
     if not only_json:
         _show(result)
@@ -137,5 +138,5 @@ def _summary(result: BenchResult) -> str:
     passes = len(settings["sigmas"])
     return (
         f"{settings['width']}x{settings['height']}, {settings['dtype']}, {passes} denoising passes "
-        f"and context pass, {settings['recovery']}"
+        f"and context pass, {settings['recovery']}, {settings.get('products', 'exact')} products"
     )

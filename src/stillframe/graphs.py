@@ -22,8 +22,12 @@ def _pool() -> Any:
     """One pool a device. What outlives a replay is outside of it or held, so graphs may share."""
     device = torch.cuda.current_device()
     if device not in _POOLS:
-        _POOLS[device] = torch.cuda.graph_pool_handle()
-    return _POOLS[device]
+        pool, keeper = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+        # a pool ends with the last graph in it, and a handle cannot begin a second one
+        with torch.cuda.graph(keeper, pool=pool):
+            torch.zeros(1, device="cuda")
+        _POOLS[device] = pool, keeper
+    return _POOLS[device][0]
 
 
 class Graphs:

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["EXECUTIONS", "FP8", "STORES", "StreamSettings", "check_store"]
+__all__ = ["EXECUTIONS", "FP8", "PRODUCTS", "STORES", "StreamSettings", "check_store"]
 
 #: One byte a number: 4 bits of exponent and 3 of mantissa, up to 448.
 FP8 = torch.float8_e4m3fn
 
 #: What `StreamSettings.store` may be.
 STORES = ("auto", "exact", "fp8")
+
+#: What `StreamSettings.products` may be.
+PRODUCTS = ("exact", "fp8")
 
 #: What `StreamSettings.execution` may be.
 EXECUTIONS = ("auto", "graphs", "lean", "stock")
@@ -50,6 +53,8 @@ class StreamSettings:
         execution: how passes are run: "stock" through diffusers' modules, "lean" in fewer kernels,
             "graphs" as CUDA graphs of those, "auto" the last on CUDA and the first elsewhere. What
             a model or method does not allow is run the first way, whatever this says.
+        products: the matrix products of lean passes: "exact" in the weights' format, or "fp8" where
+            it pays, on cards that have it (Hopper and later).
 
     Raises:
         ValueError: if the window cannot hold a block or the positions cannot hold the window.
@@ -64,6 +69,7 @@ class StreamSettings:
     timestep_scale: float = 1000.0
     store: str = "auto"
     execution: str = "auto"
+    products: str = "exact"
 
     def __post_init__(self) -> None:
         if self.conditioning not in ("source", "sdedit"):
@@ -72,6 +78,8 @@ class StreamSettings:
         if self.execution not in EXECUTIONS:
             known = ", ".join(EXECUTIONS)
             raise ValueError(f"unknown execution {self.execution!r}; known: {known}")
+        if self.products not in PRODUCTS:
+            raise ValueError(f"products are 'exact' or 'fp8', got {self.products!r}")
         if self.block_frames < 1 or self.sink_frames < 0:
             raise ValueError(
                 f"a block needs at least 1 frame and sinks at least 0, "

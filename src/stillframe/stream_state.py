@@ -12,9 +12,9 @@ from torch import Tensor
 from stillframe.attention import BlockAttention
 from stillframe.cache import CacheShape, KeyValueCache
 from stillframe.grid import Grid
-from stillframe.lean import LeanBlocks, lean_twin, unsupported
+from stillframe.lean import LeanBlocks, captured_mask, lean_twin, unsupported
 from stillframe.merge import MergeSetup
-from stillframe.methods import Method
+from stillframe.methods import Method, Selector
 from stillframe.recovery import Recovery, RecoverySetup, find_recovery
 from stillframe.settings import StreamSettings
 from stillframe.wan import WanDenoiser
@@ -40,6 +40,7 @@ class StreamState:
             window=settings.window_frames,
         )
         device, dtype = latents.device, denoiser.transformer.dtype
+        self._denoiser, self._settings, self._device = denoiser, settings, device
         self.cache = KeyValueCache(shape, device, dtype)
         self.recovery = recovery_of(method)(
             RecoverySetup(
@@ -55,9 +56,8 @@ class StreamState:
         self.attention = BlockAttention(
             self.cache, denoiser.transformer.rope, self.recovery, settings.position_limit
         )
-        self.select = method.selector()
+        self.select = self._selector(method)
         self.merger = method.merger(MergeSetup(self.grid, len(settings.sigmas), device))
-        self._denoiser, self._settings = denoiser, settings
         self.lean = self._lean()
         # last frame of the block before: source, what it was recomputed from, result
         self.source: Tensor | None = None
@@ -72,7 +72,7 @@ class StreamState:
         """
         before, recovery = self.recovery.setup, recovery_of(method)
         setup = replace(before, steps=steps, tolerance=method.tau2, trim=method.trim)
-        self.select = method.selector()
+        self.select = self._selector(method)
         self.merger = method.merger(MergeSetup(self.grid, steps, before.device))
         if type(self.recovery) is recovery and before.steps == steps:
             self.recovery.setup = setup
@@ -80,6 +80,11 @@ class StreamState:
         self.recovery = self.attention.recovery = recovery(setup)
         self.lean = self._lean()
         return True
+
+    def _selector(self, method: Method) -> Selector:
+        select = method.selector()
+        graphs = self._settings.execution in ("auto", "graphs")
+        return captured_mask(select) if graphs and self._device.type == "cuda" else select
 
     def _lean(self) -> LeanBlocks | None:
         """The fast path, where there is one."""
@@ -89,8 +94,11 @@ class StreamState:
             return None
         if not LeanBlocks.serves(self.cache, self.recovery) or unsupported(denoiser.transformer):
             return None
+        twin, fp8 = lean_twin(denoiser), self._settings.products == "fp8"
+        if fp8:
+            twin.prepare_fp8()
         return LeanBlocks(
-            lean_twin(denoiser),
+            twin,
             self.cache,
             self.recovery,
             denoiser.transformer.rope,
@@ -98,6 +106,7 @@ class StreamState:
             denoiser.takes_source,
             denoiser.latent_channels,
             graphs=on_gpu and execution != "lean",
+            fp8=fp8,
         )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from stillframe.autoencoder import Memory, TinyVideoAutoencoder
 from stillframe.errors import ModelError
 from stillframe.graphs import CapturedStep
+from stillframe.lean_autoencoder import LeanAutoencoder, lean_autoencoder
 
 __all__ = ["StreamingAutoencoder", "TinyStream", "WanStream", "open_autoencoder"]
 
@@ -141,6 +142,8 @@ class StreamingAutoencoder(ABC):
 # More pixels than this at once make the widest layers the largest thing in memory by far, and are
 # no faster; less leaves a GPU idle. A block of 240x416 is below, one latent frame of 480x832 is.
 _PIXELS_AT_ONCE = 2**21
+# The lean autoencoder keeps less in between.
+_PIXELS_AT_ONCE_LEAN = 2**23
 
 
 class TinyStream(StreamingAutoencoder):
@@ -159,8 +162,11 @@ class TinyStream(StreamingAutoencoder):
         # a hundred small kernels is what costs
         kinds = {"cpu": _Remembered, "cuda": CapturedStep}
         faster: Any = kinds.get(self.vae.device.type, lambda step: step)
-        self._encode_chunk = faster(self.vae.encode_chunk)
-        self._decode_chunk = faster(self.vae.decode_chunk)
+        lean = self.vae.device.type == "cuda" and LeanAutoencoder.supports(self.vae)
+        coder = lean_autoencoder(self.vae) if lean else self.vae
+        self._most_pixels = _PIXELS_AT_ONCE_LEAN if lean else _PIXELS_AT_ONCE
+        self._encode_chunk = faster(coder.encode_chunk)
+        self._decode_chunk = faster(coder.decode_chunk)
 
     def _frames_for(self, block: int) -> int:
         return self.block_frames * self.temporal
@@ -185,7 +191,7 @@ class TinyStream(StreamingAutoencoder):
 
     def _at_once(self, pixels: int) -> int:
         """Latent frames to code at once, given the pixels of a frame."""
-        return max(1, _PIXELS_AT_ONCE // (self.temporal * pixels))
+        return max(1, self._most_pixels // (self.temporal * pixels))
 
 
 class _Remembered:

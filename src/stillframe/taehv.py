@@ -10,9 +10,9 @@ from math import isqrt
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stillframe.autoencoder import TinyVideoAutoencoder
+from stillframe.autoencoder import TemporalGrow, TinyVideoAutoencoder
 from stillframe.checkpoint import check_tensors, pick_weights, read_file
 from stillframe.errors import ModelError
 
@@ -75,7 +75,7 @@ def load_taehv(path: Path, dtype: torch.dtype = torch.float32) -> TinyVideoAutoe
         )
     expected = vae.state_dict()
     for name, module in vae.decoder.named_modules():
-        if type(module).__name__ == "_TemporalGrow" and isinstance(module.conv, nn.Conv2d):
+        if isinstance(module, TemporalGrow):
             # files of models that can also leave out temporal upsampling carry more rows: the
             # frames they make come oldest first, and the last ones are those in use
             key, rows = f"decoder.{name}.conv.weight", module.conv.out_channels

@@ -75,6 +75,7 @@ class LeanBlocks:
         takes_source: whether source latents are concatenated to the input.
         channels: latent channels.
         graphs: capture CUDA graphs.
+        fp8: multiply in FP8 where it pays.
     """
 
     def __init__(
@@ -87,13 +88,14 @@ class LeanBlocks:
         takes_source: bool,
         channels: int,
         graphs: bool,
+        fp8: bool = False,
     ) -> None:
         self.model = model
         self.cache = cache
         self.recovery = recovery
         self.lengths = bucket_lengths(cache.shape.grid.tokens)
         self._rope, self._limit = rope, position_limit
-        self._takes_source, self._channels = takes_source, channels
+        self._takes_source, self._channels, self._fp8 = takes_source, channels, fp8
         self._graphs = Graphs() if graphs else None
         self._static: Buffers | None = None
         self._text: tuple[Tensor, Tensor] | None = None
@@ -213,7 +215,9 @@ class LeanBlocks:
             return LayerRows(*self._rows(layer), entries, entries)
 
         slots = static.slots[:length]
-        return PassInputs(static.table, slots, static.denoise, cache.visible_rows(), rows)
+        return PassInputs(
+            static.table, slots, static.denoise, cache.visible_rows(), rows, fp8=self._fp8
+        )
 
     def _context_inputs(self, length: int) -> PassInputs:
         static, cache = self._static, self.cache
@@ -233,7 +237,9 @@ class LeanBlocks:
 
         slots = static.slots[:length]
         visible = cache.visible_rows()
-        return PassInputs(static.table, slots, static.context, visible, rows, commit, True)
+        return PassInputs(
+            static.table, slots, static.context, visible, rows, commit, True, self._fp8
+        )
 
     def _rows(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, (R, C) each."""

@@ -1,11 +1,14 @@
 """Residual addition, layer norm and modulation in one kernel, and its twin in torch.
 
 Wan's blocks add a gated branch to the residual stream, normalise the sum in float32 and modulate
-it, three times a block; apart these are memory-bound kernels over the same rows. It knows rows, not
-models. Kernels are compiled where there is a GPU; the twins are what they are tested against.
+it, three times a block; apart these are memory-bound kernels over the same rows. Where products are
+in FP8, the same kernels write rows in one byte a number. It knows rows, not models. Kernels are
+compiled where there is a GPU; the twins are what they are tested against.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +20,32 @@ try:
 except ImportError:  # no triton, no GPU kernels: the twins serve
     triton = None
 
-__all__ = ["Affine", "residual_norm", "residual_norm_twin"]
+__all__ = [
+    "Affine",
+    "Rows8",
+    "gelu8",
+    "gelu8_twin",
+    "quantise_twin",
+    "residual_norm",
+    "residual_norm8",
+    "residual_norm_twin",
+]
+
+FP8 = torch.float8_e4m3fn
+#: The largest number that FP8 holds; every row is scaled to it.
+_MOST = 448.0
+
+
+class Rows8(NamedTuple):
+    """Rows in one byte a number.
+
+    Attributes:
+        rows: (K, C) float8_e4m3fn.
+        scale: (K, 1) float32, what they are to be multiplied by.
+    """
+
+    rows: Tensor
+    scale: Tensor
 
 
 class Affine:
@@ -32,6 +60,12 @@ class Affine:
 
     def __init__(self, scale: Tensor, shift: Tensor, one: int) -> None:
         self.scale, self.shift, self.one = scale, shift, one
+
+
+def quantise_twin(x: Tensor) -> Rows8:
+    """Rows (K, C), each scaled to what FP8 holds; a row of zeros stays one."""
+    scale = x.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / _MOST
+    return Rows8((x.float() / scale).to(FP8), scale)
 
 
 def residual_norm_twin(
@@ -62,9 +96,38 @@ def residual_norm(
     Returns:
         (K, C), as ``hidden``.
     """
-    if triton is None or not (hidden.is_cuda or _INTERPRETED):
+    if not _compiled(hidden):
         return residual_norm_twin(hidden, added, gate, affine, eps)
     out = torch.empty_like(hidden)
+    _launch(hidden, added, gate, affine, eps, out, None)
+    return out
+
+
+def residual_norm8(
+    hidden: Tensor, added: Tensor | None, gate: Tensor | None, affine: Affine | None, eps: float
+) -> Rows8:
+    """`residual_norm` with the result in one byte a number."""
+    if not _compiled(hidden):
+        return quantise_twin(residual_norm_twin(hidden, added, gate, affine, eps))
+    out = torch.empty(hidden.shape, device=hidden.device, dtype=FP8)
+    scale = torch.empty((len(hidden), 1), device=hidden.device)
+    _launch(hidden, added, gate, affine, eps, out, scale)
+    return Rows8(out, scale)
+
+
+def _compiled(rows: Tensor) -> bool:
+    return triton is not None and (rows.is_cuda or _INTERPRETED)
+
+
+def _launch(
+    hidden: Tensor,
+    added: Tensor | None,
+    gate: Tensor | None,
+    affine: Affine | None,
+    eps: float,
+    out: Tensor,
+    scale: Tensor | None,
+) -> None:
     width = hidden.shape[1]
     some = hidden  # stands in for pointers that the kernel does not read
     _residual_norm[(hidden.shape[0],)](
@@ -74,16 +137,34 @@ def residual_norm(
         some if affine is None else affine.scale,
         some if affine is None else affine.shift,
         out,
+        some if scale is None else scale,
         width,
         eps,
         ADD=added is not None,
         GATE=gate is not None,
         AFFINE=affine is not None,
         ONE=affine.one if affine is not None else 0,
+        QUANTISE=scale is not None,
         BLOCK=triton.next_power_of_2(width),
         num_warps=4 if width <= 2048 else 8,
     )
-    return out
+
+
+def gelu8_twin(x: Tensor) -> Rows8:
+    """The slow twin of `gelu8`."""
+    return quantise_twin(F.gelu(x.float(), approximate="tanh"))
+
+
+def gelu8(x: Tensor) -> Rows8:
+    """GELU of rows (K, C), in its tanh form, in one byte a number."""
+    if not _compiled(x):
+        return gelu8_twin(x)
+    out = torch.empty(x.shape, device=x.device, dtype=FP8)
+    scale = torch.empty((len(x), 1), device=x.device)
+    _gelu8[(len(x),)](
+        x, out, scale, x.shape[1], BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=8
+    )
+    return Rows8(out, scale)
 
 
 _INTERPRETED = False
@@ -92,9 +173,9 @@ if triton is not None:
 
     @triton.jit
     def _residual_norm(
-        hidden, added, gate, scale, shift, out, width, eps,
+        hidden, added, gate, scale, shift, out, row_scale, width, eps,
         ADD: tl.constexpr, GATE: tl.constexpr, AFFINE: tl.constexpr, ONE: tl.constexpr,
-        BLOCK: tl.constexpr,
+        QUANTISE: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         columns = tl.arange(0, BLOCK)
         inside = columns < width
@@ -112,4 +193,22 @@ if triton is not None:
         if AFFINE:
             factor = tl.load(scale + columns, inside, 0.0).to(tl.float32) + ONE
             y = y * factor + tl.load(shift + columns, inside, 0.0).to(tl.float32)
+        if QUANTISE:
+            # as the stock model has it before a product
+            y = tl.where(inside, y.to(hidden.dtype.element_ty).to(tl.float32), 0.0)
+            factor = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / 448.0
+            tl.store(row_scale + tl.program_id(0), factor)
+            y = y / factor
         tl.store(out + at, y.to(out.dtype.element_ty), inside)
+
+    @triton.jit
+    def _gelu8(rows, out, row_scale, width, BLOCK: tl.constexpr):
+        columns = tl.arange(0, BLOCK)
+        inside = columns < width
+        at = tl.program_id(0).to(tl.int64) * width + columns
+        x = tl.load(rows + at, inside, 0.0).to(tl.float32)
+        # x * (1 + tanh(u)) / 2 is x * sigmoid(2u)
+        y = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        factor = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / 448.0
+        tl.store(row_scale + tl.program_id(0), factor)
+        tl.store(out + at, (y / factor).to(out.dtype.element_ty), inside)

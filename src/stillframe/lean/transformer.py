@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_wan import WanAttention
+from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformerBlock
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
-from stillframe.lean.norms import Affine, residual_norm
+from stillframe.lean.attention import Cut, attend, best_cut
+from stillframe.lean.linear import Linear8, gelu_linear
+from stillframe.lean.norms import Affine, gelu8, quantise_twin, residual_norm, residual_norm8
 from stillframe.lean.placing import (
     Entries,
     Sources,
@@ -60,6 +62,7 @@ class PassInputs:
         layer_rows: the rows of a layer.
         after: called with the layer's number after its attention.
         only_keys: whether the result is not wanted, only what is placed: the context pass.
+        fp8: multiply in FP8 where it pays; the model has been prepared for it.
     """
 
     table: Table
@@ -69,6 +72,7 @@ class PassInputs:
     layer_rows: Callable[[int], LayerRows]
     after: Callable[[int], None] | None = None
     only_keys: bool = False
+    fp8: bool = False
 
 
 def unsupported(transformer: WanTransformer3DModel) -> str | None:
@@ -95,11 +99,43 @@ def _joined(attn: WanAttention) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def _gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    if x.is_cuda:
-        # the tanh form, in the matrix product's epilogue
-        return torch._addmm_activation(layer.bias, x, layer.weight.t(), use_gelu=True)
-    return F.gelu(layer(x), approximate="tanh")
+class _Layer8(NamedTuple):
+    """The products of a layer that are worth doing in FP8: their inputs come out of a kernel."""
+
+    qkv: Linear8
+    text_query: Linear8
+    first: Linear8
+    second: Linear8
+
+    @classmethod
+    def of(cls, block: WanTransformerBlock, qkv: tuple[Tensor, Tensor]) -> _Layer8:
+        layers = block.attn2.to_q, block.ffn.net[0].proj, block.ffn.net[2]
+        return cls(Linear8(*qkv), *(Linear8(x.weight.data, x.bias.data) for x in layers))
+
+
+class _Layer(NamedTuple):
+    """The products of a layer, in the model's numbers or in FP8, on rows that are in the same."""
+
+    block: WanTransformerBlock
+    qkv: tuple[Tensor, Tensor]
+    in8: _Layer8 | None
+
+    def project(self, x: Any) -> Tensor:
+        """Queries, keys and values (K, 3C)."""
+        return F.linear(x, *self.qkv) if self.in8 is None else self.in8.qkv(x)
+
+    def text_query(self, x: Any) -> Tensor:
+        """Queries to the text (K, C)."""
+        query: Tensor = self.block.attn2.to_q(x) if self.in8 is None else self.in8.text_query(x)
+        return query
+
+    def feed(self, x: Any) -> Tensor:
+        """The feed-forward branch (K, C)."""
+        if self.in8 is not None:
+            return self.in8.second(gelu8(self.in8.first(x)))
+        first, second = self.block.ffn.net[0].proj, self.block.ffn.net[2]
+        fed: Tensor = second(gelu_linear(x, first.weight, first.bias))
+        return fed
 
 
 class LeanTransformer:
@@ -116,6 +152,7 @@ class LeanTransformer:
         self.layers: int = config.num_layers
         self.eps: float = config.eps
         self._qkv = [_joined(block.attn1) for block in transformer.blocks]
+        self._in8: list[_Layer8] = []
         # (C, in, 1, p, p) to tokens' order, channels last within a patch
         patch = transformer.patch_embedding.weight.data
         self._embedding = patch.squeeze(2).permute(0, 2, 3, 1).flatten(1).contiguous()
@@ -123,6 +160,21 @@ class LeanTransformer:
         # what the user chose among diffusers' kernels, if anything
         self._chosen = transformer.blocks[0].attn1.processor._attention_backend
         self._kernels = _fastest(transformer)
+        # cutting is worked out for cuDNN's kernel
+        self._processors = 0
+        if self._kernels == [SDPBackend.CUDNN_ATTENTION]:
+            device = torch.cuda.get_device_properties(self._embedding.device)
+            self._processors = device.multi_processor_count
+
+    def prepare_fp8(self) -> None:
+        """Have weights in FP8 ready, for passes that ask for it.
+
+        Raises:
+            ValueError: a layer's sides are no multiples of 16.
+        """
+        if not self._in8:
+            pairs = zip(self.model.blocks, self._qkv, strict=True)
+            self._in8 = [_Layer8.of(block, qkv) for block, qkv in pairs]
 
     @property
     def stale(self) -> bool:
@@ -156,22 +208,19 @@ class LeanTransformer:
         temb, modulation = self._modulation(timestep, hidden)
         branch: Tensor | None = None
         gate: Tensor | None = None
+        norm: Any = residual_norm8 if inputs.fp8 else residual_norm
         for number, block in enumerate(model.blocks):
+            layer = _Layer(block, self._qkv[number], self._in8[number] if inputs.fp8 else None)
             shift, scale, gate_self, shift_ff, scale_ff, gate_ff = modulation[number].unbind(0)
-            normed = residual_norm(hidden, branch, gate, Affine(scale, shift, 1), self.eps)
-            attended = self._attend(number, block.attn1, normed, inputs)
+            normed = norm(hidden, branch, gate, Affine(scale, shift, 1), self.eps)
+            attended = self._attend(number, layer, normed, inputs)
             if attended is None:
                 return None
             branch = _project(attended, block.attn1)
-            affine = _weights_of(block.norm2)
-            if affine is None:
-                normed = hidden.add_(branch * gate_self)
-            else:
-                normed = residual_norm(hidden, branch, gate_self, affine, self.eps)
-            branch = self._attend_text(block.attn2, normed, (text[0][number], text[1][number]))
-            normed = residual_norm(hidden, branch, None, Affine(scale_ff, shift_ff, 1), self.eps)
-            first, last = block.ffn.net[0].proj, block.ffn.net[2]
-            branch, gate = last(_gelu_linear(normed, first)), gate_ff
+            normed = _before_text(norm, layer, hidden, branch, gate_self, self.eps)
+            branch = self._attend_text(layer, normed, (text[0][number], text[1][number]))
+            normed = norm(hidden, branch, None, Affine(scale_ff, shift_ff, 1), self.eps)
+            branch, gate = layer.feed(normed), gate_ff
         shift, scale = (model.scale_shift_table[0] + temb).float().unbind(0)
         normed = residual_norm(hidden, branch, gate, Affine(scale, shift, 1), self.eps)
         velocity: Tensor = model.proj_out(normed)
@@ -186,13 +235,10 @@ class LeanTransformer:
         projected = embedder.time_proj(embedder.act_fn(temb)).view(1, 6, -1)
         return temb, self._tables + projected.float()
 
-    def _attend(
-        self, number: int, attn: WanAttention, normed: Tensor, inputs: PassInputs
-    ) -> Tensor | None:
+    def _attend(self, number: int, layer: _Layer, normed: Any, inputs: PassInputs) -> Tensor | None:
         """Self-attention (K, C) of a layer, None where nobody needs it."""
-        rows = inputs.layer_rows(number)
-        weight, bias = self._qkv[number]
-        query, key, value = F.linear(normed, weight, bias).chunk(3, dim=1)
+        rows, attn = inputs.layer_rows(number), layer.block.attn1
+        query, key, value = layer.project(normed).chunk(3, dim=1)
         place(
             key,
             value,
@@ -215,24 +261,23 @@ class LeanTransformer:
             inputs.after(number)
         return out
 
-    def _attend_text(
-        self, attn: WanAttention, normed: Tensor, text: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def _attend_text(self, layer: _Layer, normed: Any, text: tuple[Tensor, Tensor]) -> Tensor:
+        attn = layer.block.attn2
         norm = attn.norm_q
-        query = rotated_queries(attn.to_q(normed), norm.weight, None, None, norm.eps)
+        query = rotated_queries(layer.text_query(normed), norm.weight, None, None, norm.eps)
         return _project(self._attention(query, *text), attn)
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of rows (K, C) over rows (R, C)."""
-        q, k, v = (x.view(1, len(x), self.heads, -1) for x in (query, key, value))
         if self._chosen is not None:
+            q, k, v = (x.view(1, len(x), self.heads, -1) for x in (query, key, value))
             out: Any = dispatch_attention_fn(q, k, v, backend=self._chosen)
             return torch.as_tensor(out).reshape(len(query), -1)
-        # diffusers copies all three into another order first; the kernels take them as they lie
-        with sdpa_kernel(self._kernels):
-            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-            out = F.scaled_dot_product_attention(q, k, v)
-        return torch.as_tensor(out).transpose(1, 2).reshape(len(query), -1)
+        cut = Cut(len(query), 1)
+        if self._processors:
+            cut = best_cut(len(query), len(key), self.heads, self._processors)
+        q, k, v = (x.unflatten(1, (self.heads, -1)) for x in (query, key, value))
+        return attend(q, k, v, cut, self._kernels)
 
 
 def lean_twin(denoiser: WanDenoiser) -> LeanTransformer:
@@ -248,6 +293,17 @@ def lean_twin(denoiser: WanDenoiser) -> LeanTransformer:
 def _project(x: Tensor, attn: WanAttention) -> Tensor:
     projected: Tensor = attn.to_out[0](x)
     return projected
+
+
+def _before_text(
+    norm: Any, layer: _Layer, hidden: Tensor, branch: Tensor, gate: Tensor, eps: float
+) -> Any:
+    """What queries to the text are made of; some models do not normalise it."""
+    affine = _weights_of(layer.block.norm2)
+    if affine is not None:
+        return norm(hidden, branch, gate, affine, eps)
+    added = hidden.add_(branch * gate)
+    return added if layer.in8 is None else quantise_twin(added)
 
 
 def _weights_of(norm: nn.Module) -> Affine | None:

@@ -1,0 +1,70 @@
+"""The lean autoencoder against the stock one, through its kernels' twins, in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from stillframe.autoencoder import Memory, TinyVideoAutoencoder
+from stillframe.lean_autoencoder import LeanAutoencoder, lean_autoencoder
+from stillframe.taehv import TAEW_CONFIG
+
+WIDTHS: list[dict[str, Any]] = [
+    {"encoder_channels": 16, "decoder_channels": (32, 16, 48, 16)},
+    {
+        "encoder_channels": 16,
+        "decoder_channels": (16, 32, 16, 16),
+        "spatial_stages": 1,
+        "patch_size": 4,
+        "refine_channels": 8,
+        "latents_mean": [0.5] * 16,
+    },
+]
+
+
+def autoencoder(options: dict[str, Any]) -> TinyVideoAutoencoder:
+    torch.manual_seed(0)
+    return TinyVideoAutoencoder(**options).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("options", WIDTHS, ids=["published kind", "bundled kind"])
+def test_lean_equals_stock_and_either_goes_on_from_the_other(options: dict[str, Any]) -> None:
+    vae = autoencoder(options)
+    lean = lean_autoencoder(vae)
+    ways = {"stock": vae, "lean": lean}
+    frames = torch.rand(2, 12, 3, 32, 48)
+    latents, pictures = {}, {}
+    for order in (("stock", "stock", "stock"), ("lean", "lean", "lean"), ("lean", "stock", "lean")):
+        encoded: Memory | None = None
+        decoded: Memory | None = None
+        z, y = [], []
+        for way, part in zip(order, frames.split(4, 1), strict=True):
+            block, encoded = ways[way].encode_chunk(part, encoded)
+            picture, decoded = ways[way].decode_chunk(block, decoded)
+            z.append(block)
+            y.append(picture)
+        latents[order], pictures[order] = torch.cat(z, 2), torch.cat(y, 1)
+    for results in (latents, pictures):
+        reference, *others = results.values()
+        assert reference.std() > 1e-3
+        for other in others:
+            torch.testing.assert_close(other, reference, atol=1e-5 * reference.std().item(), rtol=0)
+
+
+def test_a_twin_is_kept_until_weights_move() -> None:
+    vae = autoencoder(WIDTHS[0])
+    twin = lean_autoencoder(vae)
+    assert lean_autoencoder(vae) is twin
+    vae.to(torch.float64)
+    assert lean_autoencoder(vae) is not twin
+
+
+def test_it_serves_16_bits_and_widths_in_sixteens() -> None:
+    pytest.importorskip("triton")
+    published = TinyVideoAutoencoder(**TAEW_CONFIG)
+    assert not LeanAutoencoder.supports(published)
+    assert LeanAutoencoder.supports(published.to(torch.bfloat16))
+    narrow = TinyVideoAutoencoder(encoder_channels=8, decoder_channels=(16, 16, 16, 16))
+    assert not LeanAutoencoder.supports(narrow.to(torch.bfloat16))
