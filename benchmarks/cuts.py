@@ -84,17 +84,24 @@ def main() -> None:
         clips = [read(clip, height, pipe.frame_multiple) for clip in options.clips]
         alone = [len(found(pipe, clip)) for clip in clips]
         print(f"{height}: {sum(alone)} reported in {len(clips)} single clips", flush=True)  # noqa: T201
+        sums = [0, 0, 0, 0]
         for seed in options.seeds:
             video, true = joined(clips, seed)
             reported = found(pipe, video)
             assert all(a < b for a, b in pairwise(reported))
             hits = sum(any(cut // 4 <= at <= cut // 4 + 1 for at in reported) for cut in true)
             right = sum(any(cut // 4 <= at <= cut // 4 + 1 for cut in true) for at in reported)
+            counts = (hits, len(true), right, len(reported))
+            sums = [a + b for a, b in zip(sums, counts, strict=True)]
             print(  # noqa: T201
                 f"{height}, seed {seed}: found {hits} of {len(true)}, "
                 f"right {right} of {len(reported)}",
                 flush=True,
             )
+        print(  # noqa: T201
+            f"{height}, all seeds: found {sums[0]} of {sums[1]}, right {sums[2]} of {sums[3]}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

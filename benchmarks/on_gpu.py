@@ -3,25 +3,32 @@
 ``equality``: results of stock modules, lean passes and graphs against each other after six blocks.
 ``kernels``: where a block's GPU time goes, at 100% and 10% kept, and the autoencoder's.
 ``methods``: frames a second of every method, transformer and decoding.
+``soak``: memory and graphs over 2,000 blocks, with masks of real clips.
 
-Run as ``python -m benchmarks.on_gpu equality|kernels|methods``; needs 12 GB of a CUDA device.
+Run as ``python -m benchmarks.on_gpu equality|kernels|methods``, or ``soak MASKS.npy`` with what
+``python -m benchmarks.padding CLIP... --masks MASKS.npy`` wrote; needs 12 GB of a CUDA device.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from stillframe.bench import Share, random_pipeline
 from stillframe.engine import EditStream
-from stillframe.methods import Method, find_method
+from stillframe.lean import bucket_lengths
+from stillframe.methods import Method, Selector, find_method
 from stillframe.methods.full import Full
 from stillframe.pipeline import CausalWanPipeline
 from stillframe.streaming import open_autoencoder
@@ -66,7 +73,7 @@ def drifting(blocks: int) -> list[Tensor]:
 
 
 def equality(pipe: CausalWanPipeline) -> None:
-    """Relative difference of frames between ways of running the same blocks."""
+    """Relative difference of latents between ways of running the same blocks."""
     # the published scale leaves gates near zero, where attention would hardly count
     for block in pipe.transformer.blocks:
         nn.init.normal_(block.scale_shift_table, std=0.3)
@@ -75,8 +82,19 @@ def equality(pipe: CausalWanPipeline) -> None:
         ways = (("stock", "exact"), ("lean", "exact"), ("graphs", "exact"), ("graphs", "fp8"))
         for execution, products in ways:
             stream = open_stream(pipe, method, execution, (0.769, 0.625), products)
-            edited = [stream.edit_block(latents) for latents in drifting(6)]
-            frames.append(torch.cat(edited, 1).float())
+            edited: list[Tensor] = []
+
+            def keep(grid: Tensor, _: Tensor, to: list[Tensor] = edited) -> Tensor:
+                to.append(grid)
+                return grid
+
+            # random decoders may be black whatever they decode
+            with patch.object(stream, "_decoded", keep):
+                for latents in drifting(6):
+                    stream.edit_block(latents)
+            frames.append(torch.cat(edited, 2).float())
+            if not frames[-1].isfinite().all():
+                say(f"{execution}, {products}: not finite")
         stock, lean, graphs, fp8 = frames
         pairs = (("lean, stock", lean, stock), ("graphs, lean", graphs, lean))
         for name, a, b in (*pairs, ("fp8, exact", fp8, graphs)):
@@ -128,14 +146,64 @@ def methods(pipe: CausalWanPipeline) -> None:
             say(f"{name:<12}{rate or 0:<6}{12 / median(times[4:]):.1f} frames a second")
 
 
+@dataclass(frozen=True)
+class GivenMasks(Method):
+    """Masks in turn, as `benchmarks.padding` writes them."""
+
+    name: ClassVar[str] = "given"
+    summary: ClassVar[str] = "for measurements"
+
+    path: str = ""
+
+    def selector(self) -> Selector:
+        masks = itertools.cycle(torch.from_numpy(np.load(self.path)).cuda().unsqueeze(1))
+        return lambda source: next(masks)
+
+
+def soak(pipe: CausalWanPipeline, path: str, blocks: int) -> None:
+    """Memory, graphs and time over many blocks with masks of real clips, all lengths warm."""
+    stream = open_stream(pipe, Share())
+    latents = drifting(8)
+    for block in latents[:4]:
+        stream.edit_block(block)
+    tokens = 4680
+    for length in bucket_lengths(tokens):
+        stream.update(method=Share(share=length / tokens))
+        stream.edit_block(latents[0])
+    stream.update(method=GivenMasks(path=path))
+    captured = stream.graphs
+    started, reported = time.perf_counter(), time.perf_counter()
+    for number in range(1, blocks + 1):
+        stream.edit_block(latents[number % 8])
+        if number in (50, 500) or number % 1000 == 0 or number == blocks:
+            torch.cuda.synchronize()
+            now = time.perf_counter()
+            held, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
+            say(
+                f"block {number}: {held / 1e9:.4f} GB held, {most / 1e9:.4f} GB at most, "
+                f"{torch.cuda.memory_reserved() / 1e9:.3f} GB reserved, "
+                f"{stream.graphs - captured} of {stream.graphs} graphs since the warm-up, "
+                f"{now - started:.1f} s"
+            )
+            reported = now
+    say(f"{12 * blocks / (reported - started):.1f} frames a second")
+
+
 def main() -> None:
     """Run one of them."""
     parts = {"equality": equality, "kernels": kernels, "methods": methods}
     parser = argparse.ArgumentParser(description="Details of the fast path on a GPU.")
-    parser.add_argument("part", choices=parts)
+    parser.add_argument("part", choices=[*parts, "soak"])
+    parser.add_argument("masks", nargs="?", help="for soak: masks that benchmarks.padding wrote")
+    parser.add_argument("--blocks", type=int, default=2000)
     options = parser.parse_args()
+    # weights made in inference mode could not be shared between stock and lean passes
+    pipe = random_pipeline("1.3b", "cuda", torch.bfloat16)
     with torch.inference_mode():
-        parts[options.part](random_pipeline("1.3b", "cuda", torch.bfloat16))
+        if options.part == "soak":
+            soak(pipe, options.masks, options.blocks)
+        else:
+            parts[options.part](pipe)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Clips are encoded by the bundled autoencoder and masked as the engine masks them; nothing is
 denoised. Waste is padding / kept tokens, over all blocks that are neither whole nor skipped.
 
-Run as ``python -m benchmarks.padding CLIP... [--height 480 --width 832] [--frames 60]``.
+Run as ``python -m benchmarks.padding CLIP... [--height 480 --width 832] [--frames 60]
+[--masks MASKS.npy]``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,10 +50,10 @@ def latents(pipe: CausalWanPipeline, clip: Path, options: argparse.Namespace) ->
 @torch.inference_mode()
 def kept_tokens(
     pipe: CausalWanPipeline, clip: Path, options: argparse.Namespace
-) -> list[tuple[int, int]]:
-    """Kept and all tokens of every block but the first."""
+) -> tuple[list[tuple[int, int]], list[Tensor]]:
+    """Kept and all tokens of every block but the first, and the masks (S, h, w)."""
     select = InterFramePruning().selector()
-    counts = []
+    counts, masks = [], []
     previous: Tensor | None = None
     reference: Tensor | None = None
     for block in latents(pipe, clip, options):
@@ -62,12 +64,14 @@ def kept_tokens(
         if previous is None or reference is None:
             reference = frames[:, -1]
         else:
-            plan = plan_tokens(select(SourceBlock(frames, previous, reference, grid)).flatten(2))
+            keep = select(SourceBlock(frames, previous, reference, grid))
+            masks.append(keep[0])
+            plan = plan_tokens(keep.flatten(2))
             counts.append((plan.counts[0], grid.tokens))
             rows = predecessor_rows(plan.keep)
             reference = restore(tokens, reference, rows)[:, -grid.frame_tokens :]
         previous = frames[:, -1]
-    return counts
+    return counts, masks
 
 
 def main() -> None:
@@ -77,11 +81,14 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--masks", type=Path, help="an .npy file to write all masks to")
     options = parser.parse_args()
     pipe = load_pipeline("tiny")
     kept = padding = 0
+    all_masks: list[Tensor] = []
     for clip in options.clips:
-        counts = kept_tokens(pipe, clip, options)
+        counts, masks = kept_tokens(pipe, clip, options)
+        all_masks += masks
         partial = [(count, total) for count, total in counts if 0 < count < total]
         added = [next(n for n in bucket_lengths(total) if n >= k) - k for k, total in partial]
         own = sum(count for count, _ in partial)
@@ -89,6 +96,8 @@ def main() -> None:
         share = sum(count for count, _ in counts) / sum(total for _, total in counts)
         waste = f"{sum(added) / own:.1%}" if own else "-"
         print(f"{clip.stem:<24} kept {share:6.1%}  padding {waste}", flush=True)  # noqa: T201
+    if options.masks is not None:
+        np.save(options.masks, torch.stack(all_masks).numpy())
     print(f"{'all':<24} {'':11}  padding {padding / kept:.1%}")  # noqa: T201
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tests import tiny
 from torch import Tensor
 
+from stillframe.control import Control
 from stillframe.fit import fit_to_grid
 from stillframe.live import EditedFrame, LiveSession, Worker
 from stillframe.loop import Lane
@@ -112,6 +113,7 @@ def file_path(
     method: Method = METHOD,
     height: int | None = None,
     width: int | None = None,
+    control: Control | None = None,
     **settings: Any,
 ) -> Pixels:
     """What `edit_file` writes, but for the file: the lane of a file, fed frame by frame."""
@@ -122,7 +124,7 @@ def file_path(
         target_height=height,
         target_width=width,
     )
-    stream = Lane(pipe, embeds(), method, 0, settings).stream
+    stream = Lane(pipe, embeds(), method, 0, settings, control=control).stream
     parts = []
     for frame in frames:
         picture = fit.to_grid(torch.from_numpy(np.array(frame)).unsqueeze(0)).unsqueeze(0)

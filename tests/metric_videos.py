@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from stillframe.metrics import Metric, find_metric
+from stillframe.metrics import Metric, find_metric, metrics
 
 # packages that bring torchvision, which must fit the torch that is installed
-OPTIONAL = {"cvvdp", "lpips", "tlpips"}
+OPTIONAL = {"cvvdp", "lpips", "tlpips"} | {n for n in metrics() if n.startswith("vbench_")}
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -37,12 +37,17 @@ LAYERS: list[tuple[str, set[str]]] = [
             "settings",
             "stages",
             "graphs",
+            "convolution",
         },
     ),
     ("state", {"cache", "attention"}),
     ("recovery and methods", {"recovery", "methods"}),
     ("control", {"control"}),
-    ("adapters", {"wan", "autoencoder", "streaming", "prompts", "checkpoint", "taehv"}),
+    (
+        "adapters",
+        {"wan", "autoencoder", "streaming", "prompts", "checkpoint", "taehv"}
+        | {"lean_autoencoder"},
+    ),
     ("fast path", {"lean"}),
     ("engine", {"stream_state", "engine", "memory", "clips", "generation"}),
     ("pipeline", {"pipeline"}),
@@ -54,7 +59,8 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("models", {"assemble", "adapt"}),
     (
         "applications",
-        {"load", "convert", "loop", "outputs", "report", "edit", "generate", "live", "bench"},
+        {"load", "convert", "loop", "outputs", "report", "edit", "generate", "live", "bench"}
+        | {"first_pass", "scenes"},
     ),
     ("server", {"server"}),
     ("evaluation", {"evaluation"}),
@@ -70,7 +76,7 @@ LAYERS: list[tuple[str, set[str]]] = [
             "cli_options",
             "cli_models",
         }
-        | {"cli_serve", "cli_eval", "cli_bench", "cli_listings", "cli_control"},
+        | {"cli_serve", "cli_eval", "cli_bench", "cli_listings", "cli_control", "cli_rate"},
     ),
 ]
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from stillframe.change import CausalMask, SourceBlock, patch_distance
+from stillframe.change import CausalMask, MaskShape, SourceBlock, patch_distance
 from stillframe.grid import Grid
 from stillframe.restore import predecessor_rows, restore
 
@@ -25,13 +26,14 @@ def run(
     tau1: float = TAU1,
     tau2: float = TAU2,
     reference: Tensor | None = None,
+    shape: MaskShape | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Masks of a stream (B, F, N, P) in blocks of ``size`` after a whole first frame.
 
     Returns keep (B, F-1, N) and, for every place, the source of what is shown, (B, F-1, N, P).
     With ``reference``, every block is compared with that.
     """
-    detector = CausalMask(tau1, tau2)
+    detector = CausalMask(tau1, tau2, shape=shape)
     recomputed, previous = tokens[:, 0], tokens[:, 0]
     masks, shown = [], []
     for start in range(1, tokens.shape[1], size):
@@ -94,20 +96,21 @@ def each(value: Callable[[int, int], float]) -> Maps:
     return [[float(value(i, j)) for j in range(W)] for i in range(H)]
 
 
-def slow_median(history: Sequence[Maps]) -> Maps:
+def slow_median(history: Sequence[Maps], memory: int = 3) -> Maps:
     def middle(i: int, j: int) -> float:
-        return sorted(v for age in range(3) for v in near(look_back(history, age), i, j, 1))[13]
+        seen = [v for age in range(memory) for v in near(look_back(history, age), i, j, 1)]
+        return sorted(seen)[(len(seen) - 1) // 2]
 
     return each(middle)
 
 
-def slow_gauss(history: Sequence[Maps]) -> Maps:
+def slow_gauss(history: Sequence[Maps], memory: int = 3) -> Maps:
     def bell(x: float) -> float:
         return float(torch.exp(torch.tensor(-(x**2) / (2 * 1.5**2))))
 
     def smooth(i: int, j: int) -> float:
         total = weight = 0.0
-        for age in range(3):
+        for age in range(memory):
             values = near(look_back(history, age), i, j, 1)
             offsets = [(di, dj) for di in (-1, 0, 1) for dj in (-1, 0, 1)]
             for value, (di, dj) in zip(values, offsets, strict=True):
@@ -118,18 +121,34 @@ def slow_gauss(history: Sequence[Maps]) -> Maps:
     return each(smooth)
 
 
-def slow_open_close(image: Maps) -> Maps:
+def slow_cleaned(image: Maps, cleaning: str) -> Maps:
     def grow(x: Maps) -> Maps:
         return each(lambda i, j: max(near(x, i, j, 1)))
 
     def shrink(x: Maps) -> Maps:
         return each(lambda i, j: min(near(x, i, j, 1)))
 
-    return shrink(grow(grow(shrink(image))))
+    steps = {
+        "none": lambda x: x,
+        "open": lambda x: grow(shrink(x)),
+        "close": lambda x: shrink(grow(x)),
+        "open-close": lambda x: shrink(grow(grow(shrink(x)))),
+        "close-open": lambda x: grow(shrink(shrink(grow(x)))),
+    }
+    return steps[cleaning](image)
 
 
-def slow_masks(tokens: Tensor, size: int) -> Tensor:
+def slow_smoothed(raw: Sequence[Maps], medians: list[Maps], shape: MaskShape) -> Maps:
+    """The newest of some distance maps, smoothed; medians of the earlier ones are kept."""
+    wants = {"both": ("median", "gaussian")}.get(shape.smoothing, (shape.smoothing,))
+    medians.append(slow_median(raw, shape.memory) if "median" in wants else raw[-1])
+    return slow_gauss(medians, shape.memory) if "gaussian" in wants else medians[-1]
+
+
+def slow_masks(tokens: Tensor, size: int, shape: MaskShape) -> Tensor:
     """What `run` returns as keep, for one stream (F, N, P)."""
+    frames, side = shape.dilation
+    limit = TAU2 * shape.bound
     history: dict[str, list[Maps]] = {k: [] for k in ("short", "long", "ms", "ml", "moved", "open")}
     start_reference = list(tokens[0])
     shown = list(tokens[0])
@@ -140,21 +159,24 @@ def slow_masks(tokens: Tensor, size: int) -> Tensor:
         now = tokens[t]
         history["short"].append(slow_distances(now, tokens[t - 1]))
         history["long"].append(slow_distances(now, start_reference))
-        history["ms"].append(slow_median(history["short"]))
-        history["ml"].append(slow_median(history["long"]))
-        short, long = slow_gauss(history["ms"]), slow_gauss(history["ml"])
+        short = slow_smoothed(history["short"], history["ms"], shape)
+        long = slow_smoothed(history["long"], history["ml"], shape)
 
         def changed(i: int, j: int, short: Maps = short, long: Maps = long) -> bool:
             return short[i][j] >= TAU1 or long[i][j] >= TAU2
 
         history["moved"].append(each(changed))
-        history["open"].append(slow_open_close(slow_median(history["moved"])))
+        voted = history["moved"][-1]
+        if shape.majority:
+            voted = slow_median(history["moved"], shape.memory)
+        history["open"].append(slow_cleaned(voted, shape.cleaning))
         keep = torch.zeros(N, dtype=torch.bool)
         for p in range(N):
             i, j = divmod(p, W)
-            spread = [v for age in range(3) for v in near(look_back(history["open"], age), i, j, 2)]
-            stale = slow_distance(now[p], start_reference[p]) >= TAU2
-            stale |= slow_distance(now[p], shown[p]) >= TAU2
+            recent = [look_back(history["open"], age) for age in range(frames)]
+            spread = [v for image in recent for v in near(image, i, j, side // 2)]
+            stale = slow_distance(now[p], start_reference[p]) >= limit
+            stale |= slow_distance(now[p], shown[p]) >= limit
             keep[p] = max(spread) > 0.5 or stale
             if keep[p]:
                 shown[p] = now[p]
@@ -163,11 +185,38 @@ def slow_masks(tokens: Tensor, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_masks_equal_loops_over_single_patches(size: int) -> None:
-    tokens = motion(13)
-    keep, _ = run(tokens, size)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        MaskShape(),
+        MaskShape("none", 1, False, "none", (1, 1)),
+        MaskShape("gaussian", 2, True, "close", (2, 3)),
+        MaskShape("median", 1, True, "open", (3, 1), 1.5),
+        MaskShape("both", 2, False, "close-open", (1, 5), float("inf")),
+    ],
+    ids=lambda shape: f"{shape.smoothing}-{shape.cleaning}",
+)
+def test_masks_equal_loops_over_single_patches(size: int, shape: MaskShape) -> None:
+    tokens = motion(10)
+    keep, _ = run(tokens, size, shape=shape)
     assert 0.1 < keep.float().mean() < 0.9
-    assert torch.equal(keep[0], slow_masks(tokens[0], size))
+    assert torch.equal(keep[0], slow_masks(tokens[0], size, shape))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"smoothing": "mean"}, "got 'mean' and 'open-close'"),
+        ({"cleaning": "erode"}, "got 'both' and 'erode'"),
+        ({"memory": 4}, "got 4 and 3 frames and a side of 5"),
+        ({"dilation": (0, 3)}, "got 3 and 0 frames and a side of 3"),
+        ({"dilation": (1, 2)}, "got 3 and 1 frames and a side of 2"),
+        ({"bound": 0.5}, "bound must be at least 1, got 0.5"),
+    ],
+)
+def test_shapes_are_checked(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MaskShape(**given)
 
 
 @pytest.mark.parametrize("trim", [0.0, 0.2, 0.49])

@@ -20,7 +20,7 @@ CUTS = Control(cuts=Cuts())
 
 def found(control: Control, latents: Tensor) -> list[int]:
     """Latent frames with which scenes begin, as a detector of its own sees them."""
-    assert control.cuts is not None
+    assert isinstance(control.cuts, Cuts)
     detector, frames = CutDetector(control.cuts), []
     for number, block in enumerate(latents.split(3, 2)):
         tokens = block.permute(0, 2, 3, 4, 1).flatten(2, 3)

@@ -33,7 +33,7 @@ def autoencoder(options: dict[str, Any]) -> TinyVideoAutoencoder:
 def test_lean_equals_stock_and_either_goes_on_from_the_other(options: dict[str, Any]) -> None:
     vae = autoencoder(options)
     lean = lean_autoencoder(vae)
-    ways = {"stock": vae, "lean": lean}
+    ways: dict[str, Any] = {"stock": vae, "lean": lean}
     frames = torch.rand(2, 12, 3, 32, 48)
     latents, pictures = {}, {}
     for order in (("stock", "stock", "stock"), ("lean", "lean", "lean"), ("lean", "stock", "lean")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from tests.live_fixtures import (
     pipeline,
     pixels,
     play,
+    read,
     shares,
     while_decoding,
 )
 
+from stillframe.control import Box, Control, Cuts, Gop, Refresh, Region
 from stillframe.live import (
     Worker,
 )
@@ -235,4 +238,69 @@ def test_frames_of_another_size_begin_a_new_stream(pipe: CausalWanPipeline, poli
     assert session.dropped == (0 if policy == "all" else 8)
     stamps = [frame.timestamp for frame in out]
     assert stamps == sorted(set(stamps))
+    session.close()
+
+
+# prompts and controls
+
+
+def test_a_prompt_is_encoded_by_the_worker_in_a_turn_of_its_own(pipe: CausalWanPipeline) -> None:
+    """Nobody who asks waits for it, and others wait for one encoding, not for a block besides."""
+    worker, frames, encoders = Worker(), levels(36), list[int]()
+    hook = pipe.text_encoder.register_forward_pre_hook(
+        lambda _module, _args: encoders.append(threading.get_ident())
+    )
+    asks, other = (open_session(pipe, worker, policy="all") for _ in range(2))
+    for number, frame in enumerate(frames[:24]):
+        asks.push(frame, float(number), timeout=0)
+        other.push(frame, float(number), timeout=0)
+    for prompt in ("night", "sepia", "night sepia"):
+        asks.change(prompt=prompt)
+    assert encoders == []
+    runner = threading.Thread(target=lambda: [worker.step() for _ in range(3)])
+    runner.start()
+    runner.join()
+    hook.remove()
+    assert encoders == [runner.ident], "the latest wish alone, and not on this thread"
+    # one turn for the prompt, one for the other's block, and then its own
+    assert [len(each.telemetry.blocks) for each in (asks, other)] == [1, 1]
+    fresh = open_session(pipe, Worker(), policy="all", prompt="night sepia", prompt_embeds=None)
+    assert np.array_equal(pixels(read(asks)), pixels(play(fresh, fresh._worker, frames[:12])))
+    for session in (asks, other, fresh):
+        session.close()
+
+
+CONTROLS = [
+    Control(gop=Gop(2)),
+    Control(refresh=Refresh(3)),
+    Control(cuts=Cuts()),
+    Control(region=Region(Box(0.0, 0.0, 0.5, 1.0), "always")),
+]
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=["gop", "refresh", "cuts", "region"])
+def test_a_session_with_controls_is_a_file_with_them(
+    pipe: CausalWanPipeline, control: Control
+) -> None:
+    worker, frames = Worker(), levels(72, 64, 96)
+    session = open_session(pipe, worker, policy="all", control=control)
+    got = pixels(play(session, worker, frames))
+    assert np.array_equal(got, file_path(pipe, frames, control=control))
+    session.close()
+
+
+def test_a_control_comes_and_goes_between_blocks(pipe: CausalWanPipeline) -> None:
+    """A still scene shows it: whole blocks are counted from the change on."""
+    worker, still = Worker(), levels(1).repeat(96, 0)
+    session = open_session(pipe, worker, policy="all")
+    play(session, worker, still[:36])
+    session.change(control=Control(gop=Gop(2)))
+    play(session, worker, still[36:84], 3.6)
+    session.change(control=None, tau1=0.2)
+    play(session, worker, still[84:], 8.4)
+    assert shares(session) == [1, 0, 0, 0, 0, 1, 0, 0]
+    spared = Control(region=Region(Box(0.0, 0.0, 0.5, 1.0), "never"))
+    with pytest.raises(ValueError, match="'full' computes everything"):
+        session.change(method="full", control=spared)
+    assert session.wishes.method.name == "prune"
     session.close()

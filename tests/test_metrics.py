@@ -30,7 +30,8 @@ from stillframe.metrics.ms_ssim import MultiScaleSimilarity
 
 
 def test_there_is_one_of_each() -> None:
-    names = ["cvvdp", "flicker", "lpips", "ms_ssim", "psnr", "ssim", "tlpips", "vmaf", "warp_error"]
+    names = ["cvvdp", "flicker", "lpips", "ms_ssim", "psnr", "ssim", "tlpips", "vbench_background"]
+    names += ["vbench_imaging", "vbench_motion", "vbench_subject", "vmaf", "warp_error"]
     assert list(metrics()) == names
 
 
@@ -356,7 +357,8 @@ def reasons_without(names: set[str], folder: Path) -> dict[str, str | None]:
 
 
 def test_each_says_which_package_it_misses(tmp_path: Path) -> None:
-    names = {"cv2", "imageio_ffmpeg", "lpips", "pycvvdp", "torchvision"}
+    names = {"cv2", "imageio_ffmpeg", "lpips", "pycvvdp", "torchvision", "vbench"}
+    vbench = "VBench needs the package vbench: pip install vbench"
     reasons = reasons_without(names, tmp_path)
     assert reasons == {
         "cvvdp": "ColorVideoVDP needs the package cvvdp: pip install 'stillframe[perceptual]'",
@@ -368,6 +370,10 @@ def test_each_says_which_package_it_misses(tmp_path: Path) -> None:
         "No module named 'torchvision'",
         "ssim": None,
         "tlpips": "LPIPS needs the package lpips: pip install 'stillframe[perceptual]'",
+        "vbench_background": vbench,
+        "vbench_imaging": vbench,
+        "vbench_motion": vbench,
+        "vbench_subject": vbench,
         "vmaf": "VMAF needs the package imageio-ffmpeg: pip install 'stillframe[metrics]'",
         "warp_error": "DIS optical flow needs OpenCV: pip install 'stillframe[metrics]'",
     }
@@ -375,7 +381,7 @@ def test_each_says_which_package_it_misses(tmp_path: Path) -> None:
 
 def test_a_package_that_cannot_be_imported_is_not_available(tmp_path: Path) -> None:
     """As where torchvision was built for another torch."""
-    for package in ("lpips", "pycvvdp"):
+    for package in ("lpips", "pycvvdp", "vbench"):
         (tmp_path / f"{package}.py").write_text("import torchvision\n")
     (tmp_path / "torchvision.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist\\nat line 1')\n"
@@ -384,6 +390,7 @@ def test_a_package_that_cannot_be_imported_is_not_available(tmp_path: Path) -> N
     said = "could not be imported: operator torchvision::nms does not exist"
     assert reasons["lpips"] == reasons["tlpips"] == f"LPIPS needs torchvision, which {said}"
     assert reasons["cvvdp"] == f"ColorVideoVDP's package cvvdp {said}"
+    assert reasons["vbench_motion"] == f"VBench's package vbench {said}"
     assert reasons["raft"] == f"RAFT optical flow needs torchvision, which {said}"
     assert reasons["vmaf"] is None
     assert reasons["warp_error"] is None

@@ -127,6 +127,29 @@ def test_warp_error_follows_the_source_and_not_the_edit() -> None:
     assert metric(source[:1].expand(4, -1, -1, -1), source[:1].expand(4, -1, -1, -1)) == 0
 
 
+def test_a_remembered_source_is_never_taken_for_another() -> None:
+    metric = find_metric("warp_error")()
+    sources = [panned(4), panned(4, step=1)]
+    edit = noise(4, 3, 64, 96, seed=4)
+    find = estimator("dis")
+
+    def slowly(source: Tensor) -> float:
+        errors = []
+        for t in range(3):
+            motion = find(source[t], source[t + 1]), find(source[t + 1], source[t])
+            errors.append(pair_error(edit[t], edit[t + 1], *motion))
+        return sum(errors) / 3
+
+    expected = [slowly(source) for source in sources]
+    assert expected[0] != expected[1]
+    for which in (0, 0, 1, 0, 1, 1):
+        assert metric(edit, sources[which]) == pytest.approx(expected[which], rel=1e-9)
+    reused = sources[0].clone()
+    metric(edit, reused)
+    reused.copy_(sources[1])
+    assert metric(edit, reused) == pytest.approx(expected[1], rel=1e-9)
+
+
 def test_optical_flow_finds_the_shift() -> None:
     first, second = panned(2)
     inner = estimator("dis")(first, second)[:, 16:-16, 16:-16]

@@ -9,6 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
+from training.evaluate import latent_change, whole_blocks
 from training.rollout import Rollout
 from training.teacher_forcing import TeacherForcing
 
@@ -202,3 +203,19 @@ def test_a_refinement_starts_as_nothing_and_is_what_the_decoder_adds() -> None:
     aperiodic = seams[torch.randperm(side)]
     costs = [seam_loss(target + e.view(1, 1, 1, -1), target).item() for e in (seams, aperiodic)]
     assert costs[0] > costs[1]
+
+
+def test_an_evaluation_takes_two_whole_blocks() -> None:
+    assert [whole_blocks(frames) for frames in (24, 35, 36, 50)] == [24, 24, 36, 48]
+    with pytest.raises(ValueError, match="takes 24 or more frames, got 16"):
+        whole_blocks(16)
+
+
+def test_changes_are_those_after_the_first_two() -> None:
+    latents = torch.zeros(1, 3, 5, 2, 4)
+    latents[:, :, 1:] = 7.0
+    latents[:, :, 3:, :, 2:] += 0.5
+    latents[:, :, 4:, 0, 0] -= 1.0
+    assert latent_change(latents).tolist() == [0.0, 0.5, 0.25, 0.0]
+    with pytest.raises(ValueError, match="takes 4 latent frames, got 3"):
+        latent_change(latents[:, :, :3])

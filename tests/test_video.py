@@ -271,7 +271,7 @@ with VideoReader(sys.argv[2]) as reader:
         writer = VideoWriter(sys.argv[4], *size, reader.time_base, reader.fps, audio_from=reader)
     for count, frame in enumerate(reader, 1):
         if writer is not None:
-            writer.write(*frame)
+            writer.write(frame.pixels, frame.pts)
         if count == int(sys.argv[3]):
             before = resident()
     after = resident()

@@ -32,7 +32,7 @@ from training.loop import say
 from training.rollout import Rollout
 from training.transformer import BLOCK, TEXT_LENGTH, encode_text
 
-__all__ = ["Model", "latent_change", "psnr", "reconstruct"]
+__all__ = ["Model", "latent_change", "psnr", "reconstruct", "whole_blocks"]
 
 _SIZE = (240, 416)
 
@@ -46,7 +46,12 @@ def latent_change(latents: Tensor) -> Tensor:
     """Mean absolute change of every 2x2 patch of (1, C, F, h, w) from one latent frame to the next.
 
     The first two changes are left out: the autoencoder's memory is still filling.
+
+    Raises:
+        ValueError: for fewer than 4 latent frames, which have no other change.
     """
+    if latents.shape[2] < 4:
+        raise ValueError(f"a change takes 4 latent frames, got {latents.shape[2]}")
     change = (latents[0, :, 1:] - latents[0, :, :-1]).abs().mean(0)
     return F.avg_pool2d(change[2:], 2).flatten()
 
@@ -178,16 +183,40 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def whole_blocks(frames: int) -> int:
+    """The most frames, up to so many, that are whole blocks.
+
+    Raises:
+        ValueError: they are not two blocks, of which changes could be told.
+    """
+    block = 4 * BLOCK
+    if frames < 2 * block:
+        raise ValueError(f"an evaluation takes {2 * block} or more frames, got {frames}")
+    return frames // block * block
+
+
+def _clips(options: argparse.Namespace) -> dict[str, Tensor]:
+    """Frames (T, 3, H, W) of every clip, 0 to 1, as many whole blocks as it has and as are wanted.
+
+    Raises:
+        ValueError: a clip has too few, or too few are wanted.
+    """
+    count = whole_blocks(options.frames)
+    found = {}
+    for path in sorted(options.clips.glob("*.mp4"))[: options.limit]:
+        frames = decode(path, _SIZE, count)
+        found[path.stem] = frames[: whole_blocks(len(frames))].to(options.device).float() / 255
+    return found
+
+
 def main() -> None:
     """Print the tables for a model folder."""
     options = _options()
-    device = torch.device(options.device)
-    count = options.frames // (4 * BLOCK) * (4 * BLOCK)
-    clips = {
-        path.stem: decode(path, _SIZE, count).to(device).float() / 255
-        for path in sorted(options.clips.glob("*.mp4"))[: options.limit]
-    }
-    model = Model(options.model, device, parts=not options.autoencoder_only)
+    try:
+        clips = _clips(options)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    model = Model(options.model, torch.device(options.device), parts=not options.autoencoder_only)
     reconstruction_table(model, clips)
     if not options.autoencoder_only:
         schedules = [[float(s) for s in one.split(",")] for one in options.schedules]

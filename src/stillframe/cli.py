@@ -18,7 +18,9 @@ import typer
 
 from stillframe.cli_bench import bench
 from stillframe.cli_control import (
+    CutsByOption,
     CutsOption,
+    DetectorOption,
     GopOption,
     MasksInOption,
     MasksOutOption,
@@ -53,6 +55,19 @@ from stillframe.cli_options import (
     WidthOption,
     load,
     parse_sigmas,
+)
+from stillframe.cli_rate import (
+    GuardOption,
+    GuardTargetOption,
+    RateLimitOption,
+    RateModeOption,
+    TargetFpsOption,
+    TargetKeptOption,
+    TargetLatencyOption,
+    TraceInOption,
+    TraceOutOption,
+    TwoPassOption,
+    held_to_rate,
 )
 from stillframe.cli_serve import serve
 from stillframe.screen import (
@@ -139,11 +154,23 @@ def edit(
     gop: GopOption = None,
     refresh: RefreshOption = None,
     cuts: CutsOption = False,
+    cuts_by: CutsByOption = "latents",
+    detector: DetectorOption = "latent",
     roi: RoiOption = None,
     roi_mode: RoiModeOption = "always",
     roi_invert: RoiInvertOption = False,
     masks_in: MasksInOption = None,
     masks_out: MasksOutOption = None,
+    target_fps: TargetFpsOption = None,
+    target_latency: TargetLatencyOption = None,
+    target_kept: TargetKeptOption = None,
+    rate_mode: RateModeOption = None,
+    rate_limit: RateLimitOption = None,
+    rate_trace_in: TraceInOption = None,
+    rate_trace_out: TraceOutOption = None,
+    two_pass: TwoPassOption = False,
+    guard: GuardOption = None,
+    guard_target: GuardTargetOption = None,
     seed: SeedOption = 0,
     height: HeightOption = None,
     width: WidthOption = None,
@@ -185,7 +212,13 @@ def edit(
         chosen = _build_method(method, recovery=recovery, tau1=tau1, tau2=tau2, rate=rate)
         control = build_control(
             chosen, gop=gop, refresh=refresh, cuts=cuts, roi=roi, roi_mode=roi_mode,
-            roi_invert=roi_invert, masks_in=masks_in,
+            roi_invert=roi_invert, masks_in=masks_in, detector=detector, cuts_by=cuts_by,
+            source=read, frames=frames,
+        )  # fmt: skip
+        control = held_to_rate(
+            control, chosen, fps=target_fps, latency=target_latency, kept=target_kept,
+            mode=rate_mode, limit=rate_limit, trace_in=rate_trace_in, trace_out=rate_trace_out,
+            two_pass=two_pass, guard=guard, guard_target=guard_target,
         )  # fmt: skip
         for doubt in doubts:
             warn(doubt)
@@ -215,6 +248,8 @@ def edit(
                 map_path=map_path,
                 control=control,
                 masks_out=masks_out,
+                two_pass=two_pass,
+                rate_trace_out=rate_trace_out,
                 model=model,
                 load_seconds=loaded,
                 on_progress=show,

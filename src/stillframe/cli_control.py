@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from stillframe.control import Box, Control, Painting, Region
+    from stillframe.control import Box, Control, Cuts, Film, GivenCuts, Painting, Region
     from stillframe.methods import Method
+    from stillframe.video import Source
 
 __all__ = [
+    "CutsByOption",
     "CutsOption",
+    "DetectorOption",
     "GopOption",
     "MasksInOption",
     "MasksOutOption",
@@ -49,18 +52,37 @@ CutsOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+CutsByOption = Annotated[
+    str,
+    typer.Option(
+        "--cuts-by", help="Find cuts by latents or, in files, transnetv2.", rich_help_panel=_PANEL
+    ),
+]
+DetectorOption = Annotated[
+    str,
+    typer.Option(
+        "--detector",
+        help="What changed by latent, by the source's codec, or by both.",
+        rich_help_panel=_PANEL,
+    ),
+]
 RoiOption = Annotated[
     str | None,
     typer.Option(
         "--roi",
-        metavar="X,Y,W,H|IMAGE",
-        help="A region: in shares of the picture, in pixels of the source, or white in an image.",
+        metavar="X,Y,W,H|FILE",
+        help="A region: in shares of the picture, in pixels of the source, or what is white in an "
+        "image or a video.",
         rich_help_panel=_PANEL,
     ),
 ]
 RoiModeOption = Annotated[
     str,
-    typer.Option("--roi-mode", help="Recompute there always or never.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--roi-mode",
+        help="Recompute there always or never, or edit there only.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 RoiInvertOption = Annotated[
     bool,
@@ -93,34 +115,54 @@ def build_control(
     roi_mode: str = "always",
     roi_invert: bool = False,
     masks_in: Path | None = None,
+    detector: str = "latent",
+    cuts_by: str = "latents",
+    source: Source | None = None,
+    frames: int | None = None,
 ) -> Control | None:
     """What was asked for, None if nothing was.
 
     Raises:
         ValueError: an option is out of range, or the method cannot be controlled like this.
-        InputError: the image or the masks cannot be read.
+        InputError: the image, the video or the masks cannot be read, or scenes not be looked for.
     """
+    if cuts_by not in ("latents", "transnetv2"):
+        raise ValueError(f"cuts are found by 'latents' or 'transnetv2', got {cuts_by!r}")
+    if cuts_by != "latents" and not cuts:
+        raise ValueError("--cuts-by says how cuts are found: give --cuts as well")
     if roi is None and (roi_mode != "always" or roi_invert):
         raise ValueError("--roi-mode and --roi-invert need a region: give --roi")
-    if not cuts and all(option is None for option in (gop, refresh, roi, masks_in)):
+    given = (gop, refresh, roi, masks_in)
+    if not cuts and detector == "latent" and all(option is None for option in given):
         return None
-    from stillframe.control import Control, Cuts, GivenMasks, Gop, Refresh
+    from stillframe.control import CodecDetector, Control, GivenMasks, Gop, Refresh
 
     control = Control(
         None if gop is None else Gop(gop),
         None if refresh is None else Refresh(refresh),
-        Cuts() if cuts else None,
+        _cuts(cuts_by, source, frames) if cuts else None,
         None if roi is None else _region(roi, roi_mode, roi_invert),
         None if masks_in is None else GivenMasks.read(masks_in),
+        detector=None if detector == "latent" else CodecDetector(detector),
     )
     control.check(method)
     return control
 
 
+def _cuts(by: str, source: Source | None, frames: int | None) -> Cuts | GivenCuts:
+    from stillframe.control import Cuts, GivenCuts
+
+    if by == "latents" or source is None:
+        return Cuts()
+    from stillframe.scenes import find_scenes
+
+    return GivenCuts(find_scenes(source, frames))
+
+
 def _region(text: str, mode: str, invert: bool) -> Region:
     from stillframe.control import Region
 
-    return Region(_box(text) or _painting(text), mode, invert)
+    return Region(_box(text) or _painting(text) or _film(text), mode, invert)
 
 
 def _box(text: str) -> Box | None:
@@ -132,25 +174,41 @@ def _box(text: str) -> Box | None:
     except ValueError:
         return None
     if len(numbers) != 4:
-        raise ValueError(f"--roi takes x,y,width,height or an image, got {len(numbers)} numbers")
+        raise ValueError(f"--roi takes x,y,width,height or a file, got {len(numbers)} numbers")
     return Box(*numbers)
 
 
-def _painting(path: str) -> Painting:
-    """The white parts of an image; what is transparent is black."""
+def _painting(path: str) -> Painting | None:
+    """The white parts of an image; what is transparent is black. None if it is something else."""
     import numpy as np
     import torch
     from PIL import Image
 
     from stillframe.control import Painting
-    from stillframe.errors import InputError
 
     try:
         with Image.open(path) as image:
             layers = np.asarray(image.convert("LA"))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"--roi {path} is neither x,y,width,height nor a readable image"
-        ) from error
+    except (OSError, Image.DecompressionBombError):
+        return None
     white = (layers[..., 0] >= 128) & (layers[..., 1] >= 128)
     return Painting(torch.from_numpy(white))
+
+
+def _film(path: str) -> Film:
+    """The white parts of a video."""
+    import numpy as np
+
+    from stillframe.control import Film
+    from stillframe.errors import InputError
+    from stillframe.video import VideoReader
+
+    luma = np.array([299, 587, 114])
+    try:
+        with VideoReader(path) as reader:
+            pictures = (frame.pixels @ luma >= 128_000 for frame in reader)
+            return Film.pack(pictures, reader.fps)
+    except InputError as error:
+        raise InputError(
+            f"--roi {path} is neither x,y,width,height nor a readable image or video"
+        ) from error

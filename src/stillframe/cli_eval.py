@@ -133,7 +133,7 @@ def reproduce_command(
     quiet: QuietOption = False,
 ) -> None:
     """Run the experiments behind the papers' tables: ablation, correlation, curve, latency,
-    layerwise, quality, seeds, settle, throughput, or all. Goes on if called again."""
+    layerwise, quality, recovery, seeds, settle, throughput, or all. Goes on if called again."""
     with one_sentence_errors():
         shares = _numbers("--rates", rates)
         found = _clips(clips)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import socket
 import webbrowser
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,11 +24,14 @@ from stillframe.cli_options import (
     WidthOption,
     load,
 )
+from stillframe.downloads import fetch_shown
 from stillframe.errors import StillframeError
 from stillframe.screen import one_sentence_errors, say
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+    from stillframe.server.keeper import SessionKeeper
 
 __all__ = ["serve"]
 
@@ -49,6 +53,9 @@ def serve(
     token: Annotated[
         str | None, typer.Option(envvar="STILLFRAME_TOKEN", help="What clients must know.")
     ] = None,
+    one_process: Annotated[
+        bool, typer.Option(help="Run the model in the server's own process: slower, and less safe.")
+    ] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Edit live: camera, screen or file in, in the browser."""
@@ -62,7 +69,7 @@ def serve(
         with listen(host, port) as place:
             app = _app(
                 LoadOptions(model, device, dtype, threads, height=height, width=width),
-                host, token, max_sessions,
+                host, token, max_sessions, one_process,
             )  # fmt: skip
             url = address(host, place.getsockname()[1], token)
             say(f"live editing at {url} (Ctrl-C ends it)")
@@ -82,13 +89,15 @@ def _check_packages() -> None:
         )
 
 
-def _app(options: LoadOptions, host: str, token: str | None, max_sessions: int) -> FastAPI:
+def _app(
+    options: LoadOptions, host: str, token: str | None, max_sessions: int, one_process: bool
+) -> FastAPI:
     """The application, its model loaded."""
     from stillframe.load import model_styles
     from stillframe.server.app import create_app
 
     return create_app(
-        load(options),
+        load(options) if one_process else _in_a_process(options),
         max_sessions=max_sessions,
         token=token,
         host=host,
@@ -97,6 +106,19 @@ def _app(options: LoadOptions, host: str, token: str | None, max_sessions: int) 
         height=options.height,
         width=options.width,
     )
+
+
+def _in_a_process(options: LoadOptions) -> SessionKeeper:
+    """A process of its own for the model, which is loaded."""
+    from stillframe.load import missing_files
+    from stillframe.server.keeper import ProcessKeeper
+
+    # here, where there is a screen to show it on
+    if missing := missing_files(options.model, options.vae):
+        fetch_shown(missing)
+    keeper = ProcessKeeper(partial(load, options))
+    keeper.start()
+    return keeper
 
 
 def _run(app: FastAPI, place: socket.socket) -> None:

@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from stillframe.control import Control, MaskHeader, MaskRecorder
+from stillframe.control import Control, FrameClock, MaskHeader, MaskRecorder, RateTrace
 from stillframe.engine import BlockStats
 from stillframe.errors import InputError
+from stillframe.first_pass import check_two_pass, foretold
 from stillframe.fit import Fit, fit_to_grid
 from stillframe.host import peak_resident_bytes
 from stillframe.loop import Comparison, FileLoop, Lane, MapVideo, missing_frames
@@ -70,6 +71,8 @@ def edit_file(
     map_path: StrPath | None = None,
     control: Control | None = None,
     masks_out: StrPath | None = None,
+    two_pass: bool = False,
+    rate_trace_out: StrPath | None = None,
     model: str | None = None,
     load_seconds: float = 0.0,
     on_progress: Callable[[Progress], None] | None = None,
@@ -97,8 +100,10 @@ def edit_file(
             differences. Only the first result is written.
         map_path: where to write the source with recomputed patches highlighted.
         control: what else is asked for: whole blocks, refresh, cuts, regions, masks. Of these, only
-            the cuts concern the edit that is compared to.
+            cuts, and a region that alone is edited, concern the edit that is compared to.
         masks_out: where to write which patches were recomputed, see ``control.GivenMasks``.
+        two_pass: look at the whole file first, and spend the control's rate where it moves.
+        rate_trace_out: where to write the times that a rate went by, see ``control.RateTrace``.
         model, load_seconds: the model's name and how long it took to load, for the report.
         on_progress: called after every block.
         stop: asked after every frame, and while a pipe is silent; true ends the files cleanly with
@@ -121,9 +126,13 @@ def edit_file(
         raise ValueError(f"at least 1 frame must be edited, got {max_frames}")
     source, target = Source.of(source), Sink.of(target)
     check_outputs(source, target, map_path, masks_out)
+    check_outputs(source, target, map_path, rate_trace_out)
+    if two_pass:
+        check_two_pass(source, control)
     started = time.perf_counter()
     with ExitStack() as stack:
-        reader = stack.enter_context(_open_reader(source, stop))
+        motion = control is not None and control.detector is not None
+        reader = stack.enter_context(_open_reader(source, stop, motion))
         fit = fit_to_grid(
             reader.width,
             reader.height,
@@ -133,7 +142,9 @@ def edit_file(
             max_short_side=pipe.config.default_height,
         )
         header = _mask_header(pipe, fit, chosen)
-        control = _fitted(control, fit, header)
+        control = _fitted(control, fit, header, _frame_clock(pipe, reader))
+        if two_pass and control is not None:
+            control = foretold(pipe, source, fit, chosen, control, max_frames, stop)
         embeds = pipe.encode_prompt(prompt)
         load_seconds += time.perf_counter() - started
         writer = stack.enter_context(_open_writer(target, reader, fit, crf, sound=True, stop=stop))
@@ -161,6 +172,9 @@ def edit_file(
         loop.close()
         if masks_out is not None and writer.frames_written:
             recorder.masks(replace(header, frames=writer.frames_written)).write(masks_out)
+        controlled = lanes[0].stream.controlled
+        if rate_trace_out is not None and controlled is not None and controlled.rate is not None:
+            RateTrace(tuple(controlled.rate.timings)).write(rate_trace_out)
         name = model or Path(pipe.name_or_path or type(pipe).__name__).name
         job = _Job(pipe, prompt, seed, name, load_seconds)
         return _report(job, reader, fit, loop, comparison)
@@ -181,7 +195,16 @@ def _mask_header(pipe: CausalWanPipeline, fit: Fit, method: Method) -> MaskHeade
     )
 
 
-def _fitted(control: Control | None, fit: Fit, header: MaskHeader) -> Control | None:
+def _frame_clock(pipe: CausalWanPipeline, reader: VideoReader) -> FrameClock:
+    """How latent frames and the reader's go together."""
+    fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
+    untaken = fresh.block_frames * fresh.temporal - fresh.next_frames
+    return FrameClock(fresh.temporal, untaken, missing_frames(pipe.vae, fresh), reader.fps)
+
+
+def _fitted(
+    control: Control | None, fit: Fit, header: MaskHeader, clock: FrameClock
+) -> Control | None:
     """The control for frames of this size.
 
     Raises:
@@ -192,12 +215,12 @@ def _fitted(control: Control | None, fit: Fit, header: MaskHeader) -> Control | 
     if control.masks is not None:
         control.masks.check(header)
     extent = (fit.width / fit.padded_width, fit.height / fit.padded_height)
-    return control.fitted(fit.source_width, fit.source_height, extent)
+    return control.fitted(fit.source_width, fit.source_height, extent, clock)
 
 
-def _open_reader(source: Source, stop: Callable[[], bool] | None) -> VideoReader:
+def _open_reader(source: Source, stop: Callable[[], bool] | None, motion: bool) -> VideoReader:
     try:
-        return VideoReader(source, stop=stop)
+        return VideoReader(source, stop=stop, motion=motion)
     except InputError as error:
         if stop is not None and stop():
             raise KeyboardInterrupt from error
@@ -330,6 +353,10 @@ def _warnings(reader: VideoReader, loop: FileLoop) -> tuple[str, ...]:
             f"{writer.name} is in a format without times: {writer.gaps} "
             f"gap{'' if writer.gaps == 1 else 's'} between frames were closed"
         )
+    controlled = loop.lanes[0].stream.controlled
+    if controlled is not None and controlled.rate is not None:
+        missed = controlled.rate.warning()
+        told += [] if missed is None else [missed]
     if loop.closed is not None:
         told.append(f"{loop.closed} after {writer.frames_written} frames")
     return tuple(told)

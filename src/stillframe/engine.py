@@ -20,7 +20,7 @@ from torch import Tensor
 from stillframe.change import SourceBlock
 from stillframe.control import Control, StreamControl
 from stillframe.grid import Grid, Plan, patchify, plan_tokens, take, unpatchify
-from stillframe.lean import BlockInputs, LeanBlocks
+from stillframe.lean import BlockInputs, LeanBlocks, bucket_lengths, takes_fp8
 from stillframe.methods import Method
 from stillframe.pixels import PixelBlocks
 from stillframe.restore import predecessor_rows, restore
@@ -44,6 +44,9 @@ def check_settings(denoiser: WanDenoiser, settings: StreamSettings) -> None:
             f"{settings.position_limit} positions are too many: "
             f"this transformer has {denoiser.positions}"
         )
+    device = denoiser.transformer.device
+    if settings.products == "fp8" and not (settings.execution == "lean" or takes_fp8(device)):
+        raise ValueError(f"products in FP8 need a card of compute capability 9.0, not {device}")
 
 
 class EditStream:
@@ -80,11 +83,13 @@ class EditStream:
         check_settings(denoiser, settings)
         if control is not None:
             control.check(method)
-        self.controlled = None if control is None else control.start()
+        frames = autoencoder.block_frames * autoencoder.temporal
+        self.controlled = None if control is None else control.start(method, frames)
         self.method = method
         self.settings = settings
         self.blocks = 0
         self.clock = StageClock()
+        self._captured = 0
         self._denoiser = denoiser
         self._autoencoder = autoencoder
         self._text = text
@@ -141,6 +146,8 @@ class EditStream:
         # the frames that this block already has were not kept: only the next one can be judged
         self._whole |= method.sees_pixels and self._pixels is None
         self.method, self.settings = method, settings
+        if self.controlled is not None:
+            self.controlled.use(method)
         if method.sees_pixels != (self._pixels is not None):
             self._pixels = self._pixel_blocks()
         if self._state is not None and self._state.cache.holes and recovery_of(method).complete:
@@ -216,16 +223,20 @@ class EditStream:
         with self.clock("mask"):
             plan = self._plan(state, source, pixels)
         result = self._recompute(state, source, plan, latents)
+        if self.controlled is not None:
+            self.controlled.see(result, state.result)
         n = state.grid.frame_tokens
         state.source, state.result = source[:, -n:], result[:, -n:]
         with self.clock("decode"):
             grid = unpatchify(result, state.grid, self._denoiser.patch)
-            frames = self._autoencoder.decode(grid)
-        if self.controlled is not None:
-            self.controlled.end(plan.keep, plan.everything)
-        self._report(state, plan)
-        self.blocks += 1
+            frames = self._decoded(grid, latents)
+        self._end(state, plan)
         return frames
+
+    def _decoded(self, edited: Tensor, source: Tensor) -> Tensor:
+        if self.controlled is None:
+            return self._autoencoder.decode(edited)
+        return self.controlled.decode(self._autoencoder, edited, source)
 
     def _obey(self, controlled: StreamControl, source: Tensor, latents: Tensor) -> None:
         """Make the coming block whole, and forget what came before, if the controls say so."""
@@ -267,7 +278,8 @@ class EditStream:
         """The keep mask (B, S, h, w) of a block that is not a first one."""
         if self.controlled is None:
             return state.select(block)
-        return self.controlled.mask(lambda: state.select(block), whole)
+        lengths = () if state.lean is None else bucket_lengths(state.grid.tokens)
+        return self.controlled.mask(state.select, whole, block, lengths)
 
     def _recompute(self, state: StreamState, source: Tensor, plan: Plan, latents: Tensor) -> Tensor:
         """Denoise and commit the block; returns its result, (B, S*N, P) float32."""
@@ -350,9 +362,17 @@ class EditStream:
             tokens = torch.cat([x.unflatten(2, pixels), shown.unflatten(2, pixels)], 3).flatten(2)
         return self._denoiser(tokens, timestep, self._text, state.attention).float()
 
-    def _report(self, state: StreamState, plan: Plan) -> None:
+    def _end(self, state: StreamState, plan: Plan) -> None:
+        """Tell everybody what became of the block."""
+        told = self.controlled is not None or self._on_block is not None
+        seconds = self.clock.lap() if told else {}
+        if self.controlled is not None:
+            captured, self._captured = self._captured != self.graphs, self.graphs
+            self.controlled.end(plan.keep, plan.everything)
+            self.controlled.spent(plan.kept_share, sum(seconds.values()), captured)
         if self._on_block is not None:
             grid = state.grid
             keep = plan.keep.unflatten(2, (grid.height, grid.width))
             kept = round(sum(plan.counts) * state.attention.attended_share)
-            self._on_block(BlockStats(self.blocks, kept, keep.numel(), keep, self.clock.lap()))
+            self._on_block(BlockStats(self.blocks, kept, keep.numel(), keep, seconds))
+        self.blocks += 1

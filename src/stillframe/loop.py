@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.control import Control
+from stillframe.control import Control, MotionMap
 from stillframe.engine import BlockStats, EditStream, StageClock
 from stillframe.errors import OutputClosedError
 from stillframe.fit import Fit
@@ -116,6 +116,8 @@ class Lane:
             "whole_blocks": happened.whole_blocks,
             "refreshed_tokens": happened.refreshed_tokens,
             "oldest_blocks": happened.oldest,
+            "agreement": None if happened.agreement is None else happened.agreement._asdict(),
+            **controlled.told(),
         }
 
     def report(self, files: dict[str, float], frames: int, flicker: float | None) -> RunReport:
@@ -230,6 +232,7 @@ class FileLoop:
         self._fit, self._device = fit, device
         self._map, self._comparison = map_video, comparison
         self._waiting: deque[Waiting] = deque()
+        self._outside = 0.0
         self._watched = map_video is not None or comparison is not None
 
     def run(
@@ -263,11 +266,20 @@ class FileLoop:
             edited = self._advance(picture)
             if edited is not None:
                 self._output(edited)
+                self._count_outside()
                 if on_output is not None:
                     on_output()
             if picture is None:
                 return
             self.interrupted = stop is not None and stop()
+
+    def _count_outside(self) -> None:
+        """Reading and writing count towards a rate that is to be held."""
+        controlled = self.lanes[0].stream.controlled
+        spent = sum(self.clock.seconds.values())
+        if controlled is not None and controlled.rate is not None:
+            controlled.rate.outside(spent - self._outside)
+        self._outside = spent
 
     def _picture(self, frame: Frame) -> Tensor:
         """A frame on the model's grid, (1, 1, 3, H, W) in [0, 1]."""
@@ -279,6 +291,10 @@ class FileLoop:
         self.frames_in += 1
         source = self._pixels(picture)[0] if self._watched else None
         self._waiting.append(Waiting(frame.pts, source))
+        for lane in self.lanes:
+            controlled = lane.stream.controlled
+            if controlled is not None and controlled.motion is not None:
+                controlled.motion.add(None if frame.motion is None else MotionMap(*frame.motion))
 
     def _advance(self, picture: Tensor | None) -> list[Tensor] | None:
         """Push a frame (None: the end) through every lane; what came out, None if nothing did."""

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from stillframe.autoencoder import TinyVideoAutoencoder
 from stillframe.clips import CausalWanPipelineOutput, check_output_type, pack_clip, read_clip
-from stillframe.control import Control
+from stillframe.control import Control, FrameClock
 from stillframe.engine import BlockStats, EditStream, Generators, StreamSettings
 from stillframe.generation import TextToVideo
 from stillframe.methods import Method, find_method
@@ -174,6 +174,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
         conditioning: str | None = None,
         store: str = "auto",
         execution: str = "auto",
+        products: str = "exact",
     ) -> StreamSettings:
         """How to denoise: what is None comes from the pipeline's configuration.
 
@@ -205,6 +206,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
             timestep_scale=self.scheduler.config.num_train_timesteps,
             store=store,
             execution=execution,
+            products=products,
         )
 
     def stream(
@@ -264,6 +266,8 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
         callback_on_block_end: OnBlock | None = None,
         store: str = "auto",
         execution: str = "auto",
+        products: str = "exact",
+        control: Control | None = None,
     ) -> CausalWanPipelineOutput | tuple[Any, list[BlockStats]]:
         """Edit a clip.
 
@@ -282,7 +286,8 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
             output_type: "np", "pt" or "pil".
             return_dict: False returns the tuple (frames, blocks).
             callback_on_block_end: called with each block's `BlockStats`.
-            store, execution: see `StreamSettings`.
+            store, execution, products: see `StreamSettings`.
+            control: what else is asked for, see `stream`. Boxes in pixels are of the working size.
 
         Raises:
             ValueError: for an empty video, or arguments out of range.
@@ -309,10 +314,20 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
             conditioning=conditioning,
             store=store,
             execution=execution,
+            products=products,
+            control=None if control is None else self._fitted(control, frames),
         )
         parts = [stream.push(frames), stream.flush()]
         edited = torch.cat([part for part in parts if part is not None], 1)
         return pack_clip(edited, blocks, self.video_processor, output_type, return_dict)
+
+    def _fitted(self, control: Control, frames: Tensor) -> Control:
+        """The control for a clip (B, T, 3, H, W)."""
+        fresh = open_autoencoder(self.vae, self.config.block_frames)
+        untaken = fresh.block_frames * fresh.temporal - fresh.next_frames
+        trimmed = int(getattr(self.vae, "frames_to_trim", 0))
+        clock = FrameClock(fresh.temporal, untaken, untaken + trimmed)
+        return control.fitted(frames.shape[-1], frames.shape[-2], (1.0, 1.0), clock)
 
     def _expanded(
         self, prompt: str | Sequence[str] | None, embeds: Tensor | None, batch: int

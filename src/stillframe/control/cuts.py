@@ -16,18 +16,20 @@ deviations of the latents, measured on the bundled autoencoder; others may need 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from stillframe.change import patch_distance
+from stillframe.control.film import FrameClock
 
-__all__ = ["CutDetector", "Cuts", "CutsOfBlock"]
+__all__ = ["CutDetector", "CutFinder", "Cuts", "CutsOfBlock", "GivenCuts"]
 
 _QUANTILES = (0.1, 0.5)
+_CLOCK = FrameClock()
 _NORMAL_MAD = 1.4826  # standard deviations to a median absolute deviation, of a normal distribution
 
 
@@ -62,6 +64,14 @@ class Cuts:
         if self.window < 1:
             raise ValueError(f"cuts are judged by 1 or more frames, got {self.window}")
 
+    def start(self) -> CutFinder:
+        """A fresh detector for one stream."""
+        return CutDetector(self)
+
+    def fitted(self, clock: FrameClock) -> Cuts:
+        """The same: latents do not care how many pixel frames they stand for."""
+        return self
+
     def limit(self, past: deque[float]) -> float:
         """What the next frame's distance must exceed, given those of its scene so far."""
         middle = median(past)
@@ -80,6 +90,60 @@ class CutsOfBlock(NamedTuple):
 
     begun: tuple[int, ...]
     last: int | None
+
+
+class CutFinder(Protocol):
+    """What finds the cuts of one stream."""
+
+    def __call__(self, tokens: Tensor) -> CutsOfBlock:
+        """Look at the next block's source, (B, S, N, P)."""
+        ...
+
+
+@dataclass(frozen=True)
+class GivenCuts:
+    """Cuts that are known beforehand, as a file's are once another program has looked at it.
+
+    Attributes:
+        frames: of the source, from 0, with which a scene begins.
+        clock: of the stream's frames.
+    """
+
+    frames: tuple[int, ...]
+    clock: FrameClock = _CLOCK
+
+    def start(self) -> CutFinder:
+        """What tells them for one stream."""
+        return _Announcer(self)
+
+    def fitted(self, clock: FrameClock) -> GivenCuts:
+        """The same for a stream of such frames."""
+        return replace(self, clock=clock)
+
+
+class _Announcer:
+    """Given cuts, block after block."""
+
+    def __init__(self, cuts: GivenCuts) -> None:
+        self._frames, self._clock = frozenset(cuts.frames), cuts.clock
+        self._latent = 0
+        self._settling = False
+
+    def __call__(self, tokens: Tensor) -> CutsOfBlock:
+        begun: list[int] = []
+        last: int | None = None
+        for j in range(tokens.shape[1]):
+            taken = self._clock.taken(self._latent)
+            here = self._frames.intersection(taken)
+            # within a latent frame, a cut mixes two scenes; and the encoder remembers the old one
+            # for a latent frame more
+            if here or self._settling:
+                last = j
+            if here:
+                begun.append(j)
+            self._settling = bool(here)
+            self._latent += 1
+        return CutsOfBlock(tuple(begun), last)
 
 
 class _Row:

@@ -61,41 +61,36 @@ class Refreshing:
         grid: of the block.
         batch: rows of a batch.
         device: of the masks.
-        spared: (N,) bool, places that are never due, if there are any.
 
     Attributes:
         age: (B, N) int32, blocks since each place was last recomputed; 0 in the block that did, and
             where it is spared.
     """
 
-    def __init__(
-        self,
-        refresh: Refresh,
-        grid: Grid,
-        batch: int,
-        device: torch.device,
-        spared: Tensor | None = None,
-    ) -> None:
+    def __init__(self, refresh: Refresh, grid: Grid, batch: int, device: torch.device) -> None:
         self._blocks = refresh.blocks
-        none = torch.zeros(grid.frame_tokens, dtype=torch.bool, device=device)
-        self._spared = none if spared is None else spared
-        phases = refresh_phases(grid.height, grid.width, refresh.blocks).to(device)
-        self._phases = phases.masked_fill(self._spared, -1)
+        self._phases = refresh_phases(grid.height, grid.width, refresh.blocks).to(device)
         self.age = torch.zeros(batch, grid.frame_tokens, dtype=torch.int32, device=device)
         self._oldest = torch.zeros((), dtype=torch.int32, device=device)
         self._added = torch.zeros((), dtype=torch.int64, device=device)
         self._number = 0
 
-    def add(self, keep: Tensor) -> Tensor:
-        """A keep mask (B, S, N) with the places that are due in this block."""
+    def add(self, keep: Tensor, spared: Tensor | None = None) -> Tensor:
+        """A keep mask (B, S, N) with the places that are due in this block.
+
+        Args:
+            keep: the mask.
+            spared: (S, N) bool, what is never due, if there is anything.
+        """
         due = self._phases == self._number % self._blocks
-        refreshed = keep | due
+        refreshed = keep | (due if spared is None else due & ~spared)
         self._added += (refreshed & ~keep).sum()
         return refreshed
 
-    def note(self, keep: Tensor) -> None:
-        """Take the mask (B, S, N) that the block was computed with."""
-        self.age = torch.where(keep.any(1) | self._spared, 0, self.age + 1)
+    def note(self, keep: Tensor, spared: Tensor | None = None) -> None:
+        """Take the mask (B, S, N) that the block was computed with, and what was spared."""
+        young = keep.any(1) if spared is None else keep.any(1) | spared.any(0)
+        self.age = torch.where(young, 0, self.age + 1)
         self._oldest = torch.maximum(self._oldest, self.age.max())
         self._number += 1
 

@@ -1,26 +1,34 @@
 """All controls of a stream as one object, and what they did.
 
 A control stands between a method's mask and the engine's plan. In order of precedence: a whole
-block is whole (`Gop`, `Cuts`); a region that is never recomputed is not (`Region`); a place whose
-refresh is due is recomputed (`Refresh`), as is a region that always is; everything else is up to
-the method, or to masks that were made before (`GivenMasks`). All are causal, and nothing depends on
-measured time, so a stream and a file come out the same, bit for bit.
+block is whole (`Gop`, `Cuts`); a region that is never recomputed is not, and neither is what lies
+around one that alone is edited (`Region`); a place whose refresh is due is recomputed (`Refresh`),
+as is a region that always is; everything else is up to the method, to the source's codec
+(`CodecDetector`), to masks made before (`GivenMasks`), or to a `Rate`, out of whose budget all of
+that comes. A `Guard` draws from what is left. All are causal, and nothing but a rate depends
+on measured time, so a stream and a file come out the same, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stillframe.control.cuts import CutDetector, Cuts
+from stillframe.change import SourceBlock
+from stillframe.control.codec import Agreement, CodecDetector, CodecTrack
+from stillframe.control.confine import Confinement, Decoder
+from stillframe.control.cuts import Cuts, GivenCuts
+from stillframe.control.film import FrameClock
 from stillframe.control.gop import Gop
+from stillframe.control.guard import Guard, Watch
 from stillframe.control.masks import GivenMasks
-from stillframe.control.refresh import Refresh, Refreshing
-from stillframe.control.region import Box, Region
+from stillframe.control.rate import Rate, RateController
+from stillframe.control.refresh import Refresh, Refreshing, refresh_phases
+from stillframe.control.region import Box, Region, RegionTrack
 from stillframe.grid import Grid
 from stillframe.methods import Method
 
@@ -35,36 +43,81 @@ class Control:
         gop: whole blocks at regular distances.
         refresh: every place recomputed at least once in so many blocks.
         cuts: scene cuts make a block whole and forget the context.
-        region: where to recompute always, or never.
+        region: where to recompute always or never, or to edit at all.
         masks: keep masks to use instead of the method's.
+        rate: speed or share to hold.
+        guard: a random sample that tells how wrong reuse is.
+        detector: what moved as the source's own codec has it, instead of or beside the method.
     """
 
     gop: Gop | None = None
     refresh: Refresh | None = None
-    cuts: Cuts | None = None
+    cuts: Cuts | GivenCuts | None = None
     region: Region | None = None
     masks: GivenMasks | None = None
+    rate: Rate | None = None
+    guard: Guard | None = None
+    detector: CodecDetector | None = None
 
     def check(self, method: Method) -> None:
         """Raise a ValueError if a method cannot be controlled like this."""
-        never = self.region is not None and self.region.mode == "never"
-        if not method.prunes and (never or self.masks is not None):
-            what = "a region that is never recomputed" if never else "masks"
-            raise ValueError(f"method {method.name!r} computes everything: it cannot have {what}")
+        if not method.prunes and self._leaves_out is not None:
+            raise ValueError(
+                f"method {method.name!r} computes everything: it cannot have {self._leaves_out}"
+            )
+        if self.masks is not None and self.detector is not None:
+            raise ValueError("given masks leave nothing to detect: give them or a detector")
+        if self.rate is not None:
+            self.rate.check(method)
+            if self.masks is not None:
+                raise ValueError("given masks leave nothing to hold a rate with: give one of them")
+        if self.guard is not None:
+            self._check_guard(self.guard, method)
 
-    def fitted(self, width: int, height: int, extent: tuple[float, float]) -> Control:
-        """The same for a source of so many pixels, see `Region.fitted`."""
-        region = None if self.region is None else self.region.fitted(width, height, extent)
-        return replace(self, region=region)
+    @property
+    def _leaves_out(self) -> str | None:
+        """What of it needs a method that prunes, None if nothing does."""
+        if self.region is not None and self.region.prunes:
+            never = self.region.mode == "never"
+            return f"a region {'that is never recomputed' if never else 'that alone is edited'}"
+        if self.masks is not None:
+            return "masks"
+        return None if self.detector is None else "another change detector"
+
+    def _check_guard(self, guard: Guard, method: Method) -> None:
+        if not method.prunes:
+            raise ValueError(f"method {method.name!r} reuses nothing that a guard could watch")
+        fixed = self.masks is not None or (self.rate is not None and self.rate.mode == "constant")
+        if guard.target is not None and (fixed or not hasattr(method, "tau1")):
+            raise ValueError("a guard's target needs thresholds to move: masks come from elsewhere")
+
+    def fitted(
+        self,
+        width: int,
+        height: int,
+        extent: tuple[float, float],
+        clock: FrameClock | None = None,
+    ) -> Control:
+        """The same for a source of so many pixels, see `Region.fitted`, and of such frames."""
+        region, cuts, detector = self.region, self.cuts, self.detector
+        if region is not None:
+            region = region.fitted(width, height, extent, clock)
+        if detector is not None:
+            detector = detector.fitted(extent, clock)
+        if cuts is not None and clock is not None:
+            cuts = cuts.fitted(clock)
+        return replace(self, region=region, cuts=cuts, detector=detector)
 
     @property
     def unpruned(self) -> Control:
-        """What of it concerns a stream in which nothing is pruned: the cuts."""
-        return Control(cuts=self.cuts)
+        """What of it concerns a stream that prunes nothing: cuts, and where alone edits show."""
+        region = self.region
+        shown = None if region is None or region.mode != "only" else replace(region, skips=False)
+        return Control(cuts=self.cuts, region=shown)
 
-    def start(self) -> StreamControl:
-        """A fresh state for one stream."""
-        return StreamControl(self)
+    def start(self, method: Method | None = None, frames: int = 1) -> StreamControl:
+        """A fresh state for one stream, with the method and pixel frames of a block for a rate."""
+        return StreamControl(self, method, frames)
 
     def asked(self) -> dict[str, Any]:
         """What was asked for, as plain values; None for what was not."""
@@ -75,6 +128,7 @@ class Control:
             "cuts": self.cuts is not None,
             "roi": None if region is None else _plain_region(region),
             "masks_in": self.masks is not None,
+            "detector": "latent" if self.detector is None else self.detector.kind,
         }
 
 
@@ -105,22 +159,39 @@ class Happened(NamedTuple):
         refreshed_tokens: tokens computed for the refresh alone.
         oldest: largest number of blocks that any place was not recomputed for, None without a
             refresh.
+        agreement: of the source's codec with the method, None without that detector.
     """
 
     cuts: tuple[int, ...]
     whole_blocks: int
     refreshed_tokens: int
     oldest: int | None
+    agreement: Agreement | None = None
 
 
 class StreamControl:
-    """The controls of one stream. For every block `begin`, `mask` if it is not whole, `end`."""
+    """The controls of one stream. For every block `begin`, `mask` if it is not whole, `end`.
 
-    def __init__(self, control: Control) -> None:
+    Attributes:
+        rate: what holds the rate, None without one.
+        watch: the guard's, None without one.
+        motion: takes the maps of the source's codec, None without that detector.
+    """
+
+    def __init__(self, control: Control, method: Method | None = None, frames: int = 1) -> None:
         self.control = control
-        self._detector = None if control.cuts is None else CutDetector(control.cuts)
+        self.rate: RateController | None = None
+        if control.rate is not None:
+            if method is None:
+                raise ValueError("a rate is held by a method's thresholds, and there is none")
+            self.rate = RateController(control.rate, method, frames)
+        self.watch = None if control.guard is None else Watch(control.guard)
+        self.motion = None if control.detector is None else CodecTrack(control.detector)
+        self._detector = None if control.cuts is None else control.cuts.start()
         self._refreshing: Refreshing | None = None
+        self._region: RegionTrack | None = None
         self._places: Tensor | None = None
+        self._confinement = Confinement()
         self._cuts: list[int] = []
         self._forget_next = False
         self._block = self._since = self._whole_blocks = 0
@@ -129,6 +200,10 @@ class StreamControl:
         """Look at the next block's source, (B, S, N, P), before anything is decided."""
         if self._block == 0:
             self._open(tokens, grid)
+        if self._region is not None:
+            self._places = self._region.block(self._block)
+        if self.motion is not None:
+            self.motion.begin(self._block, grid)
         forget, self._forget_next = self._forget_next, False
         if self._detector is not None:
             found = self._detector(tokens)
@@ -139,46 +214,133 @@ class StreamControl:
         gop = self.control.gop
         whole = forget or (gop is not None and self._block > 0 and gop.due(self._since))
         self._whole_blocks += whole
+        if forget and self.rate is not None:
+            self.rate.forget()
         return Order(whole, forget)
 
     def _open(self, tokens: Tensor, grid: Grid) -> None:
         control, device = self.control, tokens.device
-        spared = None
         if control.region is not None:
-            self._places = control.region.places(grid).to(device)
-            spared = self._places.flatten() if control.region.mode == "never" else None
+            self._region = RegionTrack(control.region, grid, device)
         if control.refresh is not None:
-            self._refreshing = Refreshing(control.refresh, grid, len(tokens), device, spared)
+            self._refreshing = Refreshing(control.refresh, grid, len(tokens), device)
         if control.masks is not None:
             control.masks.check_grid(grid)
         self._shape = (len(tokens), grid.frames, grid.height, grid.width)
         self._device = device
 
-    def mask(self, select: Callable[[], Tensor], whole: bool) -> Tensor:
+    def mask(
+        self,
+        select: Callable[[SourceBlock], Tensor],
+        whole: bool,
+        block: SourceBlock,
+        lengths: Sequence[int] = (),
+    ) -> Tensor:
         """The keep mask (B, S, h, w) of a block.
 
         Args:
             select: the method's, called unless there are masks.
             whole: whether everything is computed whatever this returns.
+            block: the source.
+            lengths: that kept tokens are padded to, see `RateController.choose`.
         """
         control = self.control
-        keep = select() if control.masks is None else control.masks.block(self._block)
+        if control.masks is not None:
+            keep = control.masks.block(self._block)
+        else:
+            keep = select(block if self.watch is None else self.watch.scaled(block))
         if whole:
+            if self.rate is not None:
+                self.rate.skip(block)
             return torch.ones(self._shape, dtype=torch.bool, device=self._device)
         keep = keep.to(self._device).expand(self._shape)
-        if control.region is not None and self._places is not None:
-            always = control.region.mode == "always"
-            keep = keep | self._places if always else keep & ~self._places
+        if self.motion is not None:
+            keep = self.motion.mask(keep)
+        barred = ~self._in_region(torch.ones_like(keep))
+        if self.rate is not None:
+            keep = self._within_budget(self.rate, keep, barred, block, lengths)
+        keep = self._in_region(keep)
         if self._refreshing is not None:
-            keep = self._refreshing.add(keep.flatten(2)).view(self._shape)
-        return keep
+            keep = self._refreshing.add(keep.flatten(2), self._spared).view(self._shape)
+        return keep if self.watch is None else self.watch.sample(keep, barred)
+
+    def _in_region(self, keep: Tensor) -> Tensor:
+        """A keep mask with what the region demands, and without what it forbids."""
+        region, spared = self.control.region, self._spared
+        if spared is not None:
+            return keep & ~spared.view(self._shape[1:])
+        if region is None or self._places is None or region.mode != "always":
+            return keep
+        return keep | self._places
+
+    @property
+    def _spared(self) -> Tensor | None:
+        """What is not recomputed in this block unless it is whole, (S, N) bool."""
+        region = self.control.region
+        if region is None or self._places is None or not region.prunes:
+            return None
+        # a whole block computes what lies around an edit as well. Later ones attend to that: keys
+        # and values of the source itself would pull the edit back to how the source looks
+        return (self._places if region.mode == "never" else ~self._places).flatten(1)
+
+    def decode(self, decoder: Decoder, edited: Tensor, source: Tensor) -> Tensor:
+        """Frames of the block, from latents (B, C, S, h, w) of the result and of the source."""
+        region = self.control.region
+        if region is None or region.mode != "only" or self._places is None:
+            return decoder.decode(edited)
+        return self._confinement.decode(decoder, edited, source, self._places)
+
+    def _within_budget(
+        self,
+        rate: RateController,
+        own: Tensor,
+        barred: Tensor,
+        block: SourceBlock,
+        lengths: Sequence[int],
+    ) -> Tensor:
+        """The tokens that a rate chooses, region and refresh included."""
+        _, _, height, width = self._shape
+        forced = self._in_region(torch.zeros_like(own))
+        refresh, due = self.control.refresh, torch.zeros_like(own)
+        if refresh is not None:
+            phases = refresh_phases(height, width, refresh.blocks).view(height, width)
+            due |= (phases == self._block % refresh.blocks).to(own.device)
+            due &= ~barred
+        spare = 0 if self.watch is None else self.watch.guard.sampled(block.grid.tokens)
+        chosen, score = rate.choose(block, own, forced | due, barred, spare, lengths)
+        # what the refresh alone asks for is added, and counted, where all refreshes are
+        return chosen & ~(due & ~forced & (score < 1))
 
     def end(self, keep: Tensor, whole: bool) -> None:
         """Take the mask (B, S, N) that the block was computed with."""
         if self._refreshing is not None:
-            self._refreshing.note(keep)
+            self._refreshing.note(keep, self._spared)
+        if self.watch is not None:
+            self.watch.end()
         self._since = 1 if whole else self._since + 1
         self._block += 1
+
+    def see(self, result: Tensor, previous: Tensor | None) -> None:
+        """Take a block's result (B, S*N, P), and that of the frame before it, (B, N, P)."""
+        if self.watch is not None:
+            self.watch.see(result, previous)
+
+    def spent(self, share: float, seconds: float, captured: bool) -> None:
+        """Take what the block that ended cost, see `RateController.note`."""
+        if self.rate is not None:
+            self.rate.note(share, seconds, captured)
+
+    def use(self, method: Method) -> None:
+        """Go on with another method."""
+        if self.rate is not None:
+            self.rate.use(method)
+
+    def told(self) -> dict[str, Any]:
+        """What was asked of a rate and of a guard, and how it went; waits for the device."""
+        return {
+            "rate": None if self.rate is None else self.rate.asked(),
+            "guard": None if self.watch is None else self.watch.report(),
+        }
 
     @property
     def happened(self) -> Happened:
@@ -189,4 +351,5 @@ class StreamControl:
             self._whole_blocks,
             0 if refreshing is None else refreshing.added,
             None if refreshing is None else refreshing.oldest,
+            None if self.motion is None else self.motion.agreement,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -20,9 +20,11 @@ from stillframe.engine import BlockStats, EditStream
 from stillframe.errors import ModelError
 from stillframe.methods import Method, Selector, find_method
 from stillframe.pipeline import CausalWanPipeline
+from stillframe.recovery import Recovery
 from stillframe.settings import StreamSettings
+from stillframe.stream_state import StreamState
 
-__all__ = ["LayerProbe", "Outputs", "PruneFrom", "Reading", "relative_error"]
+__all__ = ["LayerProbe", "Outputs", "PruneFrom", "Reading", "Undecoded", "relative_error"]
 
 
 class Reading(NamedTuple):
@@ -45,10 +47,12 @@ class Outputs(NamedTuple):
     Attributes:
         calls: in order of the passes, and of the layers within a pass: (1, K, D) each.
         keep: (S*N,) bool of each block of the stream, the tokens that were computed.
+        latents: of each block, (1, C, S, h, w), what would be decoded.
     """
 
     calls: list[Tensor]
     keep: list[Tensor]
+    latents: list[Tensor]
 
     @property
     def pruned(self) -> dict[int, Tensor]:
@@ -91,11 +95,19 @@ class _From:
         return torch.ones_like(keep) if whole else keep
 
 
-class _Redrawn(EditStream):
-    """A dense stream in which some tokens' noise is another draw."""
+class _Probed(EditStream):
+    """A stream in which some tokens' noise may be another draw, and the recovery another kind."""
 
     redrawn: dict[int, Tensor]  # by block: (S*N,) bool
     other: torch.Generator
+    kind: type[Recovery] | None = None
+
+    def edit_block(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
+        if self._state is None and self.kind is not None:
+            state = StreamState(self._denoiser, self.settings, self.method, latents)
+            state.recovery = state.attention.recovery = self.kind(state.recovery.setup)
+            self._state = state
+        return super().edit_block(latents, pixels)
 
     def _noise(self, latents: Tensor) -> list[Tensor]:
         own, mask = super()._noise(latents), self.redrawn.get(self.blocks)
@@ -106,12 +118,22 @@ class _Redrawn(EditStream):
         return [torch.where(chosen, draw, x) for x, draw in zip(own, draws, strict=True)]
 
 
-class _Unseen:
-    """In place of an autoencoder: nobody looks at the pixels."""
+class Undecoded:
+    """In place of a stream's autoencoder: keeps the latents, since nobody looks at the pixels.
+
+    Attributes:
+        blocks: (1, C, S, h, w) each.
+    """
 
     pending_frames = next_frames = 0
+    block_frames = temporal = 1  # only pixels would tell
+
+    def __init__(self) -> None:
+        self.blocks: list[Tensor] = []
 
     def decode(self, latents: Tensor) -> Tensor:
+        """Keep a block; no frames come of it."""
+        self.blocks.append(latents.clone())
         return latents[:, :0]
 
 
@@ -140,16 +162,24 @@ class LayerProbe:
         if len(blocks) < 2:
             raise ValueError(f"a stream of {len(blocks)} block is never pruned; 2 are needed")
         self._pipe, self._blocks = pipe, blocks
-        self._text, self._settings, self._seed = pipe.text(None, embeds), settings, seed
+        self._text, self._seed = pipe.text(None, embeds), seed
+        # the fast path does not run the modules that are listened to
+        self._settings = replace(settings, execution="stock")
         self.last = len(blocks) - 1
         self.layers: int = pipe.denoiser.layers
 
-    def run(self, method: Method, redraw: dict[int, Tensor] | None = None) -> Outputs:
+    def run(
+        self,
+        method: Method,
+        redraw: dict[int, Tensor] | None = None,
+        kind: type[Recovery] | None = None,
+    ) -> Outputs:
         """Self-attention in the last block of a stream.
 
         Args:
             method: which tokens to compute.
             redraw: by block, the tokens (S*N,) whose noise shall be another draw.
+            kind: a recovery in place of the method's, which must be as complete.
 
         Raises:
             ModelError: self-attention cannot be listened to.
@@ -159,9 +189,10 @@ class LayerProbe:
         def note(stats: BlockStats) -> None:
             kept.append(stats.keep.flatten().cpu())
 
-        stream = _Redrawn(
+        result = Undecoded()
+        stream = _Probed(
             self._pipe.denoiser,
-            _Unseen(),  # type: ignore[arg-type]
+            result,  # type: ignore[arg-type]
             self._text,
             method,
             self._settings,
@@ -169,6 +200,7 @@ class LayerProbe:
             note,
         )
         stream.redrawn = {b: m.to(self._blocks[0].device) for b, m in (redraw or {}).items()}
+        stream.kind = kind
         stream.other = torch.Generator().manual_seed(self._seed + 1)
         for latents in self._blocks[:-1]:
             stream.edit_block(latents)
@@ -180,7 +212,7 @@ class LayerProbe:
                 f"{len(calls)} calls of self-attention were heard in {passes} passes of "
                 f"{self.layers} layers: the model does not run its own modules"
             )
-        return Outputs(calls, kept)
+        return Outputs(calls, kept, result.blocks)
 
     def compare(self, found: Outputs, dense: Outputs, pruned: Tensor) -> list[Reading]:
         """Errors of a run against the dense one at the tokens that are not ``pruned``, (S*N,)."""

@@ -147,20 +147,6 @@ class LeanBlocks:
         self._run(key, self._context_pass, self._length)
         self.cache.advance()
 
-    def warm_up(self, plan_of: Callable[[int], Plan], text: TextCache, inputs: BlockInputs) -> None:
-        """Capture every length now, on a stream whose window is full; its frames are not advanced.
-
-        Args:
-            plan_of: a plan of so many kept tokens.
-            text: of the prompt.
-            inputs: of any block.
-        """
-        frames = self.cache.frames
-        for length in self.lengths:
-            self.denoise(plan_of(length), text, inputs)
-            self.commit()
-            self.cache.frames = frames
-
     def _run(self, key: tuple[object, ...], work: Callable[[int], None], length: int) -> None:
         if self._graphs is None or not self._steady:
             work(length)

@@ -34,6 +34,8 @@ __all__ = [
 FP8 = torch.float8_e4m3fn
 #: The largest number that FP8 holds; every row is scaled to it.
 _MOST = 448.0
+#: GELU is nowhere below minus this.
+_LEAST_GELU = 0.171
 
 
 class Rows8(NamedTuple):
@@ -152,7 +154,9 @@ def _launch(
 
 def gelu8_twin(x: Tensor) -> Rows8:
     """The slow twin of `gelu8`."""
-    return quantise_twin(F.gelu(x.float(), approximate="tanh"))
+    y = F.gelu(x.float(), approximate="tanh")
+    scale = y.amax(1, keepdim=True).clamp(min=_LEAST_GELU) / _MOST
+    return Rows8((y / scale).to(FP8), scale)
 
 
 def gelu8(x: Tensor) -> Rows8:
@@ -162,14 +166,16 @@ def gelu8(x: Tensor) -> Rows8:
     out = torch.empty(x.shape, device=x.device, dtype=FP8)
     scale = torch.empty((len(x), 1), device=x.device)
     _gelu8[(len(x),)](
-        x, out, scale, x.shape[1], BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=8
+        x, out, scale, LEAST=_LEAST_GELU, WIDTH=x.shape[1], BLOCK=_COLUMNS, num_warps=4
     )
     return Rows8(out, scale)
 
 
+_COLUMNS = 2048
 _INTERPRETED = False
 if triton is not None:
     _INTERPRETED = bool(triton.knobs.runtime.interpret)
+    _TWICE = tl.constexpr(2 * (2 / 3.141592653589793) ** 0.5)
 
     @triton.jit
     def _residual_norm(
@@ -196,19 +202,30 @@ if triton is not None:
         if QUANTISE:
             # as the stock model has it before a product
             y = tl.where(inside, y.to(hidden.dtype.element_ty).to(tl.float32), 0.0)
-            factor = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / 448.0
-            tl.store(row_scale + tl.program_id(0), factor)
-            y = y / factor
+            most = tl.maximum(tl.max(tl.abs(y), 0), 1e-12)
+            tl.store(row_scale + tl.program_id(0), most / 448.0)
+            y = y * (448.0 / most)
         tl.store(out + at, y.to(out.dtype.element_ty), inside)
 
     @triton.jit
-    def _gelu8(rows, out, row_scale, width, BLOCK: tl.constexpr):
+    def _gelu8(
+        rows, out, row_scale, LEAST: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+    ):  # fmt: skip
+        begin = tl.program_id(0).to(tl.int64) * WIDTH
         columns = tl.arange(0, BLOCK)
-        inside = columns < width
-        at = tl.program_id(0).to(tl.int64) * width + columns
-        x = tl.load(rows + at, inside, 0.0).to(tl.float32)
-        # x * (1 + tanh(u)) / 2 is x * sigmoid(2u)
-        y = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-        factor = tl.maximum(tl.max(tl.abs(y), 0), 1e-12) / 448.0
-        tl.store(row_scale + tl.program_id(0), factor)
-        tl.store(out + at, (y / factor).to(out.dtype.element_ty), inside)
+        # GELU rises where it is positive, so the largest result is the largest number's
+        largest = tl.full((BLOCK,), float("-inf"), tl.float32)
+        for start in range(0, WIDTH, BLOCK):
+            inside = columns < WIDTH - start
+            x = tl.load(rows + begin + start + columns, inside, float("-inf"))
+            largest = tl.maximum(largest, x.to(tl.float32))
+        top = tl.max(largest, 0)
+        most = tl.maximum(top * tl.sigmoid(_TWICE * (top + 0.044715 * top * top * top)), LEAST)
+        tl.store(row_scale + tl.program_id(0), most / 448.0)
+        factor = 448.0 / most
+        for start in range(0, WIDTH, BLOCK):
+            inside = columns < WIDTH - start
+            x = tl.load(rows + begin + start + columns, inside, 0.0).to(tl.float32)
+            # x * (1 + tanh(u)) / 2 is x * sigmoid(2u)
+            y = x * tl.sigmoid(_TWICE * (x + 0.044715 * x * x * x)) * factor
+            tl.store(out + begin + start + columns, y.to(out.dtype.element_ty), inside)

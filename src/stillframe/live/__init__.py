@@ -1,17 +1,24 @@
 """Live editing: sessions that take frames as they come and give edited frames back."""
 
 from stillframe.live.editor import EditedFrame
+from stillframe.live.process import WorkerProcess
+from stillframe.live.remote import RemoteSession, Session
 from stillframe.live.session import LiveSession
 from stillframe.live.telemetry import BlockTelemetry, Clock, SystemClock, Telemetry
+from stillframe.live.wishes import UNCHANGED
 from stillframe.live.worker import SessionError, Worker
 
 __all__ = [
+    "UNCHANGED",
     "BlockTelemetry",
     "Clock",
     "EditedFrame",
     "LiveSession",
+    "RemoteSession",
+    "Session",
     "SessionError",
     "SystemClock",
     "Telemetry",
     "Worker",
+    "WorkerProcess",
 ]

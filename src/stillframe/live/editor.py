@@ -18,13 +18,14 @@ from torch import Tensor
 from stillframe.engine import BlockStats, EditStream, StageClock
 from stillframe.fit import Fit, fit_to_grid
 from stillframe.live.intake import Arrival, Batch
+from stillframe.live.still import StillFrames
 from stillframe.live.wishes import Wishes
 from stillframe.loop import missing_frames
 from stillframe.overlay import MaskTrack
 from stillframe.pipeline import CausalWanPipeline
 from stillframe.streaming import open_autoencoder
 
-__all__ = ["EditedBlock", "EditedFrame", "Editor", "FrameSize"]
+__all__ = ["EditedBlock", "EditedFrame", "Editor", "FrameSize", "check_frame"]
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -70,6 +71,12 @@ class EditedBlock(NamedTuple):
     frames: list[EditedFrame]
 
 
+def check_frame(frame: Pixels) -> None:
+    """Raise a ValueError if a frame is not uint8 (H, W, 3)."""
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise ValueError(f"a frame is uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
+
+
 class FrameSize(NamedTuple):
     """What a caller wants the working size to be; see ``fit.fit_to_grid``."""
 
@@ -99,8 +106,7 @@ class FrameSize(NamedTuple):
         Raises:
             ValueError: it is not uint8 (H, W, 3), or too small.
         """
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise ValueError(f"a frame is uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
+        check_frame(frame)
         self.fit(*frame.shape[:2])
         return np.array(frame)
 
@@ -112,6 +118,7 @@ class Editor:
         pipe: the model.
         size: the working size.
         seed: of the noise; every stream starts anew from it.
+        noise: of the camera, see `StillFrames`.
 
     Attributes:
         first, later: frames that the first block of a stream and any later one take.
@@ -119,13 +126,16 @@ class Editor:
         lost: frames that were in a stream which was left before they came out.
     """
 
-    def __init__(self, pipe: CausalWanPipeline, size: FrameSize, seed: int) -> None:
+    def __init__(
+        self, pipe: CausalWanPipeline, size: FrameSize, seed: int, noise: float = 0.0
+    ) -> None:
         fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
         self.first, self.later = fresh.next_frames, fresh.block_frames * fresh.temporal
         self.patch = fresh.spatial * pipe.denoiser.patch
         self.lost = 0
         self._temporal, self._missing = fresh.temporal, missing_frames(pipe.vae, fresh)
         self._pipe, self._size, self._seed = pipe, size, seed
+        self._noise, self._still = noise, StillFrames(noise)
         self._clock = StageClock()
         self._blocks = 0
         self._number: int | None = None
@@ -158,6 +168,11 @@ class Editor:
             self._stream = self._number = None
         return blocks
 
+    def encode(self, wishes: Wishes) -> Wishes:
+        """Wishes with the prompt encoded, before `run` gets them."""
+        with self._clock("text"):
+            return wishes.encoded(self._pipe)
+
     def _open(self, batch: Batch, wishes: Wishes) -> EditStream:
         """Begin a stream; what has not come out of the one before is lost."""
         self.lost += len(self._inside)
@@ -166,6 +181,7 @@ class Editor:
         self._fit = self._size.fit(*batch.frames[0].pixels.shape[:2])
         self._track = MaskTrack(self._temporal, self._missing)
         self._frames_out = 0
+        self._still = StillFrames(self._noise)
         self._wishes = wishes
         self._stream = self._pipe.stream(
             prompt_embeds=wishes.embeds,
@@ -175,6 +191,7 @@ class Editor:
             on_block=self._stats.append,
             sigmas=wishes.settings.sigmas,
             conditioning=wishes.settings.conditioning,
+            control=wishes.control,
         )
         return self._stream
 
@@ -182,6 +199,9 @@ class Editor:
         """Hand over what has changed since the block before."""
         if wishes.embeds is not self._wishes.embeds:
             stream.set_text(self._pipe.text(None, wishes.embeds))
+        if wishes.control is not self._wishes.control:
+            # it counts from this block on, as it would in a stream that begins with it
+            stream.controlled = None if wishes.control is None else wishes.control.start()
         stream.update(method=wishes.method, settings=wishes.settings)
         self._wishes = wishes
 
@@ -190,7 +210,8 @@ class Editor:
         self._inside += frames
         with self._clock("fit"):
             pixels = torch.from_numpy(np.stack([frame.pixels for frame in frames]))
-            return self._fit.to_grid(pixels.to(self._pipe.compute_device)).unsqueeze(0)
+            pictures = self._fit.to_grid(pixels.to(self._pipe.compute_device))
+            return self._still(pictures).unsqueeze(0)
 
     def _collect(self, edited: Tensor | None) -> list[EditedBlock]:
         """The blocks that were just done; the last of them gets the frames that came out."""

@@ -13,17 +13,19 @@ import math
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillframe.control import Control
 from stillframe.live.editor import EditedBlock, EditedFrame, Editor, FrameSize
 from stillframe.live.intake import Intake, Policy
 from stillframe.live.outbox import Outbox
 from stillframe.live.telemetry import Clock, SystemClock, Telemetry
-from stillframe.live.wishes import Wishes, first_wishes
+from stillframe.live.wishes import UNCHANGED, Unchanged, Wishes, first_wishes
 from stillframe.live.worker import SessionError, Worker
 from stillframe.methods import Method
 from stillframe.pipeline import CausalWanPipeline
@@ -32,6 +34,9 @@ __all__ = ["LiveSession", "State"]
 
 Pixels = NDArray[np.uint8]
 State = Literal["ready", "running", "closed"]
+
+
+_NOISE = 2.0
 
 
 class LiveSession:
@@ -49,7 +54,11 @@ class LiveSession:
         bound: under "all", how many frames may wait before `push` does; default two blocks.
         max_wait: under "latest", seconds after which a frame goes if more than a block wait.
         method: which tokens to compute, by name or as a `Method`.
+        control: what else is asked for: whole blocks, refresh, cuts, regions, masks.
         seed: of the noise.
+        noise: standard deviation of the camera's noise in grey levels: a frame that differs from
+            the one before by no more is taken for it, see ``live.still``. Default 2 under "latest";
+            0, which takes every frame as it is, under "all".
         height, width: of the edited frames, see ``edit.edit_file``.
         worker: shared with other sessions; without one the session has a thread of its own.
         clock: what latency is measured with.
@@ -59,6 +68,7 @@ class LiveSession:
     Attributes:
         telemetry: of the latest blocks.
         patch: side of a patch of the keep masks, in pixels.
+        block_frames: frames of a block; a stream's first one may take fewer.
 
     Raises:
         ValueError: for arguments out of range.
@@ -75,7 +85,9 @@ class LiveSession:
         bound: int | None = None,
         max_wait: float = 4.0,
         method: str | Method = "prune",
+        control: Control | None = None,
         seed: int = 0,
+        noise: float | None = None,
         height: int | None = None,
         width: int | None = None,
         worker: Worker | None = None,
@@ -84,10 +96,12 @@ class LiveSession:
     ) -> None:
         self.telemetry = Telemetry()
         size = FrameSize(pipe.frame_multiple, height, width, pipe.config.default_height)
-        editor = Editor(pipe, size, seed)
-        self.patch = editor.patch
+        if noise is None:
+            noise = _NOISE if policy == "latest" else 0.0
+        editor = Editor(pipe, size, seed, noise)
+        self.patch, self.block_frames = editor.patch, editor.later
         self._pipe, self._size = pipe, size
-        self._wishes = first_wishes(pipe, prompt, prompt_embeds, method, settings)
+        self._wishes = first_wishes(pipe, prompt, prompt_embeds, method, control, settings)
         self._editor: Editor | None = editor
         self._intake = Intake(policy, editor.first, editor.later, bound, max_wait)
         self._clock = clock or SystemClock()
@@ -225,14 +239,19 @@ class LiveSession:
         prompt: str | None = None,
         prompt_embeds: Tensor | None = None,
         method: str | Method | None = None,
+        control: Control | Unchanged | None = UNCHANGED,
         **numbers: Any,
     ) -> None:
         """Change what is given, from the next block on. No frame is lost.
 
         What needs a whole block gets one, see ``EditStream.set_text`` and ``EditStream.update``; a
-        block that is running is not affected. Prompts are encoded before this returns.
+        block that is running is not affected. A prompt is encoded in a turn of its own, by the
+        worker and before the next block: this does not wait for it, and other sessions wait for no
+        more than that.
 
         Args:
+            control: takes the place of the one before and counts blocks from there on; None takes
+                it away.
             numbers: strength, num_inference_steps, sigmas or conditioning, and parameters of the
                 method, such as recovery, tau1, tau2; the others stay.
 
@@ -241,7 +260,9 @@ class LiveSession:
             SessionError: the session is closed.
         """
         with self._changing:
-            wishes = self._wishes.changed(self._pipe, prompt, prompt_embeds, method, numbers)
+            wishes = self._wishes.changed(
+                self._pipe, prompt, prompt_embeds, method, control, numbers
+            )
             with self._changed:
                 self._raise_error()
                 if self._state == "closed":
@@ -308,31 +329,45 @@ class LiveSession:
 
     @property
     def has_work(self) -> bool:
-        """Whether a block could be run now; for the worker."""
+        """Whether a block could be run now, or a prompt encoded; for the worker."""
         with self._changed:
             free = self._state == "running" and self._serving is None
-            return free and self._out.has_room and self._intake.ready
+            waits = self._wishes.embeds is None
+            return free and (waits or (self._out.has_room and self._intake.ready))
 
     def serve(self) -> None:
-        """Run a block, if there is one; for the worker."""
+        """Encode the prompt if there is a new one, else run a block; for the worker."""
         with self._changed:
-            batch = None if self._state == "closed" else self._intake.take()
             editor, wishes = self._editor, self._wishes
-            if batch is None or editor is None:
+            if self._state == "closed" or editor is None:
+                return
+            encodes = wishes.embeds is None
+            batch = None if encodes else self._intake.take()
+            if batch is None and not encodes:
                 return
             self._serving = threading.get_ident()
             self._changed.notify_all()
         blocks: list[EditedBlock] = []
+        what = "the prompt" if encodes else f"block {editor.blocks}"
         try:
-            blocks = editor.run(batch, wishes)
+            if batch is None:
+                self._encoded(wishes, editor.encode(wishes))
+            else:
+                blocks = editor.run(batch, wishes)
         except Exception as error:
-            message = f"block {editor.blocks} failed with {type(error).__name__}: {error}"
+            message = f"{what} failed with {type(error).__name__}: {error}"
             self.fail(message, traceback.format_exc())
         finally:
             with self._changed:
                 self._serving = None
                 self._deliver(blocks, editor.lost)
                 self._changed.notify_all()
+
+    def _encoded(self, before: Wishes, after: Wishes) -> None:
+        """Take the embeddings of a prompt, unless another one is wanted by now."""
+        with self._changed:
+            if self._wishes.embeds is None and self._wishes.prompt == before.prompt:
+                self._wishes = replace(self._wishes, embeds=after.embeds)
 
     def _deliver(self, blocks: Sequence[EditedBlock], lost: int) -> None:
         """Hand out what is done, unless the session was closed meanwhile."""

@@ -1,7 +1,8 @@
 """What a session's next block is to be edited with, and how that is changed: checked at once, by
 whoever asks, so that a wrong wish never reaches a running stream.
 
-Knows the model's prompts, methods and settings; not when a wish is granted.
+A prompt is only noted here: encoding it may take long, and is left to whoever runs the model. Knows
+the model's prompts, methods, settings and controls; not when a wish is granted.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from enum import Enum
 from typing import Any
 
 from torch import Tensor
 
+from stillframe.control import Control
 from stillframe.engine import StreamSettings, check_settings
 from stillframe.methods import Method, find_method
 from stillframe.pipeline import CausalWanPipeline
 
-__all__ = ["Wishes", "first_wishes"]
+__all__ = ["UNCHANGED", "Unchanged", "Wishes", "first_wishes"]
 
 _OPTIONS = ("strength", "num_inference_steps", "sigmas", "conditioning")
 
@@ -25,20 +28,33 @@ _OPTIONS = ("strength", "num_inference_steps", "sigmas", "conditioning")
 _encoding = threading.Lock()
 
 
+class Unchanged(Enum):
+    """Stands for a control that stays, since None means that there is none."""
+
+    UNCHANGED = 0
+
+
+UNCHANGED = Unchanged.UNCHANGED
+
+
 @dataclass(frozen=True)
 class Wishes:
     """How to edit.
 
     Attributes:
-        embeds: of the prompt, (1, L, text_dim).
+        prompt: to be encoded, None if ``embeds`` were given.
+        embeds: of the prompt, (1, L, text_dim); None as long as it is not encoded.
         method: which tokens to compute.
         settings: how to denoise.
+        control: what else is asked for; None for nothing.
         options: what ``settings`` were made from, see ``CausalWanPipeline.settings``.
     """
 
-    embeds: Tensor
+    prompt: str | None
+    embeds: Tensor | None
     method: Method
     settings: StreamSettings
+    control: Control | None
     options: Mapping[str, Any]
 
     def changed(
@@ -47,26 +63,43 @@ class Wishes:
         prompt: str | None,
         prompt_embeds: Tensor | None,
         method: str | Method | None,
+        control: Control | Unchanged | None,
         numbers: Mapping[str, Any],
     ) -> Wishes:
-        """The same with some of it changed; None changes nothing.
+        """The same with some of it changed; None changes nothing, but for a control.
 
         Args:
+            control: None takes it away, ``UNCHANGED`` leaves it.
             numbers: strength, num_inference_steps, sigmas, conditioning; all others are parameters
                 of the method. Sigmas replace strength and steps and are replaced by them; a
                 strength alone keeps the number of passes.
 
         Raises:
-            ValueError: for anything out of range.
+            ValueError: for anything out of range, or a method that the control does not go with.
         """
         given = {name: value for name, value in numbers.items() if value is not None}
         changes = {name: given.pop(name) for name in _OPTIONS if name in given}
         options = _merged(self.options, changes, len(self.settings.sigmas))
-        embeds = self.embeds
+        text = self.prompt, self.embeds
         if prompt is not None or prompt_embeds is not None:
-            embeds = _encoded(pipe, prompt, prompt_embeds)
+            text = _text(pipe, prompt, prompt_embeds)
         settings = _settings(pipe, options) if changes else self.settings
-        return Wishes(embeds, _method(self.method, method, given), settings, options)
+        chosen = _method(self.method, method, given)
+        wanted = self.control if isinstance(control, Unchanged) else control
+        if wanted is not None:
+            wanted.check(chosen)
+        return Wishes(*text, chosen, settings, wanted, options)
+
+    def encoded(self, pipe: CausalWanPipeline) -> Wishes:
+        """The same with the embeddings of the prompt; may take long.
+
+        Raises:
+            ValueError: the embeddings are not those of one prompt.
+        """
+        assert self.prompt is not None
+        with _encoding:
+            embeds = pipe.encode_prompt(self.prompt)
+        return replace(self, embeds=_of_one(embeds))
 
 
 def _merged(
@@ -88,16 +121,19 @@ def first_wishes(
     prompt: str | None,
     prompt_embeds: Tensor | None,
     method: str | Method,
+    control: Control | None,
     options: Mapping[str, Any],
 ) -> Wishes:
     """What a new session wants.
 
     Raises:
-        ValueError: for anything out of range.
+        ValueError: for anything out of range, or a method that the control does not go with.
     """
     chosen = find_method(method)() if isinstance(method, str) else method
+    if control is not None:
+        control.check(chosen)
     settings = _settings(pipe, options)
-    return Wishes(_encoded(pipe, prompt, prompt_embeds), chosen, settings, dict(options))
+    return Wishes(*_text(pipe, prompt, prompt_embeds), chosen, settings, control, dict(options))
 
 
 def _settings(pipe: CausalWanPipeline, options: Mapping[str, Any]) -> StreamSettings:
@@ -106,18 +142,25 @@ def _settings(pipe: CausalWanPipeline, options: Mapping[str, Any]) -> StreamSett
     return settings
 
 
-def _encoded(pipe: CausalWanPipeline, prompt: str | None, embeds: Tensor | None) -> Tensor:
-    """A prompt's embeddings, (1, L, text_dim).
+def _text(
+    pipe: CausalWanPipeline, prompt: str | None, embeds: Tensor | None
+) -> tuple[str | None, Tensor | None]:
+    """A prompt, or its embeddings.
 
     Raises:
-        ValueError: if there are both or neither, or they are not those of one prompt.
+        ValueError: if there are both or neither, they are not those of one prompt, or nothing can
+            encode the prompt.
     """
     if (prompt is None) == (embeds is None):
         raise ValueError("give either prompt or prompt_embeds")
-    if embeds is None:
-        assert prompt is not None
-        with _encoding:
-            embeds = pipe.encode_prompt(prompt)
+    if embeds is not None:
+        return None, _of_one(embeds)
+    if pipe.text_encoder is None and pipe.prompt_encoder is None:
+        raise ValueError("this pipeline has no text encoder: give prompt_embeds")
+    return prompt, None
+
+
+def _of_one(embeds: Tensor) -> Tensor:
     if embeds.ndim != 3 or embeds.shape[0] != 1:
         raise ValueError(f"a session has one prompt, (1, L, text_dim), got {tuple(embeds.shape)}")
     return embeds

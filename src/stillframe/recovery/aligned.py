@@ -103,10 +103,14 @@ class AlignedRecovery(Recovery):
         if self._origin is None or plan.everything:
             self._origin = tokens.clone()
             return
-        provider = provider_frames(tokens, self._origin, self.setup.tolerance, self.setup.trim)
+        provider = self.choose(tokens, self._origin)
         taken = self._origin.gather(1, provider.unsqueeze(-1).expand_as(tokens))
         self._origin = torch.where(plan.keep.unsqueeze(-1), tokens, taken)
         self.provider = provider
+
+    def choose(self, tokens: Tensor, origin: Tensor) -> Tensor:
+        """Which frame of the store stands in for each token; see `provider_frames`."""
+        return provider_frames(tokens, origin, self.setup.tolerance, self.setup.trim)
 
     def _moves(self, provider: Tensor, plan: Plan) -> Slots | None:
         """Slots of the pruned tokens whose entry comes from another frame, None if there are none.

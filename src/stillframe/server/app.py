@@ -13,11 +13,12 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import FileResponse, PlainTextResponse
 
+from stillframe.live import Session
 from stillframe.load import bundled_models
 from stillframe.methods import methods
 from stillframe.pipeline import CausalWanPipeline
@@ -26,7 +27,7 @@ from stillframe.recovery import recoveries
 from stillframe.server.connection import Connection
 from stillframe.server.guard import Gate, RefusedError, Seats, packaged_file
 from stillframe.server.hall import Hall
-from stillframe.server.keeper import Keeper
+from stillframe.server.keeper import Keeper, ProcessKeeper, SessionKeeper
 from stillframe.server.limits import Limits
 from stillframe.server.messages import VERSION, encode
 from stillframe.styles import Style
@@ -55,20 +56,19 @@ class _House:
 
     def __init__(
         self,
-        source: CausalWanPipeline | Callable[[], CausalWanPipeline],
+        keeper: SessionKeeper,
         gate: Gate,
         max_sessions: int,
         limits: Limits,
         size: tuple[int | None, int | None],
         known: Sequence[Style],
     ) -> None:
-        self.source, self.gate, self.limits = source, gate, limits
+        self.keeper, self.gate, self.limits = keeper, gate, limits
         self.seats = Seats(max_sessions)
         # sockets that have no session: those about to say hello, and to be refused
         self.sockets = Seats(4 * max_sessions + 8, "connections")
         self.size, self.known = size, known
         self.hall: Hall | None = None
-        self.keeper: Keeper | None = None
 
     @asynccontextmanager
     async def open(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -77,19 +77,15 @@ class _House:
         pool = ThreadPoolExecutor(2 * self.seats.count + 2, "stillframe-pool")
         loop = asyncio.get_running_loop()
         try:
-            pipe = self.source
-            if not isinstance(pipe, CausalWanPipeline):
-                pipe = await loop.run_in_executor(pool, pipe)
-            keeper = self.keeper = Keeper()
-            self.hall = Hall(
-                pipe, lambda: keeper.worker, self.gate, self.seats, self.limits, pool, *self.size,
-                greeting=self.greeting(),
-            )  # fmt: skip
-            keeper.start()
+            await loop.run_in_executor(pool, self.keeper.start)
             try:
+                self.hall = Hall(
+                    self.keeper, self.gate, self.seats, self.limits, pool, *self.size,
+                    greeting=self.greeting(),
+                )  # fmt: skip
                 yield
             finally:
-                await loop.run_in_executor(None, keeper.stop)
+                await loop.run_in_executor(None, self.keeper.stop)
         finally:
             pool.shutdown(wait=True)
 
@@ -117,13 +113,13 @@ class _House:
             "version": version("stillframe"),
             "protocol": VERSION,
             "sessions": {"open": self.seats.taken, "max": self.seats.count},
-            "worker_failures": 0 if self.keeper is None else self.keeper.failures,
+            "worker_failures": self.keeper.failures,
             "limits": asdict(self.limits),
             "telemetry": [_figures(name, session) for name, session in sessions.items()],
         }
 
 
-def _figures(name: str, session: Any) -> dict[str, Any]:
+def _figures(name: str, session: Session) -> dict[str, Any]:
     return {
         "session": name,
         "state": session.state,
@@ -135,7 +131,7 @@ def _figures(name: str, session: Any) -> dict[str, Any]:
 
 
 def create_app(
-    pipe: CausalWanPipeline | Callable[[], CausalWanPipeline],
+    model_of: CausalWanPipeline | Callable[[], CausalWanPipeline] | SessionKeeper,
     *,
     max_sessions: int = 4,
     token: str | None = None,
@@ -150,7 +146,8 @@ def create_app(
     """The server as an ASGI application.
 
     Args:
-        pipe: the model, or what loads it when the application starts.
+        model_of: the model, or what loads it when the application starts, to run on a thread of
+            this process; or what runs it, such as a `ProcessKeeper`.
         max_sessions: that may be open at a time.
         token: that clients must know; needed unless ``host`` is this computer's own.
         host: where it will listen.
@@ -167,7 +164,8 @@ def create_app(
     if max_sessions < 1:
         raise ValueError(f"max_sessions must be 1 or more, got {max_sessions}")
     gate = Gate(host, token)
-    house = _House(pipe, gate, max_sessions, limits or Limits(), (height, width), styles)
+    keeper = _keeper(model_of)
+    house = _House(keeper, gate, max_sessions, limits or Limits(), (height, width), styles)
     # no page of documentation: it would come from elsewhere
     app = FastAPI(
         title="stillframe", version=version("stillframe"), docs_url=None, redoc_url=None,
@@ -179,6 +177,14 @@ def create_app(
     _add_listings(app, house, model)
     _add_socket(app, house)
     return app
+
+
+def _keeper(
+    model_of: CausalWanPipeline | Callable[[], CausalWanPipeline] | SessionKeeper,
+) -> SessionKeeper:
+    if isinstance(model_of, Keeper | ProcessKeeper):
+        return model_of
+    return Keeper(cast("CausalWanPipeline | Callable[[], CausalWanPipeline]", model_of))
 
 
 class _Doorkeeper:

@@ -15,9 +15,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar, cast
 
+import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 
-from stillframe.live import EditedFrame, LiveSession, SessionError
+from stillframe.live import EditedFrame, Session, SessionError
 from stillframe.server import messages
 from stillframe.server.guard import Rate, RefusedError
 from stillframe.server.hall import Choice, Hall
@@ -134,8 +135,8 @@ class Connection:
 
     def _open(
         self, hello: Hello, policy: Literal["latest", "all"], width: int, height: int
-    ) -> LiveSession:
-        """The session that a client asks for; prompts are encoded in here.
+    ) -> Session:
+        """The session that a client asks for.
 
         Raises:
             ProtocolError: something is out of range.
@@ -145,8 +146,7 @@ class Connection:
         options: dict[str, Any] = {"policy": policy, "width": width, "height": height, **settings}
         try:
             method = self._choice.build()
-            pipe, worker = self._hall.pipe, self._hall.worker()
-            return LiveSession(pipe, hello.prompt, method=method, worker=worker, **options)
+            return self._hall.keeper.open(hello.prompt, method=method, **options)
         except ValueError as error:
             raise ProtocolError(str(error)) from error
 
@@ -217,17 +217,13 @@ class Connection:
             raise ProtocolError("hello was said before")
         if isinstance(said, Update):
             await self._change(said)
-            return False
-        return self._command(said)
+        elif said.name != "bye":
+            await self._off_loop(self._command(said))
+        return isinstance(said, Command) and said.name == "bye"
 
-    def _command(self, said: Command) -> bool:
-        if said.name == "pause":
-            self._session.pause()
-        elif said.name == "resume":
-            self._session.resume()
-        elif said.name == "reset":
-            self._session.reset()
-        return said.name == "bye"
+    def _command(self, said: Command) -> Callable[[], None]:
+        session = self._session
+        return {"pause": session.pause, "resume": session.resume, "reset": session.reset}[said.name]
 
     async def _change(self, update: Update) -> None:
         choice = self._choice.changed(update)
@@ -275,12 +271,14 @@ class Connection:
         """Wait for edited frames, encode them, and queue them; a thread's work."""
         error: BaseException | None = None
         try:
-            reported = -1
+            reported, last, picture = -1, None, b""
             for frame in self._session:
                 if frame.block > reported:
                     self._report(frame, reported)
                     reported = frame.block
-                picture = encode_picture(frame.pixels, self._quality)
+                # where nothing changes, the frames of block after block are the same
+                if last is None or not np.array_equal(frame.pixels, last):
+                    last, picture = frame.pixels, encode_picture(frame.pixels, self._quality)
                 self._outgoing.put(messages.pack_frame(frame.timestamp, picture), frame=True)
         except BaseException as failure:
             error = failure

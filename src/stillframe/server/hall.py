@@ -5,16 +5,16 @@ It knows sizes, methods and where everything is to be had; no sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from stillframe.fit import fit_to_grid
-from stillframe.live import LiveSession, Worker
+from stillframe.live import Session
 from stillframe.methods import Method, find_method
-from stillframe.pipeline import CausalWanPipeline
 from stillframe.server.guard import Gate, Seats
+from stillframe.server.keeper import SessionKeeper
 from stillframe.server.limits import Limits
 from stillframe.server.messages import Hello, ProtocolError, Update
 
@@ -26,8 +26,7 @@ class Hall:
     """What connections share.
 
     Attributes:
-        pipe: the model.
-        worker: gives the worker of the moment.
+        keeper: opens sessions.
         gate, seats, limits: see there.
         pool: threads for what takes long.
         height, width: of edited frames if a client asks for none.
@@ -35,8 +34,7 @@ class Hall:
         sessions: open sessions by id.
     """
 
-    pipe: CausalWanPipeline
-    worker: Callable[[], Worker]
+    keeper: SessionKeeper
     gate: Gate
     seats: Seats
     limits: Limits
@@ -44,7 +42,7 @@ class Hall:
     height: int | None
     width: int | None
     greeting: Mapping[str, Any]
-    sessions: dict[str, LiveSession] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
 
     def size(self, hello: Hello) -> tuple[int, int]:
         """Width and height of the edited frames; a side that nobody asked for makes it 16:9.
@@ -56,7 +54,7 @@ class Hall:
         if width is None and height is None:
             width, height = self.width, self.height
         if height is None:
-            height = self.pipe.config.default_height if width is None else round(width * 9 / 16)
+            height = self.keeper.default_height if width is None else round(width * 9 / 16)
         width = width or round(height * 16 / 9)
         try:
             fit = fit_to_grid(width, height, target_height=height, target_width=width)

@@ -10,9 +10,11 @@ from stillframe.video.pipes import video_on_stdout
 from stillframe.video.places import Sink, Source
 from stillframe.video.reading import Frame, VideoReader
 from stillframe.video.targets import check_output
+from stillframe.video.vectors import BlockMotion
 from stillframe.video.writing import VideoWriter
 
 __all__ = [
+    "BlockMotion",
     "Frame",
     "Sink",
     "Source",

@@ -11,7 +11,7 @@ from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -24,6 +24,7 @@ from stillframe.video.demuxing import AudioSink, Demuxer
 from stillframe.video.picture import Orientation, ToRgb
 from stillframe.video.places import Source
 from stillframe.video.timing import InputClock
+from stillframe.video.vectors import CODECS, BlockMotion, export_vectors, read_motion
 
 __all__ = ["Frame", "VideoReader"]
 
@@ -39,10 +40,12 @@ class Frame(NamedTuple):
     Attributes:
         pixels: uint8 (height, width, 3), RGB, upright.
         pts: presentation time in ticks of the reader's `time_base`, counted from the file's start.
+        motion: what its codec moved, where the reader was asked for it.
     """
 
     pixels: NDArray[np.uint8]
     pts: int
+    motion: BlockMotion | None = None
 
 
 class VideoReader:
@@ -62,6 +65,7 @@ class VideoReader:
     Args:
         source: a path, a URL, a device, "-" for standard input, or a `Source`.
         stop: asked before every read of a pipe and while it is silent; true ends it.
+        motion: whether to tell of every frame what its codec moved.
 
     Attributes:
         source: where the video comes from.
@@ -77,11 +81,15 @@ class VideoReader:
 
     Raises:
         InputError: the file is missing, not a video, without a decodable frame, or under 16x16; or
-            a stream does not answer.
+            a stream does not answer; or motion is asked for that its decoder does not tell.
     """
 
     def __init__(
-        self, source: str | PathLike[str] | Source, *, stop: Callable[[], bool] | None = None
+        self,
+        source: str | PathLike[str] | Source,
+        *,
+        stop: Callable[[], bool] | None = None,
+        motion: bool = False,
     ) -> None:
         self.source = Source.of(source)
         self.path = Path(self.source.text) if self.source.kind == "file" else None
@@ -90,6 +98,9 @@ class VideoReader:
         self._demuxer = Demuxer(self.source, self._damage, stop)
         try:
             self._describe()
+            self._motion = motion
+            if motion:
+                self._ask_for_motion()
             self._pictures = self._decode()
             self._frames = self._read(self._probe())
         except BaseException:
@@ -106,6 +117,15 @@ class VideoReader:
         self.frames_estimate: int | None = None if self.source.is_live else stream.frames or None
         if self.frames_estimate is None and duration:
             self.frames_estimate = max(1, round(duration * Fraction(self.fps)))
+
+    def _ask_for_motion(self) -> None:
+        codec: Any = self._stream.codec_context
+        if codec.name not in CODECS:
+            raise InputError(
+                f"{self.name} is coded as {codec.name}, whose decoder tells no motion vectors; "
+                f"those of {', '.join(CODECS)} do"
+            )
+        export_vectors(codec)
 
     def _probe(self) -> av.VideoFrame:
         """Decode the first frame: only it tells the true size and the orientation."""
@@ -189,7 +209,8 @@ class VideoReader:
         picture: av.VideoFrame | None = first
         while picture is not None:
             pixels = self._orientation.apply(to_rgb(picture, width, height))
-            yield Frame(pixels, clock(picture.dts if picture.pts is None else picture.pts))
+            motion = read_motion(picture, self._orientation) if self._motion else None
+            yield Frame(pixels, clock(picture.dts if picture.pts is None else picture.pts), motion)
             picture = next(self._pictures, None)
 
     def _decode(self) -> Generator[av.VideoFrame, None, None]:

@@ -6,7 +6,6 @@ const CHOSEN = "stillframe.settings";
 const KEPT = ["rate", "mirror", "smooth", "size", "policy", "prompt"];
 
 const NAMES = { none: "none", noisy: "noisy", clean: "clean", aligned: "aligned" };
-const METHODS = { prune: "Reuse", full: "Recompute all" };
 
 function remembered() {
   try {
@@ -72,7 +71,6 @@ export class Settings {
     if (styles) this.#showStyles(styles);
     if (methods) {
       document.querySelectorAll("[name=method]").forEach((radio) => { radio.disabled = !methods.includes(radio.value); });
-      for (const name of methods) this.#addMethod(name);
     }
     if (recoveries) {
       const select = element("recovery");
@@ -100,15 +98,6 @@ export class Settings {
 
   #methodFields() {
     return { method: this.method, ...this.#field("recovery"), ...this.#field("tau1"), ...this.#field("tau2") };
-  }
-
-  #addMethod(name) {
-    if (document.querySelector(`[name=method][value="${CSS.escape(name)}"]`)) return;
-    const input = Object.assign(document.createElement("input"), { type: "radio", name: "method", value: name });
-    const text = Object.assign(document.createElement("span"), { textContent: METHODS[name] ?? name });
-    const label = document.createElement("label");
-    label.append(input, text);
-    element("method").append(label);
   }
 
   #methodChanged(silent = false) {

@@ -1,0 +1,164 @@
+"""How well motion vectors of a clip's own codec agree with the change of its latents.
+
+For every clip: the share of tokens that the codec knows anything of; of those, the share on which
+both say the same; precision and recall of the codec, with the latents' masks as truth; and the
+share of tokens that each of them recomputes. Nothing is edited; masks are those of the default
+method on the bundled autoencoder's latents, first blocks left out.
+
+Run as ``python -m benchmarks.codec_masks CLIP... [--height 240] [--frames 96]``. The last line is
+JSON with all of it, and tokens of all clips taken together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from stillframe.change import SourceBlock
+from stillframe.control import CodecDetector, MotionMap
+from stillframe.control.codec import CodecTrack
+from stillframe.control.film import FrameClock
+from stillframe.fit import fit_to_grid
+from stillframe.grid import Grid, patchify
+from stillframe.load import load_pipeline
+from stillframe.methods import Method, find_method
+from stillframe.pipeline import CausalWanPipeline
+from stillframe.restore import predecessor_rows, restore
+from stillframe.streaming import open_autoencoder
+from stillframe.video import VideoReader
+
+__all__ = ["Result", "compare"]
+
+
+class Result(NamedTuple):
+    """Of one clip; shares are of the tokens of all blocks but the first.
+
+    Attributes:
+        tokens: how many those are.
+        known, agreed, precision, recall: see ``control.codec.Agreement``.
+        latent, codec, both: share that each detector recomputes.
+    """
+
+    tokens: int
+    known: float
+    agreed: float | None
+    precision: float | None
+    recall: float | None
+    latent: float
+    codec: float
+    both: float
+
+
+class _Masks:
+    """The method's masks of one stream, without a model behind them."""
+
+    def __init__(self, method: Method) -> None:
+        self._select = method.selector()
+        self._previous: Tensor | None = None
+        self._reference: Tensor | None = None
+
+    def __call__(self, source: Tensor, grid: Grid) -> Tensor | None:
+        """The mask (1, S, h, w) of the next block (1, S*N, P); None of a stream's first."""
+        by_frame = source.unflatten(1, (grid.frames, grid.frame_tokens))
+        previous, self._previous = self._previous, by_frame[:, -1]
+        if previous is None or self._reference is None:
+            self._reference = by_frame[:, -1]
+            return None
+        keep = self._select(SourceBlock(by_frame, previous, self._reference, grid))
+        rows = predecessor_rows(keep.flatten(2))
+        self._reference = restore(source, self._reference, rows)[:, -grid.frame_tokens :]
+        return keep
+
+
+@torch.inference_mode()
+def compare(pipe: CausalWanPipeline, clip: Path, height: int, frames: int) -> Result:
+    """Both detectors on one clip.
+
+    Raises:
+        InputError: its decoder tells no motion vectors.
+    """
+    coder = open_autoencoder(pipe.vae, pipe.config.block_frames)
+    patch = pipe.denoiser.patch
+    masks = _Masks(find_method("prune")())
+    kept: list[Tensor] = []
+    with VideoReader(clip, motion=True) as reader:
+        fit = fit_to_grid(
+            reader.width,
+            reader.height,
+            multiple=pipe.frame_multiple,
+            target_height=min(height, reader.height),
+        )
+        extent = (fit.width / fit.padded_width, fit.height / fit.padded_height)
+        clock = FrameClock(coder.temporal, coder.block_frames * coder.temporal - coder.next_frames)
+        tracks = [CodecTrack(CodecDetector(k, extent=extent, clock=clock)) for k in _KINDS]
+        number = 0
+        for frame in islice(reader, frames):
+            for track in tracks:
+                track.add(None if frame.motion is None else MotionMap(*frame.motion))
+            picture = fit.to_grid(torch.from_numpy(frame.pixels).unsqueeze(0)).unsqueeze(0)
+            for latents in coder.encode(picture):
+                size = latents.shape
+                grid = Grid(size[2], size[3] // patch, size[4] // patch)
+                for track in tracks:
+                    track.begin(number, grid)
+                keep = masks(patchify(latents.float(), patch), grid)
+                if keep is not None:
+                    kept.append(torch.stack([keep, *(track.mask(keep) for track in tracks)]))
+                number += 1
+    if not kept:
+        raise ValueError(f"{clip} has fewer frames than two blocks take")
+    every = torch.cat(kept, 2)
+    shares = [float(one.float().mean()) for one in every]
+    return Result(every[0].numel(), *tracks[0].agreement, *shares)
+
+
+_KINDS = ("codec", "both")
+
+
+def _told(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def total(results: list[Result]) -> dict[str, float | None]:
+    """All clips, a token as a token."""
+    tokens = sum(r.tokens for r in results)
+
+    def mean(values: list[tuple[float | None, float]]) -> float | None:
+        weight = sum(w for _, w in values)
+        return sum((v or 0.0) * w for v, w in values) / weight if weight else None
+
+    return {
+        "tokens": tokens,
+        "known": mean([(r.known, r.tokens) for r in results]),
+        "agreed": mean([(r.agreed, r.known * r.tokens) for r in results]),
+        "latent": mean([(r.latent, r.tokens) for r in results]),
+        "codec": mean([(r.codec, r.tokens) for r in results]),
+        "both": mean([(r.both, r.tokens) for r in results]),
+    }
+
+
+def main() -> None:
+    """Print a row a clip."""
+    parser = argparse.ArgumentParser(description="Motion vectors against latents.")
+    parser.add_argument("clips", type=Path, nargs="+")
+    parser.add_argument("--height", type=int, default=240)
+    parser.add_argument("--frames", type=int, default=96)
+    options = parser.parse_args()
+    pipe = load_pipeline("tiny")
+    results: dict[str, Result] = {}
+    print("clip", *Result._fields, sep="\t")  # noqa: T201
+    for clip in options.clips:
+        result = results[clip.stem] = compare(pipe, clip, options.height, options.frames)
+        print(clip.stem, result.tokens, *map(_told, result[1:]), sep="\t", flush=True)  # noqa: T201
+    rows = {name: result._asdict() for name, result in results.items()}
+    print(json.dumps({"clips": rows, "all": total(list(results.values()))}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Other choices of what step-aligned recovery aligns to, to be measured against the one in use.
+
+All read the same store, one block of keys and values a pass, and take an entry only for a source
+patch that matches the one it was computed from. They differ after motion, where several frames of
+the store match or an entry is old. They are not registered: streams do not offer them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stillframe.attention import BlockAttention
+from stillframe.change import SourceBlock, patch_distance
+from stillframe.grid import Plan, take
+from stillframe.recovery.aligned import AlignedRecovery
+from stillframe.recovery.base import RecoverySetup
+from stillframe.rope import rotate
+
+__all__ = ["ALIGNMENTS", "AlignedToClosest", "AlignedToLast", "AlignedToNewest", "AveragedAligned"]
+
+
+class AlignedToClosest(AlignedRecovery):
+    """The frame of the store whose source patch is most alike."""
+
+    def choose(self, tokens: Tensor, origin: Tensor) -> Tensor:
+        """See `AlignedRecovery.choose`."""
+        return _distances(tokens, origin, self.setup.trim).argmin(2)
+
+
+class AlignedToLast(AlignedRecovery):
+    """The latest frame of the store that matches, for all frames of the block."""
+
+    def choose(self, tokens: Tensor, origin: Tensor) -> Tensor:
+        """See `AlignedRecovery.choose`."""
+        order = torch.arange(tokens.shape[1], device=tokens.device).view(1, -1, 1)
+        return _best(tokens, origin, order.expand(tokens.shape[:3]), self.setup)
+
+
+class AlignedToNewest(AlignedRecovery):
+    """Of the entries that match, the one that was computed last: entries of places that are pruned
+    again stay in the store, and grow old at different rates."""
+
+    _computed: Tensor | None = None  # (B, S, N) int64, number of the frame each entry comes from
+    _frames = 0
+
+    def choose(self, tokens: Tensor, origin: Tensor) -> Tensor:
+        """See `AlignedRecovery.choose`."""
+        assert self._computed is not None
+        return _best(tokens, origin, self._computed, self.setup)
+
+    def observe(self, source: SourceBlock, plan: Plan) -> None:
+        """Also note when entries were computed."""
+        super().observe(source, plan)
+        frames = plan.keep.shape[1]
+        now = torch.arange(frames, device=plan.keep.device).view(1, -1, 1) + self._frames
+        now = now.expand(plan.keep.shape)
+        if self.provider is None or self._computed is None:
+            self._computed = now.clone()
+        else:
+            taken = self._computed.gather(1, self.provider)
+            self._computed = torch.where(plan.keep, now, taken)
+        self._frames += frames
+
+
+class AveragedAligned(AlignedRecovery):
+    """The mean of the last two frames of the store, where both match; else as usual."""
+
+    _both: Tensor | None = None  # (B, S*N) bool: tokens whose place has two that match
+
+    def observe(self, source: SourceBlock, plan: Plan) -> None:
+        """Also note where the last two frames match."""
+        self._both = None
+        if self._origin is not None and source.tokens.shape[1] > 1:
+            distance = _distances(source.tokens, self._origin, self.setup.trim)
+            self._both = (distance < self.setup.tolerance)[:, :, -2:].all(2).flatten(1)
+        super().observe(source, plan)
+
+    def place(
+        self, block: BlockAttention, step: int, layer: int, key: Tensor, value: Tensor
+    ) -> None:
+        """See `Recovery.place`."""
+        pruned = block.plan.pruned
+        if pruned is None or self._both is None or self._pruned_table is None:
+            super().place(block, step, layer, key, value)
+            return
+        # before this block's tokens take their places in the store
+        means = [self._mean(x[step, layer], pruned.index) for x in (self._keys, self._values)]
+        super().place(block, step, layer, key, value)
+        both = self._both.gather(1, pruned.index)[..., None, None]
+        own = self._keys[step, layer], self._values[step, layer]
+        usual = [self._unpacked(take(x, pruned.index)) for x in own]
+        filled = [torch.where(both, m, u) for m, u in zip(means, usual, strict=True)]
+        block.write(layer, pruned, rotate(filled[0], self._pruned_table), filled[1])
+
+    def _mean(self, entries: Tensor, index: Tensor) -> Tensor:
+        """Of the last two frames at the places of some tokens, (B, K, heads, head_dim)."""
+        grid = self.setup.shape.grid
+        place = index % grid.frame_tokens
+        frames = (grid.tokens - 2 * grid.frame_tokens, grid.tokens - grid.frame_tokens)
+        older, newer = (self._unpacked(take(entries, place + start)) for start in frames)
+        return (older + newer) / 2
+
+
+def _distances(tokens: Tensor, origin: Tensor, trim: float) -> Tensor:
+    """(B, S, N, P) each -> (B, S, S', N): of every token from every frame of the store."""
+    return patch_distance(tokens.unsqueeze(2), origin.unsqueeze(1), trim)
+
+
+def _best(tokens: Tensor, origin: Tensor, merit: Tensor, setup: RecoverySetup) -> Tensor:
+    """The matching frame of most merit (B, S', N, not negative), else the closest: (B, S, N)."""
+    distance = _distances(tokens, origin, setup.trim)
+    ranked = torch.where(distance < setup.tolerance, merit.unsqueeze(1), -1)
+    best = ranked.max(2)
+    return torch.where(best.values >= 0, best.indices, distance.argmin(2))
+
+
+#: What may be aligned to, by name; the first is what `aligned` does.
+ALIGNMENTS: dict[str, type[AlignedRecovery]] = {
+    "same frame": AlignedRecovery,
+    "last frame": AlignedToLast,
+    "newest entry": AlignedToNewest,
+    "closest source": AlignedToClosest,
+    "mean of two": AveragedAligned,
+}
