@@ -39,11 +39,13 @@ from stillframe.cli_options import (
     CrfOption,
     DeviceOption,
     DtypeOption,
+    ExecutionOption,
     HeightOption,
     LoadOptions,
     LoraOption,
     ModelOption,
     OffloadOption,
+    ProductsOption,
     QuietOption,
     ReportOption,
     SeedOption,
@@ -181,6 +183,8 @@ def edit(
     lora: LoraOption = None,
     attention: AttentionOption = None,
     offload: OffloadOption = False,
+    execution: ExecutionOption = "auto",
+    products: ProductsOption = "exact",
     threads: ThreadsOption = None,
     crf: CrfOption = 18,
     map_path: Annotated[
@@ -259,6 +263,8 @@ def edit(
                 sigmas=levels,
                 conditioning=conditioning,
                 store=store,
+                execution=execution,
+                products=products,
             )
         for warning in done.warnings:
             warn(warning)

@@ -13,8 +13,10 @@ import typer
 from stillframe.cli_options import (
     DeviceOption,
     DtypeOption,
+    ExecutionOption,
     LoadOptions,
     ModelOption,
+    ProductsOption,
     SigmasOption,
     StoreOption,
     ThreadsOption,
@@ -44,8 +46,8 @@ def bench(
     kept: Annotated[str, typer.Option(help="Shares of kept tokens.")] = "1.0,.8,.68,.5,.25,.1",
     recovery: Annotated[str, typer.Option(help="aligned or clean.")] = "aligned",
     store: StoreOption = "auto",
-    execution: Annotated[str, typer.Option(help="auto, graphs, lean or stock.")] = "auto",
-    products: Annotated[str, typer.Option(help="Matrix products: exact, or fp8.")] = "exact",
+    execution: ExecutionOption = "auto",
+    products: ProductsOption = "exact",
     full_pipeline: Annotated[
         bool, typer.Option("--full-pipeline", help="Frames to frames, autoencoder included.")
     ] = False,

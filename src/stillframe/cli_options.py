@@ -22,12 +22,14 @@ __all__ = [
     "CrfOption",
     "DeviceOption",
     "DtypeOption",
+    "ExecutionOption",
     "HeightOption",
     "LoadOptions",
     "LoraOption",
     "ModelOption",
     "OffloadOption",
     "OutOption",
+    "ProductsOption",
     "QuietOption",
     "ReportOption",
     "SeedOption",
@@ -61,6 +63,12 @@ LoraOption = Annotated[
 ]
 StoreOption = Annotated[
     str, typer.Option(help="What recovery stores in: exact, fp8, or auto (fp8 in 16 bits).")
+]
+ExecutionOption = Annotated[
+    str, typer.Option(help="auto; or passes as CUDA graphs, lean, or stock: graphs, lean, stock.")
+]
+ProductsOption = Annotated[
+    str, typer.Option(help="Matrix products: exact, or fp8 (Hopper and later).")
 ]
 AttentionOption = Annotated[str | None, typer.Option(help="One of diffusers' attention backends.")]
 OffloadOption = Annotated[
