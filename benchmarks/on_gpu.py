@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from stillframe.bench import Share, random_pipeline
+from stillframe.bench import Share
 from stillframe.engine import EditStream
 from stillframe.lean import bucket_lengths
 from stillframe.methods import Method, Selector, find_method
 from stillframe.methods.full import Full
 from stillframe.pipeline import CausalWanPipeline
+from stillframe.random_model import random_pipeline
 from stillframe.streaming import open_autoencoder
 
 _SIGMAS = (0.769, 0.729, 0.625)

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillframe.bench import random_pipeline
 from stillframe.control import Control
 from stillframe.engine import BlockStats, EditStream
 from stillframe.fit import fit_to_grid
@@ -21,6 +20,7 @@ from stillframe.grid import Grid, patchify
 from stillframe.load import load_pipeline
 from stillframe.methods import Method
 from stillframe.pipeline import CausalWanPipeline
+from stillframe.random_model import random_pipeline
 from stillframe.streaming import open_autoencoder
 from stillframe.video import VideoReader
 

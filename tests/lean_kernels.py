@@ -23,9 +23,6 @@ from stillframe.lean.norms import (
     residual_norm_twin,
 )
 from stillframe.lean.placing import (
-    Entries,
-    Sources,
-    Table,
     place,
     place_twin,
     rotate_rows,
@@ -33,6 +30,7 @@ from stillframe.lean.placing import (
     rotated_queries,
     rotated_queries_twin,
 )
+from stillframe.lean.rows import Entries, Sources, Table
 
 FP8 = torch.float8_e4m3fn
 WIDTH, HEAD, KEPT, FRAMES, PLACES = 48, 12, 7, 3, 5

@@ -49,18 +49,18 @@ LAYERS: list[tuple[str, set[str]]] = [
         | {"lean_autoencoder"},
     ),
     ("fast path", {"lean"}),
-    ("engine", {"stream_state", "engine", "memory", "clips", "generation"}),
+    ("engine", {"stream_state", "passes", "engine", "memory", "clips", "generation"}),
     ("pipeline", {"pipeline"}),
     (
         "files and styles",
         {"video", "fit", "styles", "overlay", "measures", "metrics", "host", "recipes"}
-        | {"hub", "hub_calls"},
+        | {"hub", "hub_calls", "device_memory", "loader_calls", "random_model"},
     ),
     ("models", {"assemble", "adapt"}),
     (
         "applications",
         {"load", "convert", "loop", "outputs", "report", "edit", "generate", "live", "bench"}
-        | {"first_pass", "scenes"},
+        | {"first_pass", "scenes", "edit_report"},
     ),
     ("server", {"server"}),
     ("evaluation", {"evaluation"}),
@@ -76,7 +76,8 @@ LAYERS: list[tuple[str, set[str]]] = [
             "cli_options",
             "cli_models",
         }
-        | {"cli_serve", "cli_eval", "cli_bench", "cli_listings", "cli_control", "cli_rate"},
+        | {"cli_serve", "cli_eval", "cli_bench", "cli_listings", "cli_control", "cli_rate"}
+        | {"cli_arguments"},
     ),
 ]
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}

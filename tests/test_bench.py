@@ -13,10 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from stillframe.bench import SHAPES, Share, matmul_ceiling, pass_flops, run_bench
+from stillframe.bench import Share, matmul_ceiling, pass_flops, run_bench
 from stillframe.change import SourceBlock
 from stillframe.cli import app
 from stillframe.grid import Grid
+from stillframe.random_model import SHAPES
 
 
 def bench(**options: Any) -> Any:

@@ -17,10 +17,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from stillframe.autoencoder import TinyVideoAutoencoder
+from stillframe.device_memory import _available, check_memory, free_memory
 from stillframe.engine import EditStream, StreamSettings
 from stillframe.errors import ModelError
 from stillframe.grid import Grid, plan_tokens
-from stillframe.memory import MemoryPlan, _available, check_memory, free_memory, plan_memory
+from stillframe.memory import MemoryPlan, plan_memory
 from stillframe.meter import PeakMeter, typed
 from stillframe.methods import find_method
 from stillframe.recovery import find_recovery, recoveries

@@ -17,8 +17,8 @@ from tests.video_samples import decode, make_video
 from torch import Tensor
 from typer.testing import CliRunner
 
+from stillframe import device_memory
 from stillframe import load as load_module
-from stillframe import memory
 from stillframe.adapt import attention_backends
 from stillframe.assemble import Task, plan
 from stillframe.autoencoder import TinyVideoAutoencoder
@@ -364,7 +364,9 @@ def test_text_is_encoded_on_the_gpu_where_that_fits(
     )
     assert (needs.encoding, needs.editing) == (11 * _GB, 9 * _GB)
     room = {"cuda": free * _GB, "cpu": 16 * _GB}
-    monkeypatch.setattr(memory, "free_memory", lambda device: room[torch.device(device).type])
+    monkeypatch.setattr(
+        device_memory, "free_memory", lambda device: room[torch.device(device).type]
+    )
     gpu = torch.device("cuda")
     if places is None:
         with pytest.raises(ModelError, match="cuda has"):

@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from stillframe.cli_arguments import (
+    build_method,
+    check_files,
+    kept_clean,
+    known_store,
+    named_places,
+    placed_prompt,
+)
 from stillframe.cli_bench import bench
 from stillframe.cli_control import (
     CutsByOption,
@@ -81,10 +89,6 @@ from stillframe.screen import (
     summary,
     warn,
 )
-
-if TYPE_CHECKING:
-    from stillframe.methods import Method
-    from stillframe.video import Sink, Source
 
 __all__ = ["app", "main"]
 
@@ -208,12 +212,12 @@ def edit(
 ) -> None:
     """Edit a video file or stream."""
     with one_sentence_errors(), ExitStack() as stack:
-        read, written = _places(source, input_format, input_timeout, out, output_format)
-        _check_files(read, written, map_path, report, masks_out)
-        written = stack.enter_context(_kept_clean(written))
+        read, written = named_places(source, input_format, input_timeout, out, output_format)
+        check_files(read, written, map_path, report, masks_out)
+        written = stack.enter_context(kept_clean(written))
         levels = parse_sigmas(sigmas)
-        text, placed, doubts = _place(model, prompt, style)
-        chosen = _build_method(method, recovery=recovery, tau1=tau1, tau2=tau2, rate=rate)
+        text, placed, doubts = placed_prompt(model, prompt, style)
+        chosen = build_method(method, recovery=recovery, tau1=tau1, tau2=tau2, rate=rate)
         control = build_control(
             chosen, gop=gop, refresh=refresh, cuts=cuts, roi=roi, roi_mode=roi_mode,
             roi_invert=roi_invert, masks_in=masks_in, detector=detector, cuts_by=cuts_by,
@@ -230,7 +234,7 @@ def edit(
         options = LoadOptions(
             model, device, dtype, threads, vae, tuple(lora or ()), attention, offload, height,
             width, chosen.recovery if chosen.prunes else "none", compare, prompt=text,
-            store=_check_store(store),
+            store=known_store(store),
         )  # fmt: skip
         pipe = load(options)
         loaded = time.perf_counter() - started
@@ -276,84 +280,6 @@ def edit(
                 say(line, stderr=written.kind == "pipe")
         if done.interrupted:
             raise typer.Exit(interrupted.code if interrupted() else READER_GONE)
-
-
-def _places(
-    source: str, input_format: str | None, timeout: float, out: str, output_format: str | None
-) -> tuple[Source, Sink]:
-    """What is meant by the names that were typed."""
-    from stillframe.video import Sink, Source
-
-    return Source.of(source, input_format, timeout), Sink.of(out, output_format)
-
-
-def _check_files(
-    source: Source, out: Sink, map_path: Path | None, report: Path | None, masks: Path | None
-) -> None:
-    """Refuse what cannot be read or written before anything heavy is imported.
-
-    What can be read only once is left alone.
-    """
-    from stillframe.outputs import check_outputs
-    from stillframe.video import VideoReader
-
-    if not source.is_live:
-        VideoReader(source).close()
-    check_outputs(source, out, map_path, report)
-    check_outputs(source, out, map_path, masks)
-    if report is not None and masks is not None and report.resolve() == masks.resolve():
-        raise ValueError(f"{masks} cannot be the report and the masks: choose another name")
-
-
-def _kept_clean(sink: Sink) -> AbstractContextManager[Sink]:
-    """Keeps what is printed out of the video, if that goes to standard output."""
-    from stillframe.video import video_on_stdout
-
-    return video_on_stdout(sink)
-
-
-def _place(
-    model: str, prompt: str | None, style: str | None
-) -> tuple[str, str | None, tuple[str, ...]]:
-    """The prompt for the text encoder, the style it stands for if known, and doubts about that."""
-    from stillframe.load import model_styles
-    from stillframe.styles import find, place
-
-    if (prompt is None) == (style is None):
-        raise ValueError("give either --prompt TEXT or --style NAME")
-    known = model_styles(model)
-    if prompt is None:
-        chosen = find(str(style), known)
-        return chosen.prompt, chosen.name, ()
-    placed = place(prompt, known)
-    if placed is not None or not known:
-        return prompt, None if placed is None else placed.name, ()
-    names = ", ".join(entry.name for entry in known)
-    return (
-        prompt,
-        None,
-        (f"{prompt!r} names no style that this model has learnt; it knows {names}",),
-    )
-
-
-def _check_store(name: str) -> str:
-    """The name of a store back, refused before a model is loaded."""
-    from stillframe.settings import check_store
-
-    return check_store(name)
-
-
-def _build_method(name: str, **given: Any) -> Method:
-    """The method with what the user asked for; everything else as the method has it."""
-    from stillframe.methods import find_method
-
-    kind = find_method(name)
-    known = [field.name for field in dataclasses.fields(kind)]
-    asked = {key: value for key, value in given.items() if value is not None}
-    for key in asked:
-        if key not in known:
-            raise ValueError(f"method {name!r} has no {key}; it has {', '.join(known)}")
-    return kind(**asked)
 
 
 app.command()(generate)

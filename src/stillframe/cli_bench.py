@@ -92,8 +92,8 @@ def _pipeline(
 ) -> CausalWanPipeline:
     if not random_weights:
         return load(LoadOptions(model=model, device=device, dtype=dtype, threads=threads))
-    from stillframe.bench import SHAPES, random_pipeline
     from stillframe.load import pick_device, pick_dtype
+    from stillframe.random_model import SHAPES, random_pipeline
     from stillframe.recipes import load_recipes
 
     known = load_recipes()

@@ -18,7 +18,8 @@ import torch
 from stillframe import hub
 from stillframe.assemble import Source, build, open_text
 from stillframe.errors import ModelError, OutputError
-from stillframe.load import find_source, one_sentence, pick_device, pick_dtype, quietly
+from stillframe.load import find_source, pick_device, pick_dtype
+from stillframe.loader_calls import one_sentence, quietly
 from stillframe.recipes import load_recipes
 
 __all__ = ["convert", "convert_model"]

@@ -10,30 +10,28 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from dataclasses import replace
 from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from stillframe.control import Control, FrameClock, MaskHeader, MaskRecorder, RateTrace
+from stillframe.device_memory import forget_peak
+from stillframe.edit_report import EditJob, edit_report
 from stillframe.engine import BlockStats
 from stillframe.errors import InputError
 from stillframe.first_pass import check_two_pass, foretold
 from stillframe.fit import Fit, fit_to_grid
-from stillframe.host import peak_resident_bytes
 from stillframe.loop import Comparison, FileLoop, Lane, MapVideo, missing_frames
 from stillframe.methods import Method, find_method
 from stillframe.outputs import check_outputs
 from stillframe.pipeline import CausalWanPipeline
-from stillframe.report import DENOISING_STAGES, Report, RunReport
+from stillframe.report import Report
 from stillframe.streaming import open_autoencoder
 from stillframe.video import Sink, Source, VideoReader, VideoWriter
 
-__all__ = ["Progress", "edit_file", "forget_peak", "peak_memory"]
+__all__ = ["Progress", "edit_file"]
 
 StrPath = str | PathLike[str]
 
@@ -176,8 +174,8 @@ def edit_file(
         if rate_trace_out is not None and controlled is not None and controlled.rate is not None:
             RateTrace(tuple(controlled.rate.timings)).write(rate_trace_out)
         name = model or Path(pipe.name_or_path or type(pipe).__name__).name
-        job = _Job(pipe, prompt, seed, name, load_seconds)
-        return _report(job, reader, fit, loop, comparison)
+        job = EditJob(pipe, prompt, seed, name, load_seconds)
+        return edit_report(job, reader, fit, loop, comparison)
 
 
 def _mask_header(pipe: CausalWanPipeline, fit: Fit, method: Method) -> MaskHeader:
@@ -272,104 +270,3 @@ def _teller(
         on_progress(Progress(loop.frames_in, out, total, fps, loop.lanes[0].kept_share))
 
     return tell
-
-
-class _Job(NamedTuple):
-    """What was asked for."""
-
-    pipe: CausalWanPipeline
-    prompt: str
-    seed: int
-    model: str
-    load_seconds: float
-
-
-def _report(
-    job: _Job, reader: VideoReader, fit: Fit, loop: FileLoop, comparison: Comparison | None
-) -> Report:
-    files = loop.clock.lap()
-    frames = loop.writer.frames_written
-    flickers = comparison.flicker.levels if comparison is not None else (None, None)
-    runs = [lane.report(files, frames, f) for lane, f in zip(loop.lanes, flickers, strict=False)]
-    runs[0].seconds["load"] = job.load_seconds
-    settings = loop.lanes[0].stream.settings
-    fresh = open_autoencoder(job.pipe.vae, job.pipe.config.block_frames)
-    return Report(
-        **{name: getattr(runs[0], name) for name in asdict(runs[0])},
-        **({} if comparison is None else _differences(runs[0], runs[1], comparison)),
-        stillframe=version("stillframe"),
-        source=reader.name,
-        output=loop.writer.name,
-        frames_in=loop.frames_in,
-        frames_out=frames,
-        fps_source=reader.fps,
-        width=fit.width,
-        height=fit.height,
-        source_width=reader.width,
-        source_height=reader.height,
-        model=job.model,
-        prompt=job.prompt,
-        device=str(job.pipe.compute_device),
-        dtype=str(job.pipe.transformer.dtype).removeprefix("torch."),
-        seed=job.seed,
-        sigmas=settings.sigmas,
-        conditioning=settings.conditioning,
-        store=settings.resolved_store(job.pipe.transformer.dtype),
-        peak_memory_bytes=peak_memory(job.pipe.compute_device),
-        damage=reader.damage,
-        interrupted=loop.interrupted,
-        warnings=_warnings(reader, loop),
-        control=loop.lanes[0].control_report(fresh.temporal, missing_frames(job.pipe.vae, fresh)),
-    )
-
-
-def _differences(run: RunReport, full: RunReport, comparison: Comparison) -> dict[str, Any]:
-    """What only a comparison knows."""
-
-    def ratio(*stages: str) -> float | None:
-        spent = sum(run.seconds[stage] for stage in stages)
-        return sum(full.seconds[stage] for stage in stages) / spent if spent else None
-
-    return {
-        "full": full,
-        "speedup_total": ratio("total"),
-        "speedup_denoise": ratio(*DENOISING_STAGES),
-        "psnr_vs_full_db": comparison.likeness.db,
-        "flicker_source": comparison.flicker.source_level,
-        "static_share": comparison.flicker.still_share,
-    }
-
-
-def _warnings(reader: VideoReader, loop: FileLoop) -> tuple[str, ...]:
-    told, writer = [], loop.writer
-    if reader.damage is not None:
-        told.append(f"a part of {reader.name} was lost: {reader.damage}")
-    if reader.fell_silent:
-        told.append(f"{reader.name} ended because nothing came for {reader.source.timeout:g} s")
-    if writer.audio_dropped is not None:
-        told.append(f"{writer.name} has no sound: {writer.audio_dropped}")
-    if writer.gaps:
-        told.append(
-            f"{writer.name} is in a format without times: {writer.gaps} "
-            f"gap{'' if writer.gaps == 1 else 's'} between frames were closed"
-        )
-    controlled = loop.lanes[0].stream.controlled
-    if controlled is not None and controlled.rate is not None:
-        missed = controlled.rate.warning()
-        told += [] if missed is None else [missed]
-    if loop.closed is not None:
-        told.append(f"{loop.closed} after {writer.frames_written} frames")
-    return tuple(told)
-
-
-def forget_peak(device: torch.device) -> None:
-    """Start measuring `peak_memory` anew, where that is possible."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Most bytes in use: torch's on a GPU, the whole process's on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return peak_resident_bytes()

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from stillframe.change import SourceBlock
 from stillframe.control import Control, StreamControl
-from stillframe.grid import Grid, Plan, patchify, plan_tokens, take, unpatchify
-from stillframe.lean import BlockInputs, LeanBlocks, bucket_lengths, takes_fp8
+from stillframe.grid import Grid, Plan, patchify, plan_tokens, unpatchify
+from stillframe.lean import bucket_lengths, takes_fp8
 from stillframe.methods import Method
+from stillframe.passes import BlockPasses
 from stillframe.pixels import PixelBlocks
 from stillframe.restore import predecessor_rows, restore
 from stillframe.settings import StreamSettings
@@ -289,7 +290,8 @@ class EditStream:
                 state.attention.skip_block(plan)
             own = torch.zeros_like(source)
         else:
-            own = self._denoise(state, source, noise, plan)
+            passes = BlockPasses(self._denoiser, self._text, self.settings, self.clock)
+            own = passes(state, source, noise, plan)
         if plan.everything or state.result is None:
             return own
         with self.clock("context"):
@@ -303,64 +305,6 @@ class EditStream:
             for _ in self.settings.sigmas
         )
         return [patchify(draw, self._denoiser.patch) for draw in draws]
-
-    def _denoise(
-        self, state: StreamState, source: Tensor, noise: Sequence[Tensor], plan: Plan
-    ) -> Tensor:
-        """Denoising passes and context pass over the kept tokens; their results at their slots.
-
-        Pruned tokens need no restoration between passes: nothing reads them but attention, where
-        the recovery stands in for them.
-        """
-        attention, sigmas = state.attention, self.settings.sigmas
-        if state.lean is not None and state.lean.can(plan) and attention.merger is None:
-            return self._denoise_lean(state.lean, source, noise, plan)
-        kept = plan.kept
-
-        def of_kept(x: Tensor) -> Tensor:
-            return x if kept is None else take(x, kept.index)
-
-        here = of_kept(source)
-        x0 = here
-        with self._denoiser.attached():
-            with self.clock("denoise"):
-                attention.begin_block(plan)
-                for step, sigma in enumerate(sigmas):
-                    attention.step = step
-                    x = (1 - sigma) * x0 + sigma * of_kept(noise[step])
-                    x0 = x - sigma * self._velocity(state, x, here, sigma)
-            with self.clock("context"):
-                attention.step = None
-                self._velocity(state, x0, here, 0.0)
-                attention.end_block()
-        return attention.scattered(x0)
-
-    def _denoise_lean(
-        self, lean: LeanBlocks, source: Tensor, noise: Sequence[Tensor], plan: Plan
-    ) -> Tensor:
-        """The same on the fast path."""
-        settings = self.settings
-        inputs = BlockInputs(
-            source[0],
-            [draw[0] for draw in noise],
-            settings.sigmas,
-            settings.timestep_scale,
-            settings.conditioning == "source",
-        )
-        with self.clock("denoise"):
-            x0 = lean.denoise(plan, self._text, inputs)
-        with self.clock("context"):
-            lean.commit()
-        return x0
-
-    def _velocity(self, state: StreamState, x: Tensor, source: Tensor, sigma: float) -> Tensor:
-        timestep = torch.full((x.shape[0],), sigma * self.settings.timestep_scale, device=x.device)
-        tokens = x
-        if self._denoiser.takes_source:
-            shown = source if self.settings.conditioning == "source" else torch.zeros_like(source)
-            pixels = (-1, self._denoiser.latent_channels)
-            tokens = torch.cat([x.unflatten(2, pixels), shown.unflatten(2, pixels)], 3).flatten(2)
-        return self._denoiser(tokens, timestep, self._text, state.attention).float()
 
     def _end(self, state: StreamState, plan: Plan) -> None:
         """Tell everybody what became of the block."""

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import torch
 
-from stillframe.edit import Progress, forget_peak, peak_memory
+from stillframe.device_memory import forget_peak, peak_memory
+from stillframe.edit import Progress
 from stillframe.engine import BlockStats, StageClock
 from stillframe.fit import fit_to_grid
 from stillframe.generation import GenerateStream

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stillframe.errors import ModelError, StillframeError
+from stillframe.errors import ModelError
+from stillframe.loader_calls import one_sentence, quietly
 from stillframe.recipes import load_recipes
 from stillframe.styles import Style, load_styles
 
@@ -33,11 +32,9 @@ __all__ = [
     "load_pipeline",
     "missing_files",
     "model_styles",
-    "one_sentence",
     "pick_device",
     "pick_dtype",
     "plan_pipeline",
-    "quietly",
 ]
 
 _BUNDLED = Path(__file__).parent / "models"
@@ -271,7 +268,7 @@ def _text_devices(
     Raises:
         ModelError: it does not fit either way.
     """
-    from stillframe.memory import check_memory, free_memory
+    from stillframe.device_memory import check_memory, free_memory
 
     if device.type == "cpu":
         check_memory(needs, device)
@@ -315,7 +312,7 @@ def plan_pipeline(
     """
     from stillframe import hub
     from stillframe.assemble import Task, plan
-    from stillframe.memory import free_memory
+    from stillframe.device_memory import free_memory
 
     chosen = pick_device(device)
     source = find_source(name, vae)
@@ -324,45 +321,6 @@ def plan_pipeline(
         hub.fetch(configs)
     needs = plan(source, pick_dtype(dtype, chosen), Task(height, width, recovery, store=store))
     return needs, free_memory(chosen)
-
-
-@contextmanager
-def one_sentence(name: str) -> Iterator[None]:
-    """Whatever goes wrong while a model is loaded as a `ModelError` in one sentence."""
-    try:
-        yield
-    except StillframeError:
-        raise
-    except Exception as error:  # damaged or foreign folders fail in every way there is
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"{name} cannot be loaded: {_first_sentence(reason)}") from error
-
-
-def _first_sentence(text: str, most: int = 300) -> str:
-    sentence = re.split(r"(?<=[.!?])\s| \(", text, maxsplit=1)[0].rstrip(".")
-    return sentence if len(sentence) <= most else sentence[: most - 3] + "..."
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """No progress bars, log lines and warnings of diffusers and transformers within the block."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import diffusers.utils.logging as of_diffusers
-        import transformers.utils.logging as of_transformers
-
-        libraries = (of_diffusers, of_transformers)
-        before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in libraries]
-        for log in libraries:
-            log.set_verbosity_error()
-            log.disable_progress_bar()
-        try:
-            yield
-        finally:
-            for log, (verbosity, had_bar) in zip(libraries, before, strict=True):
-                log.set_verbosity(verbosity)
-                if had_bar:
-                    log.enable_progress_bar()
 
 
 def model_styles(name: str) -> tuple[Style, ...]:

@@ -8,11 +8,9 @@ It does not know checkpoints or command lines; configurations and sizes are enou
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,14 +23,13 @@ from stillframe.autoencoder import TinyVideoAutoencoder
 from stillframe.cache import CacheShape, KeyValueCache
 from stillframe.change import SourceBlock
 from stillframe.engine import StreamSettings
-from stillframe.errors import ModelError
 from stillframe.grid import Grid, Plan
 from stillframe.meter import META, PeakMeter, built, typed, weight_bytes
 from stillframe.recovery import Recovery, RecoverySetup, find_recovery
 from stillframe.streaming import StreamingAutoencoder, open_autoencoder
 from stillframe.wan import WanDenoiser, empty_transformer
 
-__all__ = ["MemoryPlan", "check_memory", "free_memory", "plan_memory"]
+__all__ = ["GIB", "MemoryPlan", "plan_memory"]
 
 GIB = 2**30
 
@@ -304,55 +301,3 @@ def _autoencoder(config: Mapping[str, Any], kind: str) -> nn.Module:
     known = signature(_AUTOENCODERS[kind].__init__).parameters
     given = {name: value for name, value in config.items() if name in known}
     return built(f"{kind} autoencoder", lambda: _AUTOENCODERS[kind](**given))
-
-
-def free_memory(device: torch.device | str) -> int | None:
-    """Bytes that are free on a device; None where nobody says.
-
-    On a GPU what torch holds in reserve counts as free.
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserve
-    return _available(Path("/proc/meminfo")) if device.type == "cpu" else None
-
-
-def _available(meminfo: Path) -> int | None:
-    """Memory of the machine that can be had without swapping; Linux says so in ``meminfo``."""
-    for line in meminfo.read_text().splitlines() if meminfo.is_file() else ():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
-
-
-def check_memory(plan: MemoryPlan, device: torch.device | str) -> None:
-    """Refuse a job that does not fit; to be called before anything is loaded.
-
-    Raises:
-        ModelError: the plan's peak is more than what is free on the device.
-    """
-    free = free_memory(device)
-    if free is None or plan.peak <= free:
-        return
-    raise ModelError(
-        f"this needs {plan.peak / GIB:.1f} GiB and {device} has {free / GIB:.1f} GiB free: "
-        f"try {_hint(plan, free)}"
-    )
-
-
-def _hint(plan: MemoryPlan, free: int) -> str:
-    """What would help most, with the least harm to the result."""
-    if plan.dtype == torch.float32:
-        return "--dtype bfloat16"
-    if plan.editing <= free:
-        return "encoding the prompt on the CPU"
-    saved = plan.autoencoder + plan.stream + max(plan.encode, plan.decode) - plan.activations
-    if plan.vae_kind == "full" and plan.editing - free <= saved:
-        return "--vae tiny"
-    if plan.transformer > free:
-        return "a smaller model"
-    return "a smaller --height"

@@ -7,10 +7,11 @@ from stillframe.control.film import Film, FrameClock
 from stillframe.control.gop import Gop
 from stillframe.control.guard import Guard
 from stillframe.control.masks import GivenMasks, MaskHeader, MaskRecorder
+from stillframe.control.outcome import Happened
 from stillframe.control.rate import Rate
 from stillframe.control.refresh import Refresh
 from stillframe.control.region import Box, Painting, Region
-from stillframe.control.stream import Control, Happened, StreamControl
+from stillframe.control.stream import Control, StreamControl
 from stillframe.control.survey import Survey
 from stillframe.control.trace import RateTrace, Timing
 from stillframe.control.twopass import Forecast

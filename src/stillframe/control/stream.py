@@ -13,26 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stillframe.change import SourceBlock
-from stillframe.control.codec import Agreement, CodecDetector, CodecTrack
+from stillframe.control.codec import CodecDetector, CodecTrack
 from stillframe.control.confine import Confinement, Decoder
 from stillframe.control.cuts import Cuts, GivenCuts
 from stillframe.control.film import FrameClock
 from stillframe.control.gop import Gop
 from stillframe.control.guard import Guard, Watch
 from stillframe.control.masks import GivenMasks
+from stillframe.control.outcome import Happened, Order
 from stillframe.control.rate import Rate, RateController
 from stillframe.control.refresh import Refresh, Refreshing, refresh_phases
 from stillframe.control.region import Box, Region, RegionTrack
 from stillframe.grid import Grid
 from stillframe.methods import Method
 
-__all__ = ["Control", "Happened", "Order", "StreamControl"]
+__all__ = ["Control", "StreamControl"]
 
 
 @dataclass(frozen=True)
@@ -136,37 +137,6 @@ def _plain_region(region: Region) -> dict[str, Any]:
     box = region.shape
     shares = [box.left, box.top, box.width, box.height] if isinstance(box, Box) else None
     return {"box": shares, "mode": region.mode, "invert": region.invert}
-
-
-class Order(NamedTuple):
-    """What becomes of a block.
-
-    Attributes:
-        whole: every token is computed.
-        forget: the context is, too: the block is computed as a stream's first one.
-    """
-
-    whole: bool
-    forget: bool
-
-
-class Happened(NamedTuple):
-    """What controls did to a stream.
-
-    Attributes:
-        cuts: latent frames, from 0, with which a scene begins.
-        whole_blocks: blocks made whole: by the group of pictures, and by cuts.
-        refreshed_tokens: tokens computed for the refresh alone.
-        oldest: largest number of blocks that any place was not recomputed for, None without a
-            refresh.
-        agreement: of the source's codec with the method, None without that detector.
-    """
-
-    cuts: tuple[int, ...]
-    whole_blocks: int
-    refreshed_tokens: int
-    oldest: int | None
-    agreement: Agreement | None = None
 
 
 class StreamControl:

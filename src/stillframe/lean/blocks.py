@@ -24,7 +24,8 @@ from stillframe.cache import KeyValueCache
 from stillframe.graphs import Graphs
 from stillframe.grid import Plan
 from stillframe.lean.buffers import Buffers
-from stillframe.lean.placing import Entries, Sources, Table, place, rotate_rows
+from stillframe.lean.placing import place, rotate_rows
+from stillframe.lean.rows import Entries, Sources, Table
 from stillframe.lean.transformer import LayerRows, LeanTransformer, PassInputs
 from stillframe.recovery import Recovery
 from stillframe.recovery.aligned import AlignedRecovery

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stillframe.cache import CacheShape, KeyValueCache
 from stillframe.grid import Plan
-from stillframe.lean.placing import Sources, Table
+from stillframe.lean.rows import Sources, Table
 from stillframe.recovery import Recovery
 from stillframe.recovery.aligned import AlignedRecovery
 from stillframe.restore import predecessor_rows

@@ -5,17 +5,15 @@ block's rows of the cache; where a token is pruned it takes an *entry* from else
 store, or a committed frame - in the same kernel. Which row comes from where is data (`Sources`),
 not code, so that a captured graph serves every mask. `rotate_rows` rotates committed keys of all
 layers.
-
-Tables of rotation are given as cosines and sines, (rows, head_dim/2) float32 each.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from stillframe.lean.rows import Entries, Sources, Table
 
 try:
     import triton
@@ -24,9 +22,6 @@ except ImportError:  # no triton, no GPU kernels: the twins serve
     triton = None
 
 __all__ = [
-    "Entries",
-    "Sources",
-    "Table",
     "place",
     "place_twin",
     "rotate_rows",
@@ -37,40 +32,6 @@ __all__ = [
 
 _FP8 = torch.float8_e4m3fn
 _FP8_MOST = 448.0
-
-
-class Table(NamedTuple):
-    """Rotations of some rows: cosines and sines, (rows, head_dim/2) float32."""
-
-    cos: Tensor
-    sin: Tensor
-
-
-class Sources(NamedTuple):
-    """Where each of a block's slots comes from: (S, N) int32 each, -1 for "nowhere".
-
-    Attributes:
-        new: row of this pass's projections, for kept tokens.
-        old: row of the entries, looked at where ``new`` is -1. With both -1 the slot is left alone.
-        out: row of the entries to write the result to.
-    """
-
-    new: Tensor
-    old: Tensor
-    out: Tensor
-
-
-class Entries(NamedTuple):
-    """Keys before rotation and values to take from and write to, (rows, C) each.
-
-    FP8 is held as uint8. Only what is written to may lack ``values``: keys alone are kept then.
-    ``offset`` is an int64 scalar on the device, the row that row 0 of a source means: so one graph
-    serves all denoising passes.
-    """
-
-    keys: Tensor
-    values: Tensor | None
-    offset: Tensor
 
 
 def _rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -24,13 +24,8 @@ from torch.nn.attention import SDPBackend
 from stillframe.lean.attention import Cut, attend, best_cut
 from stillframe.lean.linear import Linear8, gelu_linear
 from stillframe.lean.norms import Affine, gelu8, quantise_twin, residual_norm, residual_norm8
-from stillframe.lean.placing import (
-    Entries,
-    Sources,
-    Table,
-    place,
-    rotated_queries,
-)
+from stillframe.lean.placing import place, rotated_queries
+from stillframe.lean.rows import Entries, Sources, Table
 from stillframe.wan import WanDenoiser
 
 __all__ = ["LayerRows", "LeanTransformer", "PassInputs", "lean_twin", "unsupported"]

@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,22 +24,21 @@ from stillframe.control import Control
 from stillframe.live.editor import EditedBlock, EditedFrame, Editor, FrameSize
 from stillframe.live.intake import Intake, Policy
 from stillframe.live.outbox import Outbox
+from stillframe.live.standing import Standing
 from stillframe.live.telemetry import Clock, SystemClock, Telemetry
 from stillframe.live.wishes import UNCHANGED, Unchanged, Wishes, first_wishes
 from stillframe.live.worker import SessionError, Worker
 from stillframe.methods import Method
 from stillframe.pipeline import CausalWanPipeline
 
-__all__ = ["LiveSession", "State"]
+__all__ = ["LiveSession"]
 
 Pixels = NDArray[np.uint8]
-State = Literal["ready", "running", "closed"]
-
 
 _NOISE = 2.0
 
 
-class LiveSession:
+class LiveSession(Standing):
     """One stream of live editing. All methods may be called from any thread.
 
     A block is not begun while a block of edited frames waits to be read, so a consumer that stops
@@ -101,17 +100,11 @@ class LiveSession:
         editor = Editor(pipe, size, seed, noise)
         self.patch, self.block_frames = editor.patch, editor.later
         self._pipe, self._size = pipe, size
-        self._wishes = first_wishes(pipe, prompt, prompt_embeds, method, control, settings)
-        self._editor: Editor | None = editor
-        self._intake = Intake(policy, editor.first, editor.later, bound, max_wait)
+        wishes = first_wishes(pipe, prompt, prompt_embeds, method, control, settings)
+        intake = Intake(policy, editor.first, editor.later, bound, max_wait)
+        super().__init__(wishes, editor, intake, Outbox(editor.later, self.telemetry))
         self._clock = clock or SystemClock()
-        self._out = Outbox(editor.later, self.telemetry)
-        self._changed = threading.Condition()
         self._changing = threading.Lock()
-        self._state: State = "ready"
-        self._paused = False
-        self._error: tuple[str, str] | None = None
-        self._turned_away = self._lost = 0
         self._newest = -math.inf
         self._serving: int | None = None
         self._own_worker = worker is None
@@ -123,48 +116,6 @@ class LiveSession:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    @property
-    def state(self) -> State:
-        """Where it is in its life."""
-        return self._state
-
-    @property
-    def paused(self) -> bool:
-        """Whether frames are turned away, see `pause`."""
-        return self._paused
-
-    @property
-    def error(self) -> str | None:
-        """What ended it, if that was an error."""
-        return None if self._error is None else self._error[0]
-
-    @property
-    def waiting(self) -> int:
-        """Frames that came in and have not been begun."""
-        return len(self._intake)
-
-    @property
-    def unread(self) -> int:
-        """Edited frames that wait for `get`."""
-        return len(self._out)
-
-    @property
-    def dropped(self) -> int:
-        """Frames dropped so far: by the policy, while paused, and when a stream was left."""
-        with self._changed:
-            return self._intake.dropped + self._turned_away + self._lost
-
-    @property
-    def wishes(self) -> Wishes:
-        """How the next block is edited: its ``method`` and ``settings``."""
-        return self._wishes
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Bytes that its stream holds, see ``EditStream.memory``."""
-        with self._changed:
-            return {"cache": 0, "recovery": 0} if self._editor is None else self._editor.memory
 
     def push(self, frame: Pixels, timestamp: float, timeout: float | None = None) -> bool:
         """Give a frame. It is copied; one of another size begins another stream.
@@ -386,8 +337,3 @@ class LiveSession:
             if self._state != "closed":
                 self._error = message, trace
                 self._finish()
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            message, trace = self._error
-            raise SessionError(message, trace)

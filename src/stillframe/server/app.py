@@ -7,18 +7,19 @@ What a connection does is in ``connection``; on which port this is served, it do
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import FileResponse, PlainTextResponse
 
-from stillframe.live import Session
+from stillframe.live import Session, SessionError
 from stillframe.load import bundled_models
 from stillframe.methods import methods
 from stillframe.pipeline import CausalWanPipeline
@@ -29,8 +30,12 @@ from stillframe.server.guard import Gate, RefusedError, Seats, packaged_file
 from stillframe.server.hall import Hall
 from stillframe.server.keeper import Keeper, ProcessKeeper, SessionKeeper
 from stillframe.server.limits import Limits
-from stillframe.server.messages import VERSION, encode
+from stillframe.server.messages import VERSION, ProtocolError, encode
+from stillframe.server.offers import parse_offer
 from stillframe.styles import Style
+
+if TYPE_CHECKING:
+    from stillframe.server.webrtc import Peers
 
 __all__ = ["create_app"]
 
@@ -69,6 +74,7 @@ class _House:
         self.sockets = Seats(4 * max_sessions + 8, "connections")
         self.size, self.known = size, known
         self.hall: Hall | None = None
+        self.peers = _peers()
 
     @asynccontextmanager
     async def open(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -85,6 +91,8 @@ class _House:
                 )  # fmt: skip
                 yield
             finally:
+                if self.peers is not None:
+                    await self.peers.close()
                 await loop.run_in_executor(None, self.keeper.stop)
         finally:
             pool.shutdown(wait=True)
@@ -112,11 +120,21 @@ class _House:
         return {
             "version": version("stillframe"),
             "protocol": VERSION,
+            "transports": ["websocket"] + ["webrtc"] * (self.peers is not None),
             "sessions": {"open": self.seats.taken, "max": self.seats.count},
             "worker_failures": self.keeper.failures,
             "limits": asdict(self.limits),
             "telemetry": [_figures(name, session) for name, session in sessions.items()],
         }
+
+
+def _peers() -> Peers | None:
+    """What keeps WebRTC connections, if the package for them is installed."""
+    if importlib.util.find_spec("aiortc") is None:
+        return None
+    from stillframe.server.webrtc import Peers
+
+    return Peers()
 
 
 def _figures(name: str, session: Session) -> dict[str, Any]:
@@ -176,6 +194,7 @@ def create_app(
     _add_page(app, static)
     _add_listings(app, house, model)
     _add_socket(app, house)
+    _add_offers(app, house)
     return app
 
 
@@ -281,3 +300,51 @@ def _add_socket(app: FastAPI, house: _House) -> None:
             await socket.accept()
             await socket.send_text(encode("refused", reason=str(error)))
             await socket.close(1013)
+
+
+def _add_offers(app: FastAPI, house: _House) -> None:
+    def checked(request: Request, token: str | None = None) -> Peers:
+        host, origin = request.headers.get("host"), request.headers.get("origin")
+        if not house.gate.origin_allowed(origin, host):
+            raise HTTPException(403, "this server answers to its own page only")
+        given = token or _token_of(request.headers, request.query_params, request.cookies)
+        if not house.gate.knows(given):
+            raise HTTPException(401, "the token is missing or wrong")
+        if house.peers is None:
+            raise HTTPException(404, "there is no WebRTC here: pip install 'stillframe[webrtc]'")
+        return house.peers
+
+    @app.post("/webrtc/offer")
+    async def offer(request: Request) -> dict[str, str]:
+        """Answer a WebRTC offer: ``sdp``, ``type`` and what the socket's hello has."""
+        assert house.hall is not None
+        try:
+            with house.sockets.seat():
+                limits = house.limits
+                data = await asyncio.wait_for(_body(request, limits), limits.hello_seconds)
+                sdp, hello = parse_offer(data, limits.text_bytes)
+                peers = checked(request, hello.token)
+                name, answer = await peers.answer(house.hall, sdp, hello)
+        except asyncio.TimeoutError as error:
+            raise HTTPException(408, "the offer did not come in time") from error
+        except ProtocolError as error:
+            raise HTTPException(413 if error.code == 1009 else 400, str(error)) from error
+        except (RefusedError, SessionError) as error:
+            raise HTTPException(503, str(error)) from error
+        return {"type": "answer", "sdp": answer, "name": name}
+
+    @app.delete("/webrtc/{name}")
+    async def leave(name: str, request: Request) -> dict[str, bool]:
+        """End a WebRTC connection by the name that came with its answer."""
+        if not await checked(request).close(name):
+            raise HTTPException(404, "there is no such connection")
+        return {"ok": True}
+
+
+async def _body(request: Request, limits: Limits) -> bytes:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > limits.offer_bytes:
+            raise ProtocolError(f"an offer may have {limits.offer_bytes} bytes", 1009)
+    return bytes(data)

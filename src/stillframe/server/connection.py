@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
+from numpy.typing import NDArray
 
 from stillframe.live import EditedFrame, Session, SessionError
 from stillframe.server import messages
@@ -26,7 +27,7 @@ from stillframe.server.messages import Command, Hello, ProtocolError, Update
 from stillframe.server.outgoing import Outgoing
 from stillframe.server.pictures import decode_picture, encode_picture
 
-__all__ = ["ABORT", "Connection"]
+__all__ = ["ABORT", "Connection", "StalledError"]
 
 #: The ASGI extension by which a server lets an application cut a connection off.
 ABORT = "stillframe.abort"
@@ -37,7 +38,7 @@ _QUALITY = 85
 _DONE, _FAILED, _RULES, _BUSY = 1000, 1011, 1008, 1013
 
 
-class _StalledError(Exception):
+class StalledError(Exception):
     """The client takes nothing any more."""
 
 
@@ -49,6 +50,8 @@ class Connection:
         self._id = secrets.token_hex(4)
         self._choice = Choice()
         self._newest: float | None = None
+        self._last: NDArray[np.uint8] | None = None
+        self._picture = b""
         self._frames = Rate(hall.limits.frames_per_second, time.monotonic)
         self._texts = Rate(hall.limits.texts_per_second, time.monotonic)
 
@@ -59,7 +62,7 @@ class Connection:
             await self._converse()
         except WebSocketDisconnect:
             return
-        except _StalledError:
+        except StalledError:
             self._abort()
         except RefusedError as error:
             await self._end(_BUSY, "refused", reason=str(error))
@@ -117,7 +120,9 @@ class Connection:
         policy = cast(Literal["latest", "all"], hello.policy or "latest")
         self._session = await self._off_loop(lambda: self._open(hello, policy, width, height))
         self._policy, self._quality = policy, hello.quality or _QUALITY
-        self._outgoing = Outgoing(self._limits.queued_frames, drops=policy == "latest")
+        self._outgoing: Outgoing[str | bytes] = Outgoing(
+            self._limits.queued_frames, drops=policy == "latest"
+        )
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         pump = threading.Thread(target=self._pump, name=f"stillframe-{self._id}", daemon=True)
         try:
@@ -158,8 +163,8 @@ class Connection:
 
     # in
 
-    async def _listen(self) -> str | bytes:
-        """The client's next message.
+    async def _listen(self) -> Any:
+        """The client's next message: a text, or what `_take_frame` takes.
 
         Raises:
             WebSocketDisconnect: it has gone.
@@ -178,26 +183,34 @@ class Connection:
                 message = await asyncio.wait_for(self._listen(), idle)
             except asyncio.TimeoutError as error:
                 raise ProtocolError(f"nothing was sent for {idle:g} s") from error
-            if isinstance(message, bytes):
+            if not isinstance(message, str):
                 await self._take_frame(message)
             elif await self._obey(message):
                 return
 
-    async def _take_frame(self, data: bytes) -> None:
+    def _count_frame(self) -> None:
         if not self._frames.allows():
             most = self._limits.frames_per_second
             raise ProtocolError(f"more than {most:g} frames a second were sent")
+
+    async def _take_frame(self, data: Any) -> None:
+        self._count_frame()
         frame = messages.parse_frame(data, self._limits.message_bytes)
         if self._newest is not None and frame.timestamp < self._newest:
             raise ProtocolError(f"timestamps must rise, got {frame.timestamp} after {self._newest}")
         if frame.timestamp == self._newest:  # browsers' clocks are coarse
             return
-        self._newest = frame.timestamp
-        session, limits = self._session, self._limits
+        limits = self._limits
         pixels = await self._off_loop(lambda: decode_picture(frame.picture, limits))
+        await self._push(pixels, frame.timestamp)
+
+    async def _push(self, pixels: NDArray[np.uint8], timestamp: float) -> None:
+        """Give the session a frame: uint8 (H, W, 3), and seconds."""
+        self._newest = timestamp
+        session = self._session
 
         def push() -> bool:
-            return session.push(pixels, frame.timestamp, timeout=0)
+            return session.push(pixels, timestamp, timeout=0)
 
         try:
             while not await self._off_loop(push):
@@ -252,14 +265,14 @@ class Connection:
         """Send what there is, in order.
 
         Raises:
-            _StalledError: the client takes nothing.
+            StalledError: the client takes nothing.
         """
         while True:
             message = await self._outgoing.get()
             try:
                 await asyncio.wait_for(self._pass_on(message), self._limits.stall_seconds)
             except asyncio.TimeoutError as error:
-                raise _StalledError from error
+                raise StalledError from error
 
     async def _pass_on(self, message: str | bytes) -> None:
         if isinstance(message, str):
@@ -271,15 +284,12 @@ class Connection:
         """Wait for edited frames, encode them, and queue them; a thread's work."""
         error: BaseException | None = None
         try:
-            reported, last, picture = -1, None, b""
+            reported = -1
             for frame in self._session:
                 if frame.block > reported:
                     self._report(frame, reported)
                     reported = frame.block
-                # where nothing changes, the frames of block after block are the same
-                if last is None or not np.array_equal(frame.pixels, last):
-                    last, picture = frame.pixels, encode_picture(frame.pixels, self._quality)
-                self._outgoing.put(messages.pack_frame(frame.timestamp, picture), frame=True)
+                self._deliver(frame)
         except BaseException as failure:
             error = failure
         ended = self._ended
@@ -295,14 +305,25 @@ class Connection:
         if not ended.get_loop().is_closed():
             ended.get_loop().call_soon_threadsafe(finish)
 
+    def _deliver(self, frame: EditedFrame) -> None:
+        """Queue an edited frame, on the pump's thread."""
+        # where nothing changes, the frames of block after block are the same
+        if self._last is None or not np.array_equal(frame.pixels, self._last):
+            self._last = frame.pixels
+            self._picture = encode_picture(frame.pixels, self._quality)
+        self._outgoing.put(messages.pack_frame(frame.timestamp, self._picture), frame=True)
+
+    def _unsent(self) -> int:
+        """Edited frames that were dropped because the client is too slow."""
+        return self._outgoing.dropped
+
     def _report(self, frame: EditedFrame, before: int) -> None:
         """Tell of a frame's block, and of those since another that nothing came out with."""
         session = self._session
         percentiles = [session.telemetry.percentile("latency", share) for share in (0.5, 0.95)]
         for block in session.telemetry.blocks:
             if before < block.block <= frame.block:
-                unsent = self._outgoing.dropped
-                text = messages.telemetry(block, percentiles, session.memory, unsent)
+                text = messages.telemetry(block, percentiles, session.memory, self._unsent())
                 self._outgoing.put(text)
                 self._outgoing.put(messages.pack_map(frame.timestamp, block.keep))
 

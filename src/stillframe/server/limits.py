@@ -14,6 +14,7 @@ class Limits:
     Attributes:
         message_bytes: of a binary message.
         text_bytes: of a text message.
+        offer_bytes: of a WebRTC offer with its settings.
         picture_pixels, picture_side: of a frame that comes in.
         output_pixels: of the edited frames that a session asks for.
         frames_per_second, texts_per_second: of a socket; twice as many at once.
@@ -26,6 +27,7 @@ class Limits:
 
     message_bytes: int = 4 * 2**20
     text_bytes: int = 16 * 2**10
+    offer_bytes: int = 64 * 2**10
     picture_pixels: int = 1920 * 1088
     picture_side: int = 4096
     output_pixels: int = 1280 * 736

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from typing import Generic, TypeVar
 
 __all__ = ["Outgoing"]
 
-Message = bytes | str
+T = TypeVar("T")
 
 
-class Outgoing:
+class Outgoing(Generic[T]):
     """A bounded queue of messages in order. Make it in a running event loop.
 
     Frames of edited video are bounded by number: one more, and the oldest is dropped, or the
@@ -31,7 +32,7 @@ class Outgoing:
     def __init__(self, frames: int, drops: bool) -> None:
         self.dropped = 0
         self._most, self._drops = frames, drops
-        self._messages: deque[tuple[bool, Message]] = deque()
+        self._messages: deque[tuple[bool, T]] = deque()
         self._frames = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -41,7 +42,7 @@ class Outgoing:
     def __len__(self) -> int:
         return len(self._messages)
 
-    def put(self, message: Message, *, frame: bool = False) -> None:
+    def put(self, message: T, *, frame: bool = False) -> None:
         """Add a message, from any thread. Only for a frame this may wait for room."""
         with self._changed:
             if frame and not self._drops:
@@ -65,7 +66,7 @@ class Outgoing:
                 self._frames -= frame
                 return
 
-    async def get(self) -> Message:
+    async def get(self) -> T:
         """The next message, as soon as there is one."""
         while True:
             with self._changed:

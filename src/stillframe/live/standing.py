@@ -1,0 +1,87 @@
+"""How a live session stands: its parts and counts under one lock, and what may be read of them.
+
+What changes any of it is ``session``'s business.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Literal
+
+from stillframe.live.editor import Editor
+from stillframe.live.intake import Intake
+from stillframe.live.outbox import Outbox
+from stillframe.live.wishes import Wishes
+from stillframe.live.worker import SessionError
+
+__all__ = ["Standing", "State"]
+
+State = Literal["ready", "running", "closed"]
+
+
+class Standing:
+    """What a session holds. Its properties may be read from any thread.
+
+    Args:
+        wishes: how blocks are edited.
+        editor: the session's own, dropped when it is closed.
+        intake: frames that wait to be edited.
+        out: edited frames that wait to be read.
+    """
+
+    def __init__(self, wishes: Wishes, editor: Editor, intake: Intake, out: Outbox) -> None:
+        self._wishes = wishes
+        self._editor: Editor | None = editor
+        self._intake, self._out = intake, out
+        self._changed = threading.Condition()
+        self._state: State = "ready"
+        self._paused = False
+        self._error: tuple[str, str] | None = None
+        self._turned_away = self._lost = 0
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._state
+
+    @property
+    def paused(self) -> bool:
+        """Whether frames are turned away, see `pause`."""
+        return self._paused
+
+    @property
+    def error(self) -> str | None:
+        """What ended it, if that was an error."""
+        return None if self._error is None else self._error[0]
+
+    @property
+    def waiting(self) -> int:
+        """Frames that came in and have not been begun."""
+        return len(self._intake)
+
+    @property
+    def unread(self) -> int:
+        """Edited frames that wait for `get`."""
+        return len(self._out)
+
+    @property
+    def dropped(self) -> int:
+        """Frames dropped so far: by the policy, while paused, and when a stream was left."""
+        with self._changed:
+            return self._intake.dropped + self._turned_away + self._lost
+
+    @property
+    def wishes(self) -> Wishes:
+        """How the next block is edited: its ``method`` and ``settings``."""
+        return self._wishes
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that its stream holds, see ``EditStream.memory``."""
+        with self._changed:
+            return {"cache": 0, "recovery": 0} if self._editor is None else self._editor.memory
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            message, trace = self._error
+            raise SessionError(message, trace)
