@@ -34,23 +34,11 @@ from tests.tiny import tokenizer
 from transformers import UMT5Config, UMT5EncoderModel
 
 from stillframe.autoencoder import TinyVideoAutoencoder
+from stillframe.random_model import SHAPES
 from stillframe.taehv import TAEW_CONFIG
 from stillframe.video import VideoWriter
 
-CONFIG: dict[str, Any] = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 12,
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "ffn_dim": 8960,
-    "num_layers": 30,
-    "cross_attn_norm": True,
-    "qk_norm": "rms_norm_across_heads",
-    "rope_max_seq_len": 1024,
-}
+CONFIG = SHAPES["1.3b"]
 """Wan2.1-T2V-1.3B."""
 
 _RECIPE = """[self-forcing]

@@ -38,6 +38,7 @@ LAYERS: list[tuple[str, set[str]]] = [
             "stages",
             "graphs",
             "convolution",
+            "whole_file",
         },
     ),
     ("state", {"cache", "attention"}),

@@ -5,7 +5,6 @@ Every field is described in ``docs/report.md``. Knows JSON and files; not where 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillframe.errors import OutputError
+from stillframe.whole_file import write_whole
 
 __all__ = [
     "DENOISING_STAGES",
@@ -122,17 +122,9 @@ def write_json(values: dict[str, Any], path: str | PathLike[str]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    target = check_report_path(path)
+    check_report_path(path)
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with open(part, "x", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(part, target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OutputError(f"{path} could not be written: {error.strerror}") from error
+    write_whole(path, (text.encode(),))
 
 
 def check_report_path(path: str | PathLike[str]) -> Path:

@@ -8,9 +8,7 @@ masks come from.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -23,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillframe.errors import InputError, OutputError
+from stillframe.errors import InputError
 from stillframe.grid import Grid
+from stillframe.whole_file import write_whole
 
 __all__ = ["GivenMasks", "MaskHeader", "MaskRecorder"]
 
@@ -126,19 +125,9 @@ class GivenMasks:
         Raises:
             OutputError: it cannot be written.
         """
-        target = Path(os.path.realpath(path))
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
         head = {"version": _VERSION, "blocks": len(self.blocks), **asdict(self.header)}
-        try:
-            with open(part, "xb") as file:
-                file.write(_MAGIC + json.dumps(head).encode() + b"\n")
-                for block in self.blocks:
-                    file.write(_LENGTH.pack(len(block)) + block)
-            os.replace(part, target)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise OutputError(f"{path} could not be written: {error.strerror}") from error
+        records = (_LENGTH.pack(len(block)) + block for block in self.blocks)
+        write_whole(path, (_MAGIC + json.dumps(head).encode() + b"\n", *records))
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> GivenMasks:

@@ -6,15 +6,14 @@ block. Numbers are written so that reading gives the same bits. Knows neither cl
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from stillframe.errors import InputError, OutputError
+from stillframe.errors import InputError
+from stillframe.whole_file import write_whole
 
 __all__ = ["RateTrace", "Timing"]
 
@@ -65,18 +64,9 @@ class RateTrace:
         Raises:
             OutputError: it cannot be written.
         """
-        target = Path(os.path.realpath(path))
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
         head = {"format": _FORMAT, "version": _VERSION, "blocks": len(self.blocks)}
         rows = [{"block": i, **timing._asdict()} for i, timing in enumerate(self.blocks)]
-        try:
-            with open(part, "x", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in (head, *rows))
-            os.replace(part, target)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise OutputError(f"{path} could not be written: {error.strerror}") from error
+        write_whole(path, (json.dumps(row).encode() + b"\n" for row in (head, *rows)))
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> RateTrace:
