@@ -1,11 +1,12 @@
 """Details of the fast path on a GPU, with random weights of Wan 1.3B's shape at 832x480.
 
 ``equality``: results of stock modules, lean passes and graphs against each other after six blocks.
-``kernels``: where a block's GPU time goes, at 100% and 10% kept, and the autoencoder's.
+``kernels``: where a block's GPU time goes, at 100%, 68% and 10% kept, and the autoencoder's.
+``mask``: the change detector, eagerly and as a graph.
 ``methods``: frames a second of every method, transformer and decoding.
 ``soak``: memory and graphs over 2,000 blocks, with masks of real clips.
 
-Run as ``python -m benchmarks.on_gpu equality|kernels|methods``, or ``soak MASKS.npy`` with what
+Run as ``python -m benchmarks.on_gpu equality|kernels|mask|methods``, or ``soak MASKS.npy`` with what
 ``python -m benchmarks.padding CLIP... --masks MASKS.npy`` wrote; needs 12 GB of a CUDA device.
 """
 
@@ -26,8 +27,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from stillframe.bench import Share
+from stillframe.change import CausalMask, SourceBlock
 from stillframe.engine import EditStream
-from stillframe.lean import bucket_lengths
+from stillframe.grid import Grid
+from stillframe.lean import bucket_lengths, captured_mask
 from stillframe.methods import Method, Selector, find_method
 from stillframe.methods.full import Full
 from stillframe.pipeline import CausalWanPipeline
@@ -114,9 +117,9 @@ def _profiled(what: str, work: Callable[[], object]) -> None:
 
 
 def kernels(pipe: CausalWanPipeline) -> None:
-    """Time by kernel of a block of two denoising passes and a context pass, and of the coder."""
-    for share in (1.0, 0.1):
-        stream = open_stream(pipe, Share(share=share), "lean", (0.769, 0.625))
+    """Time by kernel of a block of three denoising passes and a context pass, and of the coder."""
+    for share in (1.0, 0.68, 0.1):
+        stream = open_stream(pipe, Share(share=share), "lean")
         latents = drifting(1)[0]
         for _ in range(4):
             stream.edit_block(latents)
@@ -128,6 +131,26 @@ def kernels(pipe: CausalWanPipeline) -> None:
         coder.decode(block)
     _profiled("encode", lambda: coder.encode(frames))
     _profiled("decode", lambda: coder.decode(block))
+
+
+def mask(_: CausalWanPipeline) -> None:
+    """Milliseconds of the change detector, eagerly and as a graph; kept tokens must agree."""
+    tokens = torch.randn(1, 3, 1560, 64, device="cuda")
+    moving = (torch.arange(1560, device="cuda") > 700)[None, None, :, None]
+    for name, select in (
+        ("eager", CausalMask(0.15, 0.3, 0.2)),
+        ("graph", captured_mask(CausalMask(0.15, 0.3, 0.2))),
+    ):
+        torch.manual_seed(0)
+        times = []
+        for _block in range(14):
+            now = tokens + 0.2 * torch.randn(tokens.shape, device="cuda") * moving
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            keep = select(SourceBlock(now, tokens[:, 0], tokens[:, 0], Grid(3, 30, 52)))
+            torch.cuda.synchronize()
+            times.append(1e3 * (time.perf_counter() - start))
+        say(f"{name}: {median(times[4:]):.2f} ms, {int(keep.sum())} tokens kept in the last block")
 
 
 def methods(pipe: CausalWanPipeline) -> None:
@@ -192,7 +215,7 @@ def soak(pipe: CausalWanPipeline, path: str, blocks: int) -> None:
 
 def main() -> None:
     """Run one of them."""
-    parts = {"equality": equality, "kernels": kernels, "methods": methods}
+    parts = {"equality": equality, "kernels": kernels, "mask": mask, "methods": methods}
     parser = argparse.ArgumentParser(description="Details of the fast path on a GPU.")
     parser.add_argument("part", choices=[*parts, "soak"])
     parser.add_argument("masks", nargs="?", help="for soak: masks that benchmarks.padding wrote")

@@ -26,7 +26,7 @@ from tests.test_control import Run, scene
 from stillframe.change import ChangeScore, SourceBlock
 from stillframe.control import Box, Control, Cuts, Gop, Guard, Rate, RateTrace, Refresh, Region
 from stillframe.control.cost import CostModel
-from stillframe.control.rate import most_changed
+from stillframe.control.rate import RateController, most_changed
 from stillframe.errors import InputError, OutputError
 from stillframe.grid import Grid
 from stillframe.methods import find_method
@@ -317,3 +317,18 @@ def test_pairs_of_blocks_do_not_alternate() -> None:
     # differences of white noise correlate by -1/2, those of an oscillation by -1
     products = mean(a * b for a, b in pairwise(steps)) / mean(a * a for a in steps)
     assert products > -0.75
+
+
+def test_a_stream_without_end_keeps_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stillframe.control.rate._MOST_TIMINGS", 5)
+    made = RateController(Rate(fps=1.0), PRUNE, FRAMES)
+    for number in range(5):
+        made.note(0.5, 1.0 + number, False)
+    assert len(made.recorded().blocks) == 5
+    for number in range(5, 40):
+        made.note(0.5, 1.0 + number, False)
+    assert made.blocks == 40
+    # the latest, in order
+    assert [timing.seconds for timing in made.timings] == [36.0, 37.0, 38.0, 39.0, 40.0]
+    with pytest.raises(ValueError, match="holds 5 blocks, and this stream had 40"):
+        made.recorded()

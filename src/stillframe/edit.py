@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stillframe.control import Control, FrameClock, MaskHeader, MaskRecorder, RateTrace
+from stillframe.control import Control, FrameClock, MaskHeader, MaskRecorder
 from stillframe.device_memory import forget_peak
 from stillframe.edit_report import EditJob, edit_report
 from stillframe.engine import BlockStats
@@ -172,7 +172,7 @@ def edit_file(
             recorder.masks(replace(header, frames=writer.frames_written)).write(masks_out)
         controlled = lanes[0].stream.controlled
         if rate_trace_out is not None and controlled is not None and controlled.rate is not None:
-            RateTrace(tuple(controlled.rate.timings)).write(rate_trace_out)
+            controlled.rate.recorded().write(rate_trace_out)
         name = model or Path(pipe.name_or_path or type(pipe).__name__).name
         job = EditJob(pipe, prompt, seed, name, load_seconds)
         return edit_report(job, reader, fit, loop, comparison)

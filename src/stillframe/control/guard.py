@@ -29,6 +29,7 @@ from stillframe.restore import predecessor_rows, restore
 __all__ = ["Estimate", "Guard", "Stratum", "Watch", "estimate"]
 
 _RECENT = 4  # blocks that thresholds are set by
+_REMEMBERED = 2**14  # blocks that the estimate is over, the latest: a stream may live for days
 _BOUNDS = 0.25, 4.0  # of what thresholds are multiplied by
 _STEP = 1.25  # most that it changes in a block
 _LEAST = 8  # tokens drawn in a block
@@ -159,7 +160,7 @@ class Watch:
         self.guard = guard
         self.factor = 1.0
         self._generator = torch.Generator().manual_seed(guard.seed)
-        self._strata: list[Stratum] = []
+        self._strata: deque[Stratum] = deque(maxlen=_REMEMBERED)
         self._recent: deque[list[Stratum]] = deque(maxlen=_RECENT)
         self._asked: Tensor | None = None
         self._drawn: Tensor | None = None
@@ -214,7 +215,7 @@ class Watch:
         if late is None:
             return
         rows = [Stratum(int(n), int(m), mean, var) for n, m, mean, var in late.tolist()]
-        self._strata += rows
+        self._strata.extend(rows)
         self._recent.append(rows)
         if self.guard.target is not None:
             self._adjust(self.guard.target)
@@ -229,10 +230,10 @@ class Watch:
         self.factor = min(max(self.factor * step, _BOUNDS[0]), _BOUNDS[1])
 
     def report(self) -> dict[str, Any]:
-        """Estimate over the whole stream so far, as plain values; waits for the device."""
+        """Estimate over the stream's latest 16,384 blocks, as plain values; waits for the device."""
         self._read()
         self._late, self._waiting = self._waiting, None
         self._read()
-        told = estimate(self._strata, self.guard.confidence)
+        told = estimate(list(self._strata), self.guard.confidence)
         asked = {"share": self.guard.share, "target": self.guard.target}
         return {**asked, **told._asdict(), "factor": self.factor}

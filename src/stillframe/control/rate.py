@@ -32,6 +32,7 @@ _HORIZON = 8  # blocks over which the ledger is settled
 _RESERVE = 4.0  # blocks' worth that the ledger holds at most, either way
 _LATENCY_RESERVE = 0.5  # the same for a latency: a block that is late makes no other one early
 _FIRST_SHARE = 0.5  # until a block has been timed
+_MOST_TIMINGS = 2**16  # that are kept: hours of video, and no more however long a stream lives
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,13 @@ class RateController:
         frames: pixel frames of a block.
 
     Attributes:
-        timings: of every block so far, see ``trace``.
+        blocks: so many so far.
+        timings: of the latest 65,536 of them, see ``trace``.
     """
 
     def __init__(self, rate: Rate, method: Method, frames: int) -> None:
         self.cost = CostModel()
+        self.blocks = 0
         self.timings: list[Timing] = []
         self._frames = frames
         self._method = method
@@ -226,7 +229,7 @@ class RateController:
 
     def share(self) -> float:
         """What share of the next block's tokens the target pays for, 0 to 1."""
-        number, forecast = len(self.timings), self.rate.forecast
+        number, forecast = self.blocks, self.rate.forecast
         if forecast is not None and number < forecast.blocks:
             return self._forecast_share(forecast, number)
         left = max(self._goal - self._ledger / _HORIZON, 0.0)
@@ -254,14 +257,16 @@ class RateController:
             seconds: measured.
             captured: whether a graph was captured in it, so that its time says nothing.
         """
-        number = len(self.timings)
+        number = self.blocks
         outside, self._outside = self._outside, 0.0
         timing = Timing(share, seconds + (outside if self.rate.fps is not None else 0.0), captured)
         if self.rate.trace is not None:
             timing = self.rate.trace.replayed(number, timing)
         elif self.rate.clock is not None:
             timing = self.rate.clock(timing)
+        self.blocks += 1
         self.timings.append(timing)
+        del self.timings[:-_MOST_TIMINGS]
         self._judge(share, timing)
         first = number == 0
         if not first and not timing.captured and timing.seconds > 0:
@@ -310,6 +315,18 @@ class RateController:
             self.cost.slope,
         )
 
+    def recorded(self) -> RateTrace:
+        """The trace of the whole stream.
+
+        Raises:
+            ValueError: it was longer than what is kept.
+        """
+        if self.blocks > len(self.timings):
+            raise ValueError(
+                f"a trace holds {len(self.timings)} blocks, and this stream had {self.blocks}"
+            )
+        return RateTrace(tuple(self.timings))
+
     def asked(self) -> dict[str, Any]:
         """What was asked for and how it went, as plain values."""
         rate = self.rate
@@ -330,9 +347,8 @@ class RateController:
             return None
         name, value = next((k, v) for k, v in self.rate.target.items() if v is not None)
         unit = {"fps": " FPS", "latency": " s a block", "kept": " of the tokens"}[name]
-        sentence = (
-            f"{value:g}{unit} was out of reach in {told.out_of_reach} of {told.blocks} blocks"
-        )
+        missed = f"{told.out_of_reach} of {told.blocks} blocks"
+        sentence = f"{value:g}{unit} was out of reach in {missed}"
         if told.achieved is not None:
             sentence += f": {told.achieved:.3g}{unit} was reached"
         if told.fastest is not None:
