@@ -6,8 +6,8 @@
 ``methods``: frames a second of every method, transformer and decoding.
 ``soak``: memory and graphs over 2,000 blocks, with masks of real clips.
 
-Run as ``python -m benchmarks.on_gpu equality|kernels|mask|methods``, or ``soak MASKS.npy`` with what
-``python -m benchmarks.padding CLIP... --masks MASKS.npy`` wrote; needs 12 GB of a CUDA device.
+Run as ``python -m benchmarks.on_gpu equality|kernels|mask|methods``, or ``soak MASKS.npy`` with
+what ``python -m benchmarks.padding CLIP... --masks MASKS.npy`` wrote; needs 12 GB of a CUDA device.
 """
 
 from __future__ import annotations

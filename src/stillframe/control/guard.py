@@ -230,7 +230,7 @@ class Watch:
         self.factor = min(max(self.factor * step, _BOUNDS[0]), _BOUNDS[1])
 
     def report(self) -> dict[str, Any]:
-        """Estimate over the stream's latest 16,384 blocks, as plain values; waits for the device."""
+        """Estimate over the latest 16,384 blocks, as plain values; waits for the device."""
         self._read()
         self._late, self._waiting = self._waiting, None
         self._read()

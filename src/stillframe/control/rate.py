@@ -316,15 +316,10 @@ class RateController:
         )
 
     def recorded(self) -> RateTrace:
-        """The trace of the whole stream.
-
-        Raises:
-            ValueError: it was longer than what is kept.
-        """
-        if self.blocks > len(self.timings):
-            raise ValueError(
-                f"a trace holds {len(self.timings)} blocks, and this stream had {self.blocks}"
-            )
+        """The trace of the whole stream; a ValueError if it was longer than what is kept."""
+        kept = len(self.timings)
+        if self.blocks > kept:
+            raise ValueError(f"a trace holds {kept} blocks, and this stream had {self.blocks}")
         return RateTrace(tuple(self.timings))
 
     def asked(self) -> dict[str, Any]:
