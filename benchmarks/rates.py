@@ -225,7 +225,7 @@ def true_error(run: Run, asked: Sequence[Tensor], dense: Sequence[Tensor]) -> tu
     return reused, computed
 
 
-def _asked(run: Run) -> list[Tensor]:
+def noted_masks(run: Run) -> list[Tensor]:
     """A list that the masks fill which the guard draws besides."""
     masks: list[Tensor] = []
     watch = run.controlled.watch
@@ -240,7 +240,7 @@ def _asked(run: Run) -> list[Tensor]:
     return masks
 
 
-def _results(run: Run, latents: Sequence[Tensor]) -> list[Tensor]:
+def noted_results(run: Run, latents: Sequence[Tensor]) -> list[Tensor]:
     """Edit blocks; their results in latents, (1, S*N, P) each."""
     coder: Any = run.stream._autoencoder
     decode = coder.decode
@@ -262,10 +262,10 @@ def guard(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for name, frames in bench.clips.items():
         latents = bench.latents(frames)
-        dense = _results(bench.run(find_method("full")()), latents)
+        dense = noted_results(bench.run(find_method("full")()), latents)
         run = bench.run(InterFramePruning(), Control(guard=Guard(options.share)))
-        asked = _asked(run)
-        _results(run, latents)
+        asked = noted_masks(run)
+        noted_results(run, latents)
         told = run.controlled.told()["guard"]
         if not told["tokens"]:
             say(f"{name:<24} has nothing reused")

@@ -64,7 +64,7 @@ def test_its_estimate_is_unbiased_and_its_interval_covers() -> None:
     torch.manual_seed(0)
     covered, ratios, widths = 0, [], []
     for seed in range(60):
-        watch = Watch(Guard(0.05, seed=seed, confidence=0.9))
+        watch = Watch(Guard(0.05, seed=seed, confidence=0.9, drift=0, lean=1))
         total = tokens = 0.0
         for _ in range(6):
             keep = torch.rand(ROWS) < torch.rand(())
@@ -90,6 +90,26 @@ def test_what_is_drawn_whole_has_no_doubt() -> None:
     assert wide.low < narrow.low < 1 < narrow.high < wide.high  # type: ignore[operator]
     surer = estimate([Stratum(100, 50, 1.0, 1.0)], 0.99)
     assert surer.high > narrow.high  # type: ignore[operator]
+
+
+def test_drift_and_lean_widen_the_interval_upwards_alone() -> None:
+    """Squares add: what a sample sees and what it cannot are independent."""
+    strata = [Stratum(100, 20, 0.04, 0.001), Stratum(80, 20, 0.02, 0.002)]
+    plain, wide = estimate(strata, 0.95), estimate(strata, 0.95, drift=0.3)
+    assert (wide.error, wide.low) == (plain.error, plain.low)
+    assert plain.high is not None
+    assert wide.high is not None
+    assert wide.high**2 == pytest.approx(plain.high**2 + 0.09)
+    leaning = estimate(strata, 0.95, drift=0.3, lean=1.5)
+    assert leaning.low == plain.low
+    assert leaning.high == pytest.approx(math.hypot(1.5 * plain.high, 0.3))
+    nothing_seen = estimate([Stratum(10, 10, 0.0, 0.0)], 0.95, drift=0.3)
+    assert (nothing_seen.low, nothing_seen.high) == (0, 0.3)
+    watch = Watch(Guard(0.05, drift=0.3, lean=1.1))
+    known_error(watch, torch.zeros(ROWS, dtype=torch.bool))
+    told = watch.report()
+    assert (told["drift"], told["lean"]) == (0.3, 1.1)
+    assert told["high"] > math.hypot(told["error"], 0.3)
 
 
 def test_a_stream_keeps_its_noise_and_computes_its_method_and_the_sample() -> None:
@@ -164,6 +184,8 @@ def test_blocks_with_nothing_reused_count_for_nothing() -> None:
         (lambda: Guard(0.6), "0.6"),
         (lambda: Guard(target=0), "above 0, got 0"),
         (lambda: Guard(confidence=1), "between 0 and 1, got 1"),
+        (lambda: Guard(drift=-0.1), "0 or more, got -0.1"),
+        (lambda: Guard(lean=0.9), "from 1, got 0.9"),
         (lambda: Control(guard=Guard()).check(find_method("full")()), "reuses nothing"),
     ],
 )

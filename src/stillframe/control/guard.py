@@ -8,8 +8,13 @@ Blocks resemble each other, and so do neighbours within one, but the interval do
 contrary: what is estimated is the error of the very blocks that were made, and the only chance in
 it is the drawing, which is independent from block to block and without replacement within. So the
 variance is that of a stratified sample (Cochran, Sampling Techniques, 5.3), and nothing is said of
-blocks to come. What it cannot see is how far a computed token is from what it would have been with
-everything computed. Knows masks and results, not how they are made.
+blocks to come.
+
+Two things a sample cannot see. A token computed alone *leans* towards the reused ones that it
+attends to. And a block computed whole after reused ones *drifts*: what it attends to is not what it
+would be in a dense edit. Error and drift are independent: in copies of streams, their squares add
+up to the square of the true error. The interval's upper end takes in both, as measured beforehand
+on other clips. Knows masks and results, not how they are made.
 """
 
 from __future__ import annotations
@@ -36,6 +41,8 @@ _LEAST = 8  # tokens drawn in a block
 # Squared errors of patches have a tail that a small sample may not have met: until there is more
 # to go by, they are taken to vary by so many times their mean, as if from so many tokens.
 _TAIL, _TAIL_TOKENS = 2.0, 12
+# Of the bundled model: the largest drift of 24 runs of training clips, and a lean that one exceeds.
+DRIFT, LEAN = 0.05, 1.3
 _GAIN = 0.3  # exponent of target / error by which it does
 
 
@@ -49,6 +56,10 @@ class Guard:
             thresholds are multiplied towards, between a quarter and four times; None to only watch.
         confidence: of the interval, above 0 and below 1.
         seed: of the drawing.
+        drift: most that a block computed whole after reused ones is expected to be off the dense
+            edit, root mean square in latent standard deviations; 0 leaves it out.
+        lean: most that a block computed whole errs more than tokens computed alone, as a factor; 1
+            leaves it out. Both defaults are the bundled model's, see `benchmarks.drift`.
 
     Raises:
         ValueError: for numbers out of range.
@@ -58,6 +69,8 @@ class Guard:
     target: float | None = None
     confidence: float = 0.95
     seed: int = 0
+    drift: float = DRIFT
+    lean: float = LEAN
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 0.5:
@@ -66,6 +79,10 @@ class Guard:
             raise ValueError(f"a guard's target is an error above 0, got {self.target}")
         if not 0 < self.confidence < 1:
             raise ValueError(f"a confidence lies between 0 and 1, got {self.confidence}")
+        if not 0 <= self.drift < math.inf:
+            raise ValueError(f"a drift is 0 or more, got {self.drift}")
+        if not 1 <= self.lean < math.inf:
+            raise ValueError(f"a lean is a factor from 1, got {self.lean}")
 
     def sampled(self, tokens: int) -> int:
         """Tokens drawn of a block of so many."""
@@ -91,8 +108,8 @@ class Estimate(NamedTuple):
     """Root mean square error of reused tokens, in latent standard deviations.
 
     Attributes:
-        error: the estimate; None before anything was drawn.
-        low, high: the interval.
+        error: the sample's; None before anything was drawn.
+        low, high: the interval; the upper end takes in lean and drift.
         confidence: of the interval.
         drawn, tokens: tokens sampled, and tokens they stand for.
     """
@@ -105,8 +122,10 @@ class Estimate(NamedTuple):
     tokens: int
 
 
-def estimate(strata: list[Stratum], confidence: float) -> Estimate:
-    """Error over all strata with an interval, symmetric in its logarithm.
+def estimate(
+    strata: list[Stratum], confidence: float, drift: float = 0.0, lean: float = 1.0
+) -> Estimate:
+    """Error over all strata with an interval, symmetric in its logarithm but for drift and lean.
 
     Squared errors are skewed and cannot be negative, which the logarithm respects; the quantile is
     Student's with Satterthwaite's degrees of freedom. Small samples get a wider interval than their
@@ -127,7 +146,7 @@ def estimate(strata: list[Stratum], confidence: float) -> Estimate:
     variance = sum(part for part, _ in parts)
     if not variance or not mean:
         error = math.sqrt(mean)
-        return Estimate(error, error, error, confidence, drawn, tokens)
+        return Estimate(error, error, math.hypot(lean * error, drift), confidence, drawn, tokens)
     degrees = variance**2 / sum(part**2 / free for part, free in parts)
     # relative, and drawn towards what is expected of a tail; nothing is in doubt of tokens drawn
     rest = 1 - drawn / tokens
@@ -135,7 +154,7 @@ def estimate(strata: list[Stratum], confidence: float) -> Estimate:
     relative = (drawn * variance / mean**2 + _TAIL_TOKENS * expected) / (drawn + _TAIL_TOKENS)
     width = _student(confidence, degrees) * math.sqrt(relative)
     low, high = (math.sqrt(mean * math.exp(sign * width)) for sign in (-1, 1))
-    return Estimate(math.sqrt(mean), low, high, confidence, drawn, tokens)
+    return Estimate(math.sqrt(mean), low, math.hypot(lean * high, drift), confidence, drawn, tokens)
 
 
 def _student(confidence: float, degrees: float) -> float:
@@ -234,6 +253,7 @@ class Watch:
         self._read()
         self._late, self._waiting = self._waiting, None
         self._read()
-        told = estimate(list(self._strata), self.guard.confidence)
-        asked = {"share": self.guard.share, "target": self.guard.target}
+        guard = self.guard
+        told = estimate(list(self._strata), guard.confidence, guard.drift, guard.lean)
+        asked = {name: getattr(guard, name) for name in ("share", "target", "drift", "lean")}
         return {**asked, **told._asdict(), "factor": self.factor}
