@@ -114,6 +114,7 @@ def file_path(
     height: int | None = None,
     width: int | None = None,
     control: Control | None = None,
+    text: Tensor | None = None,
     **settings: Any,
 ) -> Pixels:
     """What `edit_file` writes, but for the file: the lane of a file, fed frame by frame."""
@@ -124,7 +125,8 @@ def file_path(
         target_height=height,
         target_width=width,
     )
-    stream = Lane(pipe, embeds(), method, 0, settings, control=control).stream
+    prompt = embeds() if text is None else text
+    stream = Lane(pipe, prompt, method, 0, settings, control=control).stream
     parts = []
     for frame in frames:
         picture = fit.to_grid(torch.from_numpy(np.array(frame)).unsqueeze(0)).unsqueeze(0)

@@ -148,10 +148,28 @@ def _bits(payload: bytes) -> NDArray[np.bool_]:
     return bits.reshape(shape).astype(bool)
 
 
-def _colourfulness(jpeg: bytes) -> float:
-    """Mean difference of a pixel's largest and smallest channel, 0 to 255."""
-    pixels = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")).astype(int)
-    return float((pixels.max(-1) - pixels.min(-1)).mean())
+def _colour(jpeg: bytes) -> NDArray[np.float64]:
+    """A picture's mean red, green and blue, 0 to 255."""
+    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")).mean((0, 1))
+
+
+def _colours(tap: Tap) -> dict[int, NDArray[np.float64]]:
+    """The mean colour of the last frame that came with each block, by its number."""
+    block, found = -1, {}
+    for kind, what in tap.heard:
+        if kind == "telemetry":
+            block = what["block"]
+        elif kind == "frame":
+            found[block] = _colour(what[1])
+    return found
+
+
+def _until_block(tap: Tap, number: int) -> None:
+    """Wait until a block has come."""
+    blocks = len(tap.until("telemetry", 1))
+    while tap.all("telemetry")[-1]["block"] < number:
+        blocks += 1
+        tap.until("telemetry", blocks)
 
 
 def _status(address: str) -> Any:
@@ -179,21 +197,21 @@ def test_the_page_shows_edited_frames_and_what_was_recomputed(tap: Tap) -> None:
 
 
 def test_another_prompt_is_seen_within_two_blocks_and_without_a_reset(tap: Tap) -> None:
-    tap.until("telemetry", 2)
-    colourful = [_colourfulness(picture) for _, picture in tap.until("frame", 12)]
-    tap.page.get_by_test_id("style-noir").click()
+    tap.page.get_by_test_id("style-sepia").click()
     (updated,) = tap.until("updated", 1)
-    assert updated["what"] == ["prompt"]
-    since = next(i for i, (kind, _) in enumerate(tap.heard) if kind == "updated")
-    tap.until("telemetry", len(tap.all("telemetry")) + 4)
+    _until_block(tap, updated["from_block"] + 3)
+    tap.page.get_by_test_id("style-night").click()
+    _, updated = tap.until("updated", 2)
+    _until_block(tap, updated["from_block"] + 5)
 
-    first_frames: list[float] = []  # one for each block that came after the answer
-    for (kind, _), (after, what) in zip(tap.heard[since:], tap.heard[since + 1 :], strict=False):
-        if kind == "map" and after == "frame":
-            first_frames.append(_colourfulness(what[1]))
-    changed = [value < min(colourful) for value in first_frames]
-    assert True in changed[:3], (colourful, first_frames)
-    assert all(changed[changed.index(True) :])
+    change, colours = updated["from_block"], _colours(tap)
+    # the block before the one that is told of may have it
+    old = np.mean([colours[block] for block in (change - 3, change - 2)], axis=0)
+    new = np.mean([colours[block] for block in (change + 3, change + 4)], axis=0)
+    assert np.linalg.norm(new - old) > 30
+    for block in range(change, change + 3):
+        away, near = (np.linalg.norm(colours[block] - each) for each in (old, new))
+        assert near < away / 2, (block, change, colours)
     numbers = [block["block"] for block in tap.all("telemetry")]
     assert numbers == sorted(set(numbers))
     assert len(tap.all("ready")) == 1

@@ -99,8 +99,10 @@ def test_pages_and_names_of_others_are_turned_away(server: Server) -> None:
 
 
 def test_the_command_serves_until_it_is_interrupted() -> None:
+    held = ["--target-kept", "0.4", "--rate-mode", "capped", "--refresh", "16", "--gop", "20"]
+    held += ["--cuts", "--guard", "0.05"]
     with subprocess.Popen(
-        [sys.executable, "-m", "stillframe", "serve", "--port", "0", "--threads", "1"],
+        [sys.executable, "-m", "stillframe", "serve", "--port", "0", "--threads", "1", *held],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
@@ -118,6 +120,12 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
                 client = Client(talk)
                 talk.send(HELLO)
                 client.works()
+                assert client.texts[0]["holding"] == {
+                    "target_kept": 0.4, "rate_mode": "capped", "refresh": 16, "gop": 20,
+                    "cuts": True, "guard": 0.05,
+                }  # fmt: skip
+                told = next(text for text in client.texts if text["type"] == "telemetry")
+                assert (told["rate"]["target_kept"], told["guard"]["share"]) == (0.4, 0.05)
                 process.send_signal(signal.SIGINT)
                 assert client.ending()[0] == 1012
             assert process.wait(WAIT) == 0
@@ -136,3 +144,18 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     done = CliRunner().invoke(command_line, ["serve"])
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert "stillframe[serve]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--rate-mode", "capped"], "need --target-fps, --target-latency or --target-kept"),
+        (["--target-fps", "0"], "a target fps lies above 0, got 0.0"),
+        (["--target-fps", "8", "--target-kept", "0.5"], "one of fps, latency and kept is held"),
+        (["--refresh", "0"], "a refresh takes 1 or more blocks, got 0"),
+        (["--guard", "0.9"], "a guard computes a share in (0, 0.5]"),
+    ],
+)
+def test_the_command_refuses_what_cannot_be_held(options: list[str], sentence: str) -> None:
+    done = CliRunner().invoke(command_line, ["serve", "--port", "0", *options])
+    assert (done.exit_code, sentence in " ".join(done.stderr.split())) == (2, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
@@ -173,6 +174,26 @@ def test_a_client_that_goes_is_freed(server: Server, goodbye: bool) -> None:
             caller.channel.send(json.dumps({"type": "bye"}))
             await asyncio.to_thread(freed, server)
         await caller.peer.close()
+
+    asyncio.run(talk())
+    freed(server)
+
+
+def test_a_client_that_hides_its_address_connects(server: Server) -> None:
+    async def talk() -> None:
+        caller = Caller()
+        try:
+            shown = (await caller.offer())["sdp"]
+            hidden = re.sub(r"(a=candidate:(\S+ ){4})\S+", r"\1a0-b1.local", shown)
+            assert "a0-b1.local" in hidden
+            assert "a=end-of-candidates" in hidden
+            fields = {"sdp": hidden, "type": "offer", **HELLO}
+            answer = (await asyncio.to_thread(post, server, fields)).json()
+            description = aiortc.RTCSessionDescription(answer["sdp"], answer["type"])
+            await caller.peer.setRemoteDescription(description)
+            await caller.until(lambda: caller.frames)
+        finally:
+            await caller.peer.close()
 
     asyncio.run(talk())
     freed(server)

@@ -10,10 +10,11 @@ import importlib.util
 import socket
 import webbrowser
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillframe.cli_control import CutsOption, GopOption, RefreshOption, build_control
 from stillframe.cli_options import (
     DeviceOption,
     DtypeOption,
@@ -24,6 +25,14 @@ from stillframe.cli_options import (
     WidthOption,
     load,
 )
+from stillframe.cli_rate import (
+    GuardOption,
+    RateModeOption,
+    TargetFpsOption,
+    TargetKeptOption,
+    TargetLatencyOption,
+    held_to_rate,
+)
 from stillframe.downloads import fetch_shown
 from stillframe.errors import StillframeError
 from stillframe.screen import one_sentence_errors, say
@@ -31,6 +40,7 @@ from stillframe.screen import one_sentence_errors, say
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from stillframe.server.chosen import Holding
     from stillframe.server.keeper import SessionKeeper
 
 __all__ = ["serve"]
@@ -57,19 +67,33 @@ def serve(
         bool, typer.Option(help="Run the model in the server's own process: slower, and less safe.")
     ] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    gop: GopOption = None,
+    refresh: RefreshOption = None,
+    cuts: CutsOption = False,
+    target_fps: TargetFpsOption = None,
+    target_latency: TargetLatencyOption = None,
+    target_kept: TargetKeptOption = None,
+    rate_mode: RateModeOption = None,
+    guard: GuardOption = None,
 ) -> None:
-    """Edit live: camera, screen or file in, in the browser."""
+    """Edit live: camera, screen or file in, in the browser.
+
+    What is controlled and held is so for clients that do not say otherwise."""
     with one_sentence_errors():
         _check_packages()
         from stillframe.server.guard import is_loopback, new_token
         from stillframe.server.serving import address, listen
 
+        holding = _holding(
+            target_fps=target_fps, target_latency=target_latency, target_kept=target_kept,
+            rate_mode=rate_mode, gop=gop, refresh=refresh, cuts=cuts or None, guard=guard,
+        )  # fmt: skip
         if token is None and not is_loopback(host):
             token = new_token()
         with listen(host, port) as place:
             app = _app(
                 LoadOptions(model, device, dtype, threads, height=height, width=width),
-                host, token, max_sessions, one_process,
+                host, token, max_sessions, one_process, holding,
             )  # fmt: skip
             url = address(host, place.getsockname()[1], token)
             say(f"live editing at {url} (Ctrl-C ends it)")
@@ -89,8 +113,28 @@ def _check_packages() -> None:
         )
 
 
+def _holding(**asked: Any) -> Holding:
+    """What sessions hold unless their clients say otherwise, checked as for `edit`."""
+    from stillframe.methods.prune import InterFramePruning
+    from stillframe.server.chosen import Holding
+
+    held, method = Holding(**asked), InterFramePruning()
+    control = build_control(method, gop=held.gop, refresh=held.refresh, cuts=bool(held.cuts))
+    held_to_rate(
+        control, method,
+        fps=held.target_fps, latency=held.target_latency, kept=held.target_kept,
+        mode=held.rate_mode, guard=held.guard,
+    )  # fmt: skip
+    return held
+
+
 def _app(
-    options: LoadOptions, host: str, token: str | None, max_sessions: int, one_process: bool
+    options: LoadOptions,
+    host: str,
+    token: str | None,
+    max_sessions: int,
+    one_process: bool,
+    holding: Holding,
 ) -> FastAPI:
     """The application, its model loaded."""
     from stillframe.load import model_styles
@@ -105,6 +149,7 @@ def _app(
         styles=model_styles(options.model),
         height=options.height,
         width=options.width,
+        holding=holding,
     )
 
 

@@ -8,7 +8,7 @@ dropped, or when it is run.
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stillframe.engine import BlockStats, EditStream, StageClock
 from stillframe.fit import Fit, fit_to_grid
+from stillframe.live.held import Lately, followed
 from stillframe.live.intake import Arrival, Batch
 from stillframe.live.still import StillFrames
 from stillframe.live.wishes import Wishes
@@ -61,6 +62,8 @@ class EditedBlock(NamedTuple):
         keep: (S, h, w) bool, true = recomputed.
         seconds: wall time by stage, those outside of the engine included.
         frames: what came out with it.
+        rate, guard: how they do after it, see ``held.Lately``; None without one, and for a block
+            that nothing came out with.
     """
 
     number: int
@@ -69,6 +72,8 @@ class EditedBlock(NamedTuple):
     keep: Mask
     seconds: dict[str, float]
     frames: list[EditedFrame]
+    rate: dict[str, Any] | None = None
+    guard: dict[str, Any] | None = None
 
 
 def check_frame(frame: Pixels) -> None:
@@ -181,7 +186,7 @@ class Editor:
         self._fit = self._size.fit(*batch.frames[0].pixels.shape[:2])
         self._track = MaskTrack(self._temporal, self._missing)
         self._frames_out = 0
-        self._still = StillFrames(self._noise)
+        self._still, self._lately = StillFrames(self._noise), Lately(self.later)
         self._wishes = wishes
         self._stream = self._pipe.stream(
             prompt_embeds=wishes.embeds,
@@ -200,8 +205,9 @@ class Editor:
         if wishes.embeds is not self._wishes.embeds:
             stream.set_text(self._pipe.text(None, wishes.embeds))
         if wishes.control is not self._wishes.control:
-            # it counts from this block on, as it would in a stream that begins with it
-            stream.controlled = None if wishes.control is None else wishes.control.start()
+            stream.controlled = followed(
+                stream.controlled, wishes.control, wishes.method, self.later
+            )
         stream.update(method=wishes.method, settings=wishes.settings)
         self._wishes = wishes
 
@@ -231,9 +237,19 @@ class Editor:
             EditedBlock(at, number, stats, mask, stats.seconds, [])
             for at, stats, mask in zip(numbers, done, masks, strict=True)
         ]
-        seconds = {**done[-1].seconds, **self._clock.lap()}
-        blocks[-1] = blocks[-1]._replace(frames=frames, seconds=seconds)
+        own = self._clock.lap()
+        rate, guard = self._held(sum(spent for stage, spent in own.items() if stage != "text"))
+        blocks[-1] = blocks[-1]._replace(
+            frames=frames, seconds={**done[-1].seconds, **own}, rate=rate, guard=guard
+        )
         return blocks
+
+    def _held(self, outside: float) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """How rate and guard do; what was spent outside of the stream counts for the next block."""
+        controlled = None if self._stream is None else self._stream.controlled
+        if controlled is not None and controlled.rate is not None:
+            controlled.rate.outside(outside)
+        return self._lately.rate(controlled), self._lately.guard(controlled)
 
     def _frames(self, edited: Tensor, block: int) -> list[EditedFrame]:
         pixels = np.asarray(self._fit.from_grid(edited[0]).cpu().numpy())

@@ -67,5 +67,7 @@ class Outbox:
                 dropped=dropped,
                 fps=self._telemetry.output(now, len(block.frames)),
                 keep=block.keep,
+                rate=block.rate,
+                guard=block.guard,
             )
         )

@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -51,6 +52,7 @@ class BlockTelemetry:
         dropped: input frames dropped so far.
         fps: frames a second that came out lately, see `Telemetry`; None with the first block.
         keep: (S, h, w) bool, true = recomputed.
+        rate, guard: how they do, see ``held.Lately``; None without one.
     """
 
     block: int
@@ -66,6 +68,8 @@ class BlockTelemetry:
     dropped: int
     fps: float | None
     keep: NDArray[np.bool_] = field(repr=False, compare=False)
+    rate: Mapping[str, Any] | None = None
+    guard: Mapping[str, Any] | None = None
 
     @property
     def kept_share(self) -> float:
@@ -81,7 +85,7 @@ class BlockTelemetry:
         """All but the mask, as JSON can hold it."""
         names = ("block", "stream", "time", "frames", "kept", "tokens", "kept_share",
                  "milliseconds", "total_milliseconds", "waiting", "unread", "latency", "dropped",
-                 "fps")  # fmt: skip
+                 "fps", "rate", "guard")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 

@@ -1,17 +1,13 @@
 """The application: a page, a little HTTP about the server, and the socket of live editing.
 
-`create_app` puts together who may come in, the worker that all share, and a connection a socket.
+`create_app` puts together who may come in, what all share (``house``), and a connection a socket.
 What a connection does is in ``connection``; on which port this is served, it does not know.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,18 +15,17 @@ from typing import TYPE_CHECKING, Any, cast
 from fastapi import Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import FileResponse, PlainTextResponse
 
-from stillframe.live import Session, SessionError
+from stillframe.live import SessionError
 from stillframe.load import bundled_models
-from stillframe.methods import methods
 from stillframe.pipeline import CausalWanPipeline
 from stillframe.recipes import load_recipes
-from stillframe.recovery import recoveries
+from stillframe.server.chosen import Holding
 from stillframe.server.connection import Connection
-from stillframe.server.guard import Gate, RefusedError, Seats, packaged_file
-from stillframe.server.hall import Hall
+from stillframe.server.guard import Gate, RefusedError, packaged_file
+from stillframe.server.house import House
 from stillframe.server.keeper import Keeper, ProcessKeeper, SessionKeeper
 from stillframe.server.limits import Limits
-from stillframe.server.messages import VERSION, ProtocolError, encode
+from stillframe.server.messages import ProtocolError, encode
 from stillframe.server.offers import parse_offer
 from stillframe.styles import Style
 
@@ -56,98 +51,6 @@ _HEADERS = {
 }
 
 
-class _House:
-    """What the application has from its start to its end."""
-
-    def __init__(
-        self,
-        keeper: SessionKeeper,
-        gate: Gate,
-        max_sessions: int,
-        limits: Limits,
-        size: tuple[int | None, int | None],
-        known: Sequence[Style],
-    ) -> None:
-        self.keeper, self.gate, self.limits = keeper, gate, limits
-        self.seats = Seats(max_sessions)
-        # sockets that have no session: those about to say hello, and to be refused
-        self.sockets = Seats(4 * max_sessions + 8, "connections")
-        self.size, self.known = size, known
-        self.hall: Hall | None = None
-        self.peers = _peers()
-
-    @asynccontextmanager
-    async def open(self, _app: FastAPI) -> AsyncIterator[None]:
-        """Load the model and run the worker for as long as the application lives."""
-        # two a session: one may wait for a block while it is closed
-        pool = ThreadPoolExecutor(2 * self.seats.count + 2, "stillframe-pool")
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(pool, self.keeper.start)
-            try:
-                self.hall = Hall(
-                    self.keeper, self.gate, self.seats, self.limits, pool, *self.size,
-                    greeting=self.greeting(),
-                )  # fmt: skip
-                yield
-            finally:
-                if self.peers is not None:
-                    await self.peers.close()
-                await loop.run_in_executor(None, self.keeper.stop)
-        finally:
-            pool.shutdown(wait=True)
-
-    def greeting(self) -> dict[str, Any]:
-        """What every client is told with ``ready``."""
-        return {
-            "fps_hint": self.limits.fps_hint,
-            "styles": self.styles(),
-            "methods": list(methods()),
-            "recoveries": list(recoveries()),
-            "version": VERSION,
-        }
-
-    def styles(self) -> list[dict[str, str]]:
-        """The styles that the model knows."""
-        return [
-            {"name": style.name, "prompt": style.prompt, "summary": style.summary}
-            for style in self.known
-        ]
-
-    def status(self) -> dict[str, Any]:
-        """Sessions, limits, and what the sessions have measured lately."""
-        sessions = {} if self.hall is None else dict(self.hall.sessions)
-        return {
-            "version": version("stillframe"),
-            "protocol": VERSION,
-            "transports": ["websocket"] + ["webrtc"] * (self.peers is not None),
-            "sessions": {"open": self.seats.taken, "max": self.seats.count},
-            "worker_failures": self.keeper.failures,
-            "limits": asdict(self.limits),
-            "telemetry": [_figures(name, session) for name, session in sessions.items()],
-        }
-
-
-def _peers() -> Peers | None:
-    """What keeps WebRTC connections, if the package for them is installed."""
-    if importlib.util.find_spec("aiortc") is None:
-        return None
-    from stillframe.server.webrtc import Peers
-
-    return Peers()
-
-
-def _figures(name: str, session: Session) -> dict[str, Any]:
-    return {
-        "session": name,
-        "state": session.state,
-        "paused": session.paused,
-        "dropped": session.dropped,
-        "memory": session.memory,
-        **session.telemetry.summary(),
-    }
-
-
 def create_app(
     model_of: CausalWanPipeline | Callable[[], CausalWanPipeline] | SessionKeeper,
     *,
@@ -159,6 +62,7 @@ def create_app(
     height: int | None = None,
     width: int | None = None,
     limits: Limits | None = None,
+    holding: Holding | None = None,
     static: Path = _STATIC,
 ) -> FastAPI:
     """The server as an ASGI application.
@@ -174,6 +78,7 @@ def create_app(
         height, width: of the edited frames of clients that ask for none; by default the model's
             own height, and 16:9.
         limits: of what a client may send.
+        holding: what sessions hold unless their clients say otherwise; nothing by default.
         static: the folder of the page.
 
     Raises:
@@ -183,7 +88,10 @@ def create_app(
         raise ValueError(f"max_sessions must be 1 or more, got {max_sessions}")
     gate = Gate(host, token)
     keeper = _keeper(model_of)
-    house = _House(keeper, gate, max_sessions, limits or Limits(), (height, width), styles)
+    house = House(
+        keeper, gate, max_sessions, limits or Limits(), (height, width), styles,
+        holding or Holding(),
+    )  # fmt: skip
     # no page of documentation: it would come from elsewhere
     app = FastAPI(
         title="stillframe", version=version("stillframe"), docs_url=None, redoc_url=None,
@@ -251,7 +159,7 @@ def _add_page(app: FastAPI, static: Path) -> None:
         return file(name)
 
 
-def _add_listings(app: FastAPI, house: _House, model: str) -> None:
+def _add_listings(app: FastAPI, house: House, model: str) -> None:
     def known(request: Request) -> None:
         given = _token_of(request.headers, request.query_params, request.cookies)
         if not house.gate.knows(given):
@@ -284,7 +192,7 @@ def _add_listings(app: FastAPI, house: _House, model: str) -> None:
         return house.status()
 
 
-def _add_socket(app: FastAPI, house: _House) -> None:
+def _add_socket(app: FastAPI, house: House) -> None:
     @app.websocket("/live")
     async def live(socket: WebSocket) -> None:
         host = socket.headers.get("host")
@@ -302,7 +210,7 @@ def _add_socket(app: FastAPI, house: _House) -> None:
             await socket.close(1013)
 
 
-def _add_offers(app: FastAPI, house: _House) -> None:
+def _add_offers(app: FastAPI, house: House) -> None:
     def checked(request: Request, token: str | None = None) -> Peers:
         host, origin = request.headers.get("host"), request.headers.get("origin")
         if not house.gate.origin_allowed(origin, host):

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from stillframe.live import EditedFrame, Session, SessionError
 from stillframe.server import messages
+from stillframe.server.chosen import Chosen
 from stillframe.server.guard import Rate, RefusedError
-from stillframe.server.hall import Choice, Hall
+from stillframe.server.hall import Hall
 from stillframe.server.messages import Command, Hello, ProtocolError, Update
 from stillframe.server.outgoing import Outgoing
 from stillframe.server.pictures import decode_picture, encode_picture
@@ -48,7 +49,7 @@ class Connection:
     def __init__(self, socket: WebSocket, hall: Hall) -> None:
         self._socket, self._hall, self._limits = socket, hall, hall.limits
         self._id = secrets.token_hex(4)
-        self._choice = Choice()
+        self._chosen = Chosen(holding=hall.holding)
         self._newest: float | None = None
         self._last: NDArray[np.uint8] | None = None
         self._picture = b""
@@ -146,12 +147,11 @@ class Connection:
         Raises:
             ProtocolError: something is out of range.
         """
-        self._choice = Choice().changed(hello)
         settings = {} if hello.strength is None else {"strength": hello.strength}
         options: dict[str, Any] = {"policy": policy, "width": width, "height": height, **settings}
         try:
-            method = self._choice.build()
-            return self._hall.keeper.open(hello.prompt, method=method, **options)
+            self._chosen = self._chosen.changed(hello)
+            return self._hall.keeper.open(hello.prompt, **self._chosen.options(), **options)
         except ValueError as error:
             raise ProtocolError(str(error)) from error
 
@@ -239,20 +239,18 @@ class Connection:
         return {"pause": session.pause, "resume": session.resume, "reset": session.reset}[said.name]
 
     async def _change(self, update: Update) -> None:
-        choice = self._choice.changed(update)
-
-        def change() -> None:
-            method = None if choice == self._choice else choice.build()
-            settings: dict[str, Any] = {}
+        def change() -> Chosen:
+            chosen = self._chosen.changed(update)
+            changes = chosen.options(self._chosen)
             if update.strength is not None:
-                settings["strength"] = update.strength
-            self._session.change(prompt=update.prompt, method=method, **settings)
+                changes["strength"] = update.strength
+            self._session.change(prompt=update.prompt, **changes)
+            return chosen
 
         try:
-            await self._off_loop(change)
+            self._chosen = await self._off_loop(change)
         except ValueError as error:
             raise ProtocolError(str(error)) from error
-        self._choice = choice
         last = self._session.telemetry.last
         # a block may be running, which is not affected
         started = self._session.state != "ready"

@@ -1,24 +1,24 @@
-"""What the connections of a server share, and what a client has chosen.
+"""What the connections of a server share: sizes, limits, and where everything is to be had.
 
-It knows sizes, methods and where everything is to be had; no sockets.
+It knows no sockets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from stillframe.fit import fit_to_grid
 from stillframe.live import Session
-from stillframe.methods import Method, find_method
+from stillframe.server.chosen import Holding
 from stillframe.server.guard import Gate, Seats
 from stillframe.server.keeper import SessionKeeper
 from stillframe.server.limits import Limits
-from stillframe.server.messages import Hello, ProtocolError, Update
+from stillframe.server.messages import Hello, ProtocolError
 
-__all__ = ["Choice", "Hall"]
+__all__ = ["Hall"]
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Hall:
         pool: threads for what takes long.
         height, width: of edited frames if a client asks for none.
         greeting: fields of every ``ready``.
+        holding: what sessions hold unless their clients say otherwise.
         sessions: open sessions by id.
     """
 
@@ -42,6 +43,7 @@ class Hall:
     height: int | None
     width: int | None
     greeting: Mapping[str, Any]
+    holding: Holding
     sessions: dict[str, Session] = field(default_factory=dict)
 
     def size(self, hello: Hello) -> tuple[int, int]:
@@ -66,35 +68,3 @@ class Hall:
                 f"{fit.width}x{fit.height} is more"
             )
         return fit.width, fit.height
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which tokens to compute: a method by name, and all that was ever said about its parameters.
-
-    What a method does not use is kept for the next one.
-    """
-
-    method: str = "prune"
-    recovery: str | None = None
-    tau1: float | None = None
-    tau2: float | None = None
-
-    def changed(self, update: Update) -> Choice:
-        """The same with some of it changed."""
-        names = (each.name for each in fields(self))
-        given = {name: getattr(update, name) for name in names}
-        return replace(self, **{name: v for name, v in given.items() if v is not None})
-
-    def build(self) -> Method:
-        """The method.
-
-        Raises:
-            ValueError: it is unknown, or a parameter is.
-        """
-        kind = find_method(self.method)
-        if not kind.prunes:
-            return kind()
-        known = {each.name for each in fields(kind)}
-        given: dict[str, Any] = {"recovery": self.recovery, "tau1": self.tau1, "tau2": self.tau2}
-        return kind(**{n: v for n, v in given.items() if v is not None and n in known})

@@ -10,14 +10,21 @@ import json
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stillframe.errors import StillframeError
 from stillframe.live import BlockTelemetry
+from stillframe.server.fields import (
+    CHANGEABLE,
+    CONTROLS,
+    FIRST,
+    UNREADABLE,
+    ProtocolError,
+    checked,
+)
 
 __all__ = [
     "FRAME",
@@ -44,22 +51,8 @@ STAGES = ("encode", "mask", "denoise", "context", "decode")
 
 _HEADER = struct.Struct("<B7sd")
 _MAP_SIZE = struct.Struct("<3H")
-_PROMPT_LENGTH = 1000
-_NAME_LENGTH = 200
-_SIDE = 8192
-_JSON, _RULES, _SIZE = 1007, 1008, 1009
-
-
-class ProtocolError(StillframeError):
-    """A client's message that cannot be used.
-
-    Attributes:
-        code: what its socket is closed with: 1007 unreadable, 1008 not allowed, 1009 too large.
-    """
-
-    def __init__(self, message: str, code: int = _RULES) -> None:
-        super().__init__(message)
-        self.code = code
+_TOO_LARGE = 1009
+_NO_OBJECT = "a text message is a JSON object, and this is none"
 
 
 class Incoming(NamedTuple):
@@ -76,7 +69,11 @@ class Incoming(NamedTuple):
 
 @dataclass(frozen=True)
 class Update:
-    """What is to change; None stays."""
+    """What is to change; None stays.
+
+    Attributes:
+        controls: those of ``fields.CONTROLS`` that are named, None for what goes.
+    """
 
     prompt: str | None = None
     method: str | None = None
@@ -84,12 +81,12 @@ class Update:
     tau1: float | None = None
     tau2: float | None = None
     strength: float | None = None
+    controls: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def what(self) -> list[str]:
         """Names of what is given."""
-        names = ("prompt", "method", "recovery", "tau1", "tau2", "strength")
-        return [name for name in names if getattr(self, name) is not None]
+        return [*(name for name in CHANGEABLE if getattr(self, name) is not None), *self.controls]
 
 
 @dataclass(frozen=True)
@@ -131,13 +128,15 @@ def parse_text(text: str, limit: int) -> Hello | Update | Command:
             a wrong type or out of range.
     """
     if len(text) > limit or len(text.encode("utf-8", "replace")) > limit:
-        raise ProtocolError(f"a text message may have {limit} bytes, this one has more", _SIZE)
+        raise ProtocolError(f"a text message may have {limit} bytes, this one has more", _TOO_LARGE)
     try:
         message = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError("a text message is a JSON object, and this is none", _JSON) from error
+        raise ProtocolError(
+            "a text message is a JSON object, and this is none", UNREADABLE
+        ) from error
     if not isinstance(message, dict):
-        raise ProtocolError("a text message is a JSON object, and this is none", _JSON)
+        raise ProtocolError("a text message is a JSON object, and this is none", UNREADABLE)
     kind = message.pop("type", None)
     if not isinstance(kind, str) or kind not in _TYPES:
         raise ProtocolError(f"a message has one of the types {', '.join(_TYPES)}")
@@ -148,92 +147,22 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _text(most: int, least: int = 1) -> Callable[[str, Any], str]:
-    def check(name: str, value: Any) -> str:
-        if not isinstance(value, str) or not least <= len(value) <= most:
-            raise ProtocolError(f"{name} is a text of {least} to {most} characters")
-        if not value.isprintable() and not value.replace("\n", " ").isprintable():
-            raise ProtocolError(f"{name} holds characters that cannot be printed")
-        return value
-
-    return check
-
-
-def _number(least: float, most: float) -> Callable[[str, Any], float]:
-    def check(name: str, value: Any) -> float:
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or not least <= value <= most:
-            raise ProtocolError(f"{name} is a number from {least} to {most}")
-        return float(value)
-
-    return check
-
-
-def _whole(least: int, most: int) -> Callable[[str, Any], int]:
-    def check(name: str, value: Any) -> int:
-        good = isinstance(value, int) and not isinstance(value, bool)
-        if not good or not least <= value <= most:
-            raise ProtocolError(f"{name} is a whole number from {least} to {most}")
-        return int(value)
-
-    return check
-
-
-def _one_of(*names: str) -> Callable[[str, Any], str]:
-    def check(name: str, value: Any) -> str:
-        if not isinstance(value, str) or value not in names:
-            raise ProtocolError(f"{name} is {' or '.join(names)}")
-        return value
-
-    return check
-
-
-_CHANGEABLE: dict[str, Callable[[str, Any], Any]] = {
-    "prompt": _text(_PROMPT_LENGTH, 0),
-    "method": _text(_NAME_LENGTH),
-    "recovery": _text(_NAME_LENGTH),
-    "tau1": _number(0, 100),
-    "tau2": _number(0, 100),
-    "strength": _number(0.01, 1),
-}
-_FIRST: dict[str, Callable[[str, Any], Any]] = {
-    **_CHANGEABLE,
-    "token": _text(_NAME_LENGTH, 0),
-    "width": _whole(16, _SIDE),
-    "height": _whole(16, _SIDE),
-    "policy": _one_of("latest", "all"),
-    "quality": _whole(1, 100),
-}
-
-
-def _fields(
-    kind: str, message: Mapping[str, Any], known: Mapping[str, Callable[[str, Any], Any]]
-) -> dict[str, Any]:
-    """A message's fields, checked; a null is as if it were not there."""
-    for name in message:
-        if name not in known:
-            allowed = ", ".join(known) or "no fields"
-            raise ProtocolError(f"{kind} has an unknown field; it may have {allowed}")
-    given = {name: value for name, value in message.items() if value is not None}
-    return {name: known[name](name, value) for name, value in given.items()}
-
-
 def _hello(kind: str, message: Mapping[str, Any]) -> Hello:
-    hello = Hello(**_fields(kind, message, _FIRST))
+    hello = Hello(**checked(kind, message, FIRST, controls=True))
     if hello.prompt is None:
         raise ProtocolError("hello needs a prompt")
     return hello
 
 
 def _update(kind: str, message: Mapping[str, Any]) -> Update:
-    update = Update(**_fields(kind, message, _CHANGEABLE))
+    update = Update(**checked(kind, message, CHANGEABLE, controls=True))
     if not update.what:
-        raise ProtocolError(f"update needs one of {', '.join(_CHANGEABLE)}")
+        raise ProtocolError(f"update needs one of {', '.join([*CHANGEABLE, *CONTROLS])}")
     return update
 
 
 def _command(kind: str, message: Mapping[str, Any]) -> Command:
-    _fields(kind, message, {})
+    checked(kind, message, {})
     return Command(kind)
 
 
@@ -277,6 +206,7 @@ def telemetry(
         None if seconds is None else round(1000 * seconds, 3)
         for seconds in (block.latency, *percentiles)
     )
+    held = {"rate": block.rate, "guard": block.guard}
     return encode(
         "telemetry",
         block=block.block,
@@ -291,6 +221,7 @@ def telemetry(
         dropped=block.dropped + unsent,
         cache_bytes=memory["cache"],
         recovery_bytes=memory["recovery"],
+        **{name: told for name, told in held.items() if told is not None},
     )
 
 
@@ -308,18 +239,18 @@ def parse_frame(data: bytes, limit: int) -> Incoming:
     """
     if len(data) > limit:
         raise ProtocolError(
-            f"a binary message may have {limit} bytes, this one has {len(data)}", _SIZE
+            f"a binary message may have {limit} bytes, this one has {len(data)}", _TOO_LARGE
         )
     if len(data) <= _HEADER.size:
         raise ProtocolError(
             f"a frame has {_HEADER.size} bytes and a picture, this message has {len(data)} bytes",
-            _JSON,
+            UNREADABLE,
         )
     kind, zeros, timestamp = _HEADER.unpack_from(data)
     if kind != FRAME or any(zeros):
-        raise ProtocolError(f"a frame begins with {FRAME} and seven zero bytes", _JSON)
+        raise ProtocolError(f"a frame begins with {FRAME} and seven zero bytes", UNREADABLE)
     if not math.isfinite(timestamp):
-        raise ProtocolError(f"a timestamp is a finite number, got {timestamp}", _JSON)
+        raise ProtocolError(f"a timestamp is a finite number, got {timestamp}", UNREADABLE)
     return Incoming(timestamp, data[_HEADER.size :])
 
 

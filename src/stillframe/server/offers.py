@@ -1,6 +1,6 @@
 """WebRTC offers as text: what a client wants, checked before anything is made of it.
 
-A pure function; it knows no connections, and needs no WebRTC package.
+Pure functions; they know no connections, and need no WebRTC package.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import cast
 from stillframe.server import messages
 from stillframe.server.messages import Hello, ProtocolError
 
-__all__ = ["parse_offer"]
+__all__ = ["parse_offer", "without_hidden_addresses"]
 
 _UNREADABLE = 1007
+_HIDDEN = re.compile(r"a=(candidate:(\S+ ){4}\S+\.local |end-of-candidates)", re.IGNORECASE)
 
 
 def parse_offer(data: bytes, text_bytes: int) -> tuple[str, Hello]:
@@ -45,3 +46,16 @@ def parse_offer(data: bytes, text_bytes: int) -> tuple[str, Hello]:
     if hello.policy == "all":
         raise ProtocolError("WebRTC cannot hold a client back: policy is latest")
     return sdp, hello
+
+
+def without_hidden_addresses(sdp: str) -> str:
+    """An offer without candidates that are mDNS names, and without the word that these were all.
+
+    Browsers hide their addresses behind such names until a camera is allowed. They call this
+    computer first in any case, and show their address by that: the names need not be asked for in
+    the network (draft-ietf-mmusic-mdns-ice-candidates), and the search must not end before.
+    """
+    hidden = re.compile(
+        r"a=(candidate:(\S+ ){4}\S+\.local .*|end-of-candidates)\s*$", re.IGNORECASE
+    )
+    return "".join(line for line in sdp.splitlines(keepends=True) if not hidden.match(line))

@@ -33,6 +33,7 @@ from stillframe.server.connection import Connection, StalledError
 from stillframe.server.guard import RefusedError
 from stillframe.server.hall import Hall
 from stillframe.server.messages import Hello, ProtocolError
+from stillframe.server.offers import without_hidden_addresses
 from stillframe.server.outgoing import Outgoing
 
 __all__ = ["Peer", "Peers"]
@@ -122,7 +123,8 @@ class Peer(Connection):
         self._peer.on("datachannel", self._channel_came)
         self._peer.on("connectionstatechange", self._state_changed)
         try:
-            await self._peer.setRemoteDescription(RTCSessionDescription(self._sdp, "offer"))
+            sdp = without_hidden_addresses(self._sdp)
+            await self._peer.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
             self._peer.addTrack(self._edited)
             self._prepared = await self._peer.createAnswer()
         except Exception as error:  # broken descriptions fail in every way there is

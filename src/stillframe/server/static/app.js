@@ -5,6 +5,7 @@ import { FIRST_COMPARED, Meters } from "./meters.js";
 import { Playback } from "./playback.js";
 import { Connection } from "./protocol.js";
 import { Recorder } from "./record.js";
+import { RtcConnection, possible } from "./rtc.js";
 import { Settings } from "./settings.js";
 import { Source, cameras } from "./source.js";
 import { initTheme } from "./theme.js";
@@ -70,14 +71,16 @@ async function start() {
   meters.clear();
   meters.forgetSpeeds();
   enter("connecting", "Calling the server.");
-  connection = new Connection({ ...(token ? { token } : {}), ...settings.hello(source.upright) }, {
+  const Line = settings.transport === "webrtc" ? RtcConnection : Connection;
+  document.documentElement.dataset.transport = settings.transport;
+  connection = new Line({ ...(token ? { token } : {}), ...settings.hello(source.upright) }, {
     ready,
     telemetry: (figures) => meters.block(figures),
-    frame: (time, jpeg) => playback.came(time, jpeg, performance.now() / 1000),
+    frame: (time, bitmap) => playback.came(time, bitmap, performance.now() / 1000),
     map: (time, map) => playback.mapped(time, map),
     updated: ({ what, from_block: block }) => {
       meters.changed(block);
-      say(`New ${[what].flat().join(", ")} from block ${block}.`);
+      say(`New ${[what].flat().join(", ").replaceAll("_", " ")} from block ${block}.`);
     },
     closed: ({ state: next, text }) => {
       release();
@@ -93,16 +96,18 @@ function ready({ width, height, ...offers }) {
   view.resize(width, height);
   element("source-note").textContent = `${width}×${height}`;
   document.documentElement.removeAttribute("data-fresh");
-  delete element("result").dataset.frames;
+  for (const name of ["frames", "matched"]) delete element("result").dataset[name];
   enter("running", FIRST);
   send();
 }
 
 function send() {
-  source.run(() => connection?.clear, (time, jpeg, bitmap) => {
-    if (!connection || state !== "running") return bitmap.close();
-    connection.frame(time, jpeg);
-    playback.sent(time, bitmap);
+  source.run(() => connection?.clear, async (time, canvas) => {
+    const mine = connection;
+    const copy = createImageBitmap(canvas);
+    const gone = await mine.frame(time, canvas);
+    if (gone && mine === connection) playback.sent(time, await copy);
+    else (await copy).close();
   });
 }
 
@@ -176,8 +181,10 @@ function paint() {
   if (frame) {
     view.show(frame);
     if (element("message").textContent === FIRST) say("");
-    meters.frame(now, now - frame.time);
-    element("result").dataset.frames = Number(element("result").dataset.frames ?? 0) + 1;
+    meters.frame(now, frame.sure ? now - frame.time : null);
+    const { dataset } = element("result");
+    dataset.frames = Number(dataset.frames ?? 0) + 1;
+    dataset.matched = Number(dataset.matched ?? 0) + Boolean(frame.source);
   }
   if (state === "running") meters.tick(now);
 }
@@ -248,13 +255,26 @@ function connectControls() {
   drops();
 }
 
+async function ask(path) {
+  const answer = await fetch(`${path}${token ? `?token=${encodeURIComponent(token)}` : ""}`);
+  return answer.ok ? answer.json() : null;
+}
+
 async function loadStyles() {
   try {
-    const answer = await fetch(`api/styles${token ? `?token=${encodeURIComponent(token)}` : ""}`);
-    const body = answer.ok ? await answer.json() : [];
+    const body = (await ask("api/styles")) ?? [];
     settings.offer({ styles: Array.isArray(body) ? body : body.styles });
   } catch {
     // `ready` brings them too
+  }
+}
+
+async function loadTransports() {
+  try {
+    const { transports = [] } = (await ask("api/status")) ?? {};
+    settings.reach(transports.filter((name) => name !== "webrtc" || possible()));
+  } catch {
+    // the socket it is
   }
 }
 
@@ -264,4 +284,5 @@ view.tint(element("tint").checked);
 enter("idle");
 paint();
 loadStyles();
+loadTransports();
 listCameras();

@@ -1,6 +1,7 @@
 // The four measurements: frames a second, latency, recomputed share and time a block. Knows the
 // telemetry's fields and where they are shown.
 
+import { showHeld } from "./hold.js";
 import { Plot } from "./plots.js";
 
 const STAGES = ["encode", "mask", "denoise", "context", "decode"];
@@ -32,7 +33,7 @@ export class Meters {
     }
   }
 
-  /** Count a shown frame of the given age in seconds. */
+  /** Count a shown frame of the given age in seconds, null if that is not known. */
   frame(at, latency) {
     this.#shown.push({ at, latency });
   }
@@ -47,9 +48,12 @@ export class Meters {
     const fps = span > 0 ? (this.#shown.length - 1) / Math.max(span, now - this.#shown[0].at) : 0;
     const { latency } = this.#shown.at(-1);
     this.#fps.add(fps);
-    this.#latency.add(latency);
     this.#write("value-fps", fps, fps.toFixed(1));
-    this.#write("value-latency", latency, latency.toFixed(2));
+    if (latency === null) this.#write("value-latency", "", "–");
+    else {
+      this.#latency.add(latency);
+      this.#write("value-latency", latency, latency.toFixed(2));
+    }
   }
 
   /** Take the figures of a block. */
@@ -63,6 +67,7 @@ export class Meters {
     this.#write("value-ms", total, total.toFixed(0));
     element("value-kept").dataset.block = figures.block;
     STAGES.forEach((name, i) => { element(`ms-${name}`).textContent = rounded(stages[i]); });
+    showHeld(figures);
     element("sub-fps").textContent = `${figures.dropped ?? 0} skipped, ${figures.queue ?? 0} waiting`;
     if (figures.p50_ms != null && figures.p95_ms != null) {
       element("sub-latency").textContent = `server: p50 ${(figures.p50_ms / 1000).toFixed(2)}, p95 ${(figures.p95_ms / 1000).toFixed(2)}`;
@@ -85,6 +90,7 @@ export class Meters {
   clear() {
     for (const plot of [this.#fps, this.#latency, this.#kept, this.#ms]) plot.clear();
     this.#shown = [];
+    showHeld();
   }
 
   /** Forget what the methods cost; with another size it is not the same. */

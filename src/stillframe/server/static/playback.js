@@ -6,12 +6,13 @@ const HISTORY = 8; // seconds over which the longest latency counts
 const MOST_SOURCES = 400;
 
 export class Playback {
-  #frames = []; // {time, bitmap}, edited, not yet shown
+  #frames = []; // {time, bitmap, sure}, edited, not yet shown
   #sources = []; // {time, bitmap}, sent
   #latencies = []; // {at, latency}
   #maps = []; // {time, map}, time of the first frame of the block
   #order = Promise.resolve();
   #epoch = 0;
+  #newest = 0; // time of the latest edited frame
   smooth = true;
 
   /** Remember a frame that was sent. */
@@ -20,14 +21,19 @@ export class Playback {
     while (this.#sources.length > MOST_SOURCES) this.#sources.shift().bitmap.close();
   }
 
-  /** Take an edited frame; it is decoded in order. */
-  came(time, blob, now) {
-    this.#latencies.push({ at: now, latency: now - time });
+  /** Take an edited frame, a promise of its bitmap; the time of its source is null if nobody knows. */
+  came(known, picture, now) {
+    const sure = known !== null;
+    // what nobody knows the time of follows at once
+    const time = known ?? this.#newest;
+    this.#newest = Math.max(this.#newest, time);
+    if (sure) this.#latencies.push({ at: now, latency: now - time });
     const epoch = this.#epoch;
+    picture.catch(() => {}); // said again below, in order
     this.#order = this.#order.then(async () => {
       try {
-        const bitmap = await createImageBitmap(blob);
-        if (epoch === this.#epoch) this.#frames.push({ time, bitmap });
+        const bitmap = await picture;
+        if (epoch === this.#epoch) this.#frames.push({ time, bitmap, sure });
         else bitmap.close();
       } catch {
         // a broken picture is left out
@@ -41,7 +47,8 @@ export class Playback {
     if (this.#maps.length > 60) this.#maps.shift();
   }
 
-  /** The frame to show now, {time, bitmap, source, map, slot}, or null; the caller closes bitmap. */
+  /** The frame to show now, {time, sure, bitmap, source, map, slot}, or null; the caller closes bitmap.
+      Of one whose time is not sure there is no source. */
   next(now) {
     this.#latencies = this.#latencies.filter(({ at }) => at > now - HISTORY);
     const behind = this.smooth ? Math.max(0, ...this.#latencies.map((l) => l.latency)) + MARGIN : 0;
@@ -50,7 +57,7 @@ export class Playback {
       frame?.bitmap.close();
       frame = this.#frames.shift();
     }
-    return frame && { ...frame, source: this.#sourceOf(frame.time), ...this.#mapOf(frame.time) };
+    return frame && { ...frame, source: frame.sure ? this.#sourceOf(frame.time) : null, ...this.#mapOf(frame.time) };
   }
 
   /** Forget everything. */
@@ -61,6 +68,7 @@ export class Playback {
     this.#sources = [];
     this.#latencies = [];
     this.#maps = [];
+    this.#newest = 0;
   }
 
   #sourceOf(time) {

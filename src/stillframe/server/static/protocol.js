@@ -1,9 +1,11 @@
-// The live protocol, version 1, over one WebSocket. Knows messages, not pictures or controls.
+// The live protocol, version 1: its messages, and one WebSocket that they go over. Knows no controls,
+// and not when pictures are shown.
 
 const HEADER = 16;
 const FRAME = 1;
 const MAP = 2;
 const MOST_WAITING = 192 * 1024; // bytes in the socket's buffer above which no frame is sent
+const QUALITY = 0.85;
 
 /** {S, h, w, bits}: bits is one byte a patch, frame after frame, row after row, 1 = recomputed. */
 export function parseMap(view) {
@@ -17,7 +19,23 @@ export function parseMap(view) {
   return { S, h, w, bits };
 }
 
-/** One connection. `on` holds: ready, frame(time, blob), map(time, map), telemetry, updated, closed. */
+/** What the server said: a text of a known type as it is, {reason}, {time, jpeg}, {time, map} or {}. */
+export function parseMessage(data) {
+  if (typeof data === "string") {
+    const message = JSON.parse(data);
+    if (message.type === "refused") return { reason: { state: "refused", text: message.reason } };
+    if (message.type === "error") return { reason: { state: "ended", text: message.message } };
+    return ["ready", "telemetry", "updated"].includes(message.type) ? message : {};
+  }
+  if (data.byteLength < HEADER) return {};
+  const view = new DataView(data);
+  const [kind, time] = [view.getUint8(0), view.getFloat64(8, true)];
+  if (kind === FRAME) return { time, jpeg: new Blob([data.slice(HEADER)], { type: "image/jpeg" }) };
+  return kind === MAP ? { time, map: parseMap(view) } : {};
+}
+
+/** One connection. `on` holds: ready, frame(time, bitmap), map(time, map), telemetry, updated, closed;
+    the bitmap is a promise. */
 export class Connection {
   #socket;
   #on;
@@ -31,7 +49,7 @@ export class Connection {
     const socket = new WebSocket(url);
     socket.binaryType = "arraybuffer";
     socket.onopen = () => socket.send(JSON.stringify({ type: "hello", ...hello }));
-    socket.onmessage = ({ data }) => (typeof data === "string" ? this.#text(data) : this.#binary(data));
+    socket.onmessage = ({ data }) => this.#heard(data);
     socket.onclose = (event) => this.#closed(event);
     this.#socket = socket;
   }
@@ -46,14 +64,17 @@ export class Connection {
     if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
   }
 
-  /** Send one JPEG with its time in seconds. */
-  frame(time, jpeg) {
-    if (this.#socket.readyState !== WebSocket.OPEN) return;
-    const message = new Uint8Array(HEADER + jpeg.byteLength);
+  /** Send what the canvas holds, drawn at a time in seconds, as JPEG; whether that was done. */
+  async frame(time, canvas) {
+    const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", QUALITY));
+    if (!blob) return false;
+    const message = new Uint8Array(HEADER + blob.size);
     message[0] = FRAME;
     new DataView(message.buffer).setFloat64(8, time, true);
-    message.set(new Uint8Array(jpeg), HEADER);
+    message.set(new Uint8Array(await blob.arrayBuffer()), HEADER);
+    if (this.#socket.readyState !== WebSocket.OPEN) return false;
     this.#socket.send(message);
+    return true;
   }
 
   /** Say goodbye and close; `closed` is not called. */
@@ -63,19 +84,12 @@ export class Connection {
     this.#socket.close(1000);
   }
 
-  #text(data) {
-    const message = JSON.parse(data);
-    if (message.type === "refused") this.#reason = { state: "refused", text: message.reason };
-    else if (message.type === "error") this.#reason = { state: "ended", text: message.message };
-    else if (["ready", "telemetry", "updated"].includes(message.type)) this.#on[message.type](message);
-  }
-
-  #binary(buffer) {
-    if (buffer.byteLength < HEADER) return;
-    const view = new DataView(buffer);
-    const [kind, time] = [view.getUint8(0), view.getFloat64(8, true)];
-    if (kind === FRAME) this.#on.frame(time, new Blob([buffer.slice(HEADER)], { type: "image/jpeg" }));
-    else if (kind === MAP) this.#on.map(time, parseMap(view));
+  #heard(data) {
+    const message = parseMessage(data);
+    if (message.reason) this.#reason = message.reason;
+    else if (message.jpeg) this.#on.frame(message.time, createImageBitmap(message.jpeg));
+    else if (message.map) this.#on.map(message.time, message.map);
+    else if (message.type) this.#on[message.type](message);
   }
 
   #closed(event) {

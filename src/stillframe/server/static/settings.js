@@ -1,9 +1,11 @@
 // The panel: prompt and styles, method, thresholds. Knows what the controls mean in the protocol's
 // words; tells of changes, and sends nothing itself.
 
+import { Hold } from "./hold.js";
+
 const element = (id) => document.getElementById(id);
 const CHOSEN = "stillframe.settings";
-const KEPT = ["rate", "mirror", "smooth", "size", "policy", "prompt"];
+const KEPT = ["rate", "mirror", "smooth", "size", "policy", "transport", "prompt"];
 
 const NAMES = { none: "none", noisy: "noisy", clean: "clean", aligned: "aligned" };
 
@@ -19,11 +21,13 @@ export class Settings {
   #styles = [];
   #applied = null;
   #later = 0;
+  #hold;
 
   /** change(update) is called with the protocol's `update` fields. */
   constructor(change) {
     this.change = change;
     this.#restore();
+    this.#hold = new Hold((fields) => this.change(fields));
     element("panel").addEventListener("submit", (event) => event.preventDefault());
     element("panel").addEventListener("change", () => this.#remember());
     element("prompt").addEventListener("input", () => this.#promptEdited());
@@ -31,6 +35,7 @@ export class Settings {
     element("apply").addEventListener("click", () => this.#applyPrompt());
     element("styles").addEventListener("keydown", (event) => this.#chipKey(event));
     element("method").addEventListener("change", () => this.#methodChanged());
+    element("transport").addEventListener("change", () => this.#transportChanged());
     for (const id of ["recovery", "tau1", "tau2", "strength"]) {
       element(id).addEventListener("change", () => this.#numberChanged(id));
     }
@@ -47,6 +52,12 @@ export class Settings {
     return document.querySelector("[name=method]:checked")?.value ?? "prune";
   }
 
+  /** What pictures and messages go over, of what there is. */
+  get transport() {
+    const select = element("transport");
+    return select.closest(".row").hidden ? "websocket" : select.value;
+  }
+
   get prompt() {
     return element("prompt").value.trim();
   }
@@ -59,7 +70,8 @@ export class Settings {
     this.#promptEdited();
     return {
       prompt: this.prompt,
-      policy: element("policy").value,
+      // WebRTC cannot hold a sender back
+      ...(this.transport === "webrtc" ? {} : { policy: element("policy").value }),
       ...(size.length === 2 ? { width: size[0], height: size[1] } : {}),
       ...this.#methodFields(),
       ...this.#field("strength"),
@@ -67,8 +79,9 @@ export class Settings {
   }
 
   /** Show what a server offers, as in `ready`. */
-  offer({ styles, methods, recoveries }) {
+  offer({ styles, methods, recoveries, holding }) {
     if (styles) this.#showStyles(styles);
+    if (holding) this.#hold.offer(holding);
     if (methods) {
       document.querySelectorAll("[name=method]").forEach((radio) => { radio.disabled = !methods.includes(radio.value); });
     }
@@ -79,6 +92,12 @@ export class Settings {
       select.replaceChildren(new Option("Model’s choice", ""), ...options);
       select.value = recoveries.includes(value) ? value : "";
     }
+  }
+
+  /** Show which transports can be used. */
+  reach(transports) {
+    element("transport").closest(".row").hidden = !transports.includes("webrtc");
+    this.#transportChanged();
   }
 
   /** Lock what is fixed while a stream runs. */
@@ -97,7 +116,7 @@ export class Settings {
   }
 
   #methodFields() {
-    return { method: this.method, ...this.#field("recovery"), ...this.#field("tau1"), ...this.#field("tau2") };
+    return { method: this.method, ...this.#field("recovery"), ...this.#field("tau1"), ...this.#field("tau2"), ...this.#hold.fields() };
   }
 
   #methodChanged(silent = false) {
@@ -105,6 +124,10 @@ export class Settings {
       control.disabled = control.dataset.method !== this.method;
     });
     if (!silent) this.change(this.#methodFields());
+  }
+
+  #transportChanged() {
+    element("policy").closest(".row").hidden = this.transport === "webrtc";
   }
 
   #numberChanged(id) {

@@ -1,7 +1,5 @@
 // Where pictures come from: a camera, the screen or a video file, drawn at the working size and
-// handed on as JPEG at a steady rate. Knows no network.
-
-const QUALITY = 0.85;
+// handed on at a steady rate. Knows no network.
 
 /** What a failed request for pictures means, in one sentence. */
 function inWords(error, kind) {
@@ -25,7 +23,7 @@ export class Source {
   #stream = null;
   #url = null;
   #timer = 0;
-  #encoding = false;
+  #busy = false;
 
   constructor(canvas) {
     this.canvas = canvas;
@@ -89,7 +87,7 @@ export class Source {
     this.context.drawImage(this.#video, (w - cutW) / 2, (h - cutH) / 2, cutW, cutH, 0, 0, width, height);
   }
 
-  /** Call send(time, jpeg, bitmap) at the rate, whenever may() says so. */
+  /** Call send(time, canvas) at the rate, whenever may() says so and the last call is done. */
   run(may, send) {
     clearTimeout(this.#timer);
     let due = performance.now();
@@ -98,8 +96,8 @@ export class Source {
       due = Math.max(due + 1000 / this.rate, now); // a late tick is not made up for
       this.#timer = setTimeout(tick, due - now);
       this.draw();
-      if (this.#encoding || !may()) this.skipped += 1;
-      else this.#encode(now / 1000, send);
+      if (this.#busy || !may()) this.skipped += 1;
+      else this.#hand(now / 1000, send);
     };
     tick();
   }
@@ -120,14 +118,12 @@ export class Source {
     this.#url = null;
   }
 
-  async #encode(time, send) {
-    this.#encoding = true;
+  async #hand(time, send) {
+    this.#busy = true;
     try {
-      const bitmap = createImageBitmap(this.canvas);
-      const blob = await new Promise((done) => this.canvas.toBlob(done, "image/jpeg", QUALITY));
-      if (blob) send(time, await blob.arrayBuffer(), await bitmap);
+      await send(time, this.canvas);
     } finally {
-      this.#encoding = false;
+      this.#busy = false;
     }
   }
 }
