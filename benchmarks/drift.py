@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.rates import noted_masks, noted_results, true_error
+from benchmarks.rates import noted_masks, noted_results, true_error, within
 from benchmarks.rates_bench import Bench, Run, say, write_rows
 from stillframe.control import Control, Guard
 from stillframe.engine import EditStream
@@ -97,7 +97,7 @@ def measure(bench: Bench, frames: Tensor, share: float) -> dict[str, Any] | None
         "drift": _square(drifted) ** 0.5,
         "together": (_square(seen) + _square(drifted)) ** 0.5,
         "true": true,
-        "covered": told["low"] <= true <= told["high"],
+        "covered": within(told["low"], true, told["high"]),
         "kept": run.kept,
     }
 

@@ -41,7 +41,8 @@ _LEAST = 8  # tokens drawn in a block
 # Squared errors of patches have a tail that a small sample may not have met: until there is more
 # to go by, they are taken to vary by so many times their mean, as if from so many tokens.
 _TAIL, _TAIL_TOKENS = 2.0, 12
-# Of the bundled model: the largest drift of 24 runs of training clips, and a lean that one exceeds.
+# Of the bundled model, over 24 runs of training clips: about the largest drift, and a lean with
+# which all of them were covered.
 DRIFT, LEAN = 0.05, 1.3
 _GAIN = 0.3  # exponent of target / error by which it does
 
