@@ -13,22 +13,32 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.rates import noted_masks, noted_results, true_error, within
+from benchmarks.rates import noted_masks, noted_results, reused, true_error, within
 from benchmarks.rates_bench import Bench, Run, say, write_rows
 from stillframe.control import Control, Guard
 from stillframe.engine import EditStream
 from stillframe.grid import patchify
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
-from stillframe.restore import predecessor_rows, restore
+
+#: Lowest, median and highest ratio over clips.
+_RATIOS = (
+    ("width", "high", "true"),
+    ("bias", "true", "estimated"),
+    ("lean", "seen", "estimated"),
+    ("sum", "together", "true"),
+)
 
 
 class _Taken:
@@ -70,7 +80,9 @@ def measure(bench: Bench, frames: Tensor, share: float) -> dict[str, Any] | None
     """A clip's row; None if nothing was reused."""
     latents = bench.latents(frames)
     dense = noted_results(bench.run(find_method("full")()), latents)
-    run: Run = bench.run(InterFramePruning(), Control(guard=Guard(share)))
+    guard = Guard(share)
+    alone = replace(guard, drift=0.0, lean=1.0)
+    run: Run = bench.run(InterFramePruning(), Control(guard=alone))
     asked = noted_masks(run)
     whole = [torch.empty(0)]
     noted_results(run, latents[:1])
@@ -81,23 +93,21 @@ def measure(bench: Bench, frames: Tensor, share: float) -> dict[str, Any] | None
     if told["error"] is None:
         return None
     seen, drifted = [], []
-    for number, keep in enumerate(asked, 1):
-        wanted = keep.flatten(2)
-        reused = ~wanted.flatten(1)
-        previous = run.results[number - 1][:, -wanted.shape[2] :]
-        shown = restore(run.results[number], previous, predecessor_rows(wanted))
-        seen.append((shown, whole[number], reused))
-        drifted.append((whole[number], dense[number], reused))
+    for number, (shown, wanted) in enumerate(reused(run, asked), 1):
+        seen.append((shown, whole[number], ~wanted))
+        drifted.append((whole[number], dense[number], ~wanted))
     true, _ = true_error(run, asked, dense)
+    low, high = told["low"], math.hypot(guard.lean * told["high"], guard.drift)
     return {
         "estimated": told["error"],
-        "low": told["low"],
-        "high": told["high"],
+        "low": low,
+        "high": high,
         "seen": _square(seen) ** 0.5,
         "drift": _square(drifted) ** 0.5,
         "together": (_square(seen) + _square(drifted)) ** 0.5,
         "true": true,
-        "covered": within(told["low"], true, told["high"]),
+        "covered": within(low, true, high),
+        "covered_by_sample": within(low, true, told["high"]),
         "kept": run.kept,
     }
 
@@ -122,11 +132,15 @@ def main() -> None:
             say(f"{name:<24} has nothing reused")
             continue
         rows.append({"clip": name, **row})
-        numbers = "  ".join(f"{key} {x:.4f}" for key, x in row.items() if key != "covered")
+        numbers = "  ".join(f"{key} {x:.4f}" for key, x in row.items() if "covered" not in key)
         say(f"{name:<24} {numbers}  {'covered' if row['covered'] else 'not covered'}")
     write_rows(options.out, "drift", rows)
     drifts = np.array([row["drift"] for row in rows])
-    told = {"clips": len(rows), "covered": sum(row["covered"] for row in rows)}
+    told: dict[str, Any] = {"clips": len(rows)}
+    told |= {key: sum(row[key] for row in rows) for key in ("covered", "covered_by_sample")}
+    for name, above, below in _RATIOS:
+        ratios = [row[above] / row[below] for row in rows]
+        told[name] = [min(ratios), median(ratios), max(ratios)]
     told |= {f"drift_{q}": float(np.quantile(drifts, q / 100)) for q in (50, 90, 95)}
     say(json.dumps({"what": "drift", "height": bench.height, **told}))
 

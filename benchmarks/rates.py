@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -214,16 +214,21 @@ def true_error(run: Run, asked: Sequence[Tensor], dense: Sequence[Tensor]) -> tu
         dense: results of the dense run.
     """
     sums, counts = [0.0, 0.0], [0, 0]
+    for number, (shown, wanted) in enumerate(reused(run, asked), 1):
+        square = (shown - dense[number]).square().mean(2)
+        for kind, which in enumerate((~wanted, wanted)):
+            sums[kind] += float(square[which].sum())
+            counts[kind] += int(which.sum())
+    shows, computed = ((sums[kind] / max(counts[kind], 1)) ** 0.5 for kind in range(2))
+    return shows, computed
+
+
+def reused(run: Run, asked: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What every block but the first shows without what was drawn, (1, S*N, P), and its mask."""
     for number, keep in enumerate(asked, 1):
         wanted = keep.flatten(2)
         result, previous = run.results[number], run.results[number - 1][:, -wanted.shape[2] :]
-        shown = restore(result, previous, predecessor_rows(wanted))
-        square = (shown - dense[number]).square().mean(2)
-        for kind, which in enumerate((~wanted.flatten(1), wanted.flatten(1))):
-            sums[kind] += float(square[which].sum())
-            counts[kind] += int(which.sum())
-    reused, computed = ((sums[kind] / max(counts[kind], 1)) ** 0.5 for kind in range(2))
-    return reused, computed
+        yield restore(result, previous, predecessor_rows(wanted)), wanted.flatten(1)
 
 
 def noted_masks(run: Run) -> list[Tensor]:

@@ -132,11 +132,9 @@ def parse_text(text: str, limit: int) -> Hello | Update | Command:
     try:
         message = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(
-            "a text message is a JSON object, and this is none", UNREADABLE
-        ) from error
+        raise ProtocolError(_NO_OBJECT, UNREADABLE) from error
     if not isinstance(message, dict):
-        raise ProtocolError("a text message is a JSON object, and this is none", UNREADABLE)
+        raise ProtocolError(_NO_OBJECT, UNREADABLE)
     kind = message.pop("type", None)
     if not isinstance(kind, str) or kind not in _TYPES:
         raise ProtocolError(f"a message has one of the types {', '.join(_TYPES)}")
