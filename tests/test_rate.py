@@ -105,7 +105,7 @@ def scores_and_masks(made: Run, latents: torch.Tensor) -> list[tuple[torch.Tenso
     """Score and mask of every block after the first, worked out again from the masks alone."""
     from stillframe.grid import patchify
 
-    score, out = ChangeScore(PRUNE.tau1, PRUNE.tau2, PRUNE.trim), []
+    score, out = ChangeScore(*PRUNE.thresholds, PRUNE.trim), []
     tokens = [patchify(block, 2).unflatten(1, (3, -1)) for block in latents.split(3, 2)]
     reference = previous = tokens[0][:, -1]
     for now, block in zip(tokens[1:], made.blocks[1:], strict=True):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stillframe.change import ChangeScore, SourceBlock
+from stillframe.change import SourceBlock
 from stillframe.control.cost import CostModel
 from stillframe.control.trace import RateTrace, Timing
 from stillframe.control.twopass import Forecast
@@ -84,7 +84,7 @@ class Rate:
 
     def check(self, method: Method) -> None:
         """Raise a ValueError if a method cannot be held to a rate."""
-        if not method.prunes or not hasattr(method, "tau1"):
+        if not method.prunes or method.score() is None:
             raise ValueError(
                 f"method {method.name!r} has no thresholds: only one that prunes by them can be "
                 "held to a rate"
@@ -180,8 +180,7 @@ class RateController:
 
     def forget(self) -> None:
         """Begin to look for changes anew, as after a cut."""
-        method = self._method
-        self._score = ChangeScore(getattr(method, "tau1", 0.0), method.tau2, method.trim)
+        self._score = self._method.score()
 
     def outside(self, seconds: float) -> None:
         """Count time spent outside of the stream towards the block that is being made."""
@@ -206,7 +205,7 @@ class RateController:
             lengths: of kept tokens, rising, that the fast path pads to: what lies between costs as
                 much as the next.
         """
-        score = self._score(block)
+        score = self._scored(block)
         self._tokens = block.grid.tokens
         if self.rate.limit is not None:
             forced = forced | ((score > self.rate.limit) & ~barred)
@@ -225,7 +224,12 @@ class RateController:
     def skip(self, block: SourceBlock) -> None:
         """Look at a block that is computed whole in any case."""
         self._tokens = block.grid.tokens
-        self._score(block)
+        self._scored(block)
+
+    def _scored(self, block: SourceBlock) -> Tensor:
+        if self._score is None:
+            raise ValueError(f"method {self._method.name!r} does not rank what changed")
+        return self._score(block)
 
     def share(self) -> float:
         """What share of the next block's tokens the target pays for, 0 to 1."""

@@ -89,7 +89,7 @@ class Control:
         if not method.prunes:
             raise ValueError(f"method {method.name!r} reuses nothing that a guard could watch")
         fixed = self.masks is not None or (self.rate is not None and self.rate.mode == "constant")
-        if guard.target is not None and (fixed or not hasattr(method, "tau1")):
+        if guard.target is not None and (fixed or method.score() is None):
             raise ValueError("a guard's target needs thresholds to move: masks come from elsewhere")
 
     def fitted(
@@ -252,6 +252,13 @@ class StreamControl:
         # a whole block computes what lies around an edit as well. Later ones attend to that: keys
         # and values of the source itself would pull the edit back to how the source looks
         return (self._places if region.mode == "never" else ~self._places).flatten(1)
+
+    def unedited(self, keep: Tensor) -> Tensor | None:
+        """Where the result shows the source, bool as ``keep`` (B, S, h, w); None: nowhere."""
+        region = self.control.region
+        if region is None or region.mode != "only" or self._places is None:
+            return None
+        return ~self._places.expand_as(keep)
 
     def decode(self, decoder: Decoder, edited: Tensor, source: Tensor) -> Tensor:
         """Frames of the block, from latents (B, C, S, h, w) of the result and of the source."""
