@@ -110,8 +110,7 @@ def _warnings(reader: VideoReader, loop: FileLoop) -> tuple[str, ...]:
         )
     controlled = loop.lanes[0].stream.controlled
     if controlled is not None and controlled.rate is not None:
-        missed = controlled.rate.warning()
-        told += [] if missed is None else [missed]
+        told += controlled.rate.warnings()
     if loop.closed is not None:
         told.append(f"{loop.closed} after {writer.frames_written} frames")
     return tuple(told)

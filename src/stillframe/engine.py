@@ -309,6 +309,8 @@ class EditStream:
         stale = state.anchors.advance(pixels, keep)
         if not plan.everything:
             self.staleness.add(stale, keep)
+        if self.controlled is not None:
+            self.controlled.shows(stale)
 
     def _mask(self, state: StreamState, block: SourceBlock, whole: bool) -> Tensor:
         """The keep mask (B, S, h, w) of a block that is not a first one."""

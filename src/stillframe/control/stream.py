@@ -129,7 +129,7 @@ class Control:
             "cuts": self.cuts is not None,
             "roi": None if region is None else _plain_region(region),
             "masks_in": self.masks is not None,
-            "detector": "latent" if self.detector is None else self.detector.kind,
+            "detector": None if self.detector is None else self.detector.kind,
         }
 
 
@@ -301,6 +301,11 @@ class StreamControl:
         """Take a block's result (B, S*N, P), and that of the frame before it, (B, N, P)."""
         if self.watch is not None:
             self.watch.see(result, previous)
+
+    def shows(self, staleness: Tensor) -> None:
+        """Take the staleness of what the block shows, (B, S, h, w) in grey levels."""
+        if self.rate is not None:
+            self.rate.shows(staleness)
 
     def spent(self, share: float, seconds: float, captured: bool) -> None:
         """Take what the block that ended cost, see `RateController.note`."""
