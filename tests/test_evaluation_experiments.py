@@ -298,7 +298,7 @@ def test_better_is_up_in_every_gap(plan: Plan, out: Path) -> None:
     found: Any = find_experiment("settle")().run(bench)
     rows = {row.cell: row for row in bench.matrix.rows}
     gaps = {(r["metric"], r["recovery"]): r["gap"] for r in found.rows}
-    names = {str(v.params[0][1]): v for v in by_recovery(("none", "clean", "aligned"))}
+    names = {v.recovery: v for v in by_recovery(("none", "clean", "aligned"))}
     for recovery, variant in names.items():
         flickers = []
         for clip in plan.clips:

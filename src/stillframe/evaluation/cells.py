@@ -92,6 +92,7 @@ class Row:
         full_seconds, full_fps: those of the dense edit beside it, if the cell is paired.
         blocks: one by one.
         cache_bytes, recovery_bytes: held by the stream.
+        staleness: of what was reused, see `staleness.Staleness`; empty if nothing was.
         metrics: by name.
         skipped: metrics that could not be had, with a sentence each.
         videos: the edit and the map of what was recomputed, relative to the output folder.
@@ -110,6 +111,7 @@ class Row:
     blocks: tuple[Block, ...] = ()
     cache_bytes: int = 0
     recovery_bytes: int = 0
+    staleness: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     videos: Mapping[str, str] = field(default_factory=dict)

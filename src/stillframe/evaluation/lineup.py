@@ -16,6 +16,9 @@ MERGING = ("tomesd", "tome", "importance", "idm")
 RECOVERIES = ("none", "noisy", "clean", "aligned")
 
 _OURS = ("aligned", "clean")
+# experiments that compare with the papers take the papers' mask, and decode what was reused
+_DETECTOR = "latent"
+_MASKED = ("plain", "noisy")
 
 
 def at_rates(
@@ -34,11 +37,15 @@ def at_rates(
     missing = missing_methods(["prune", *names], rate=True)
     found = []
     if "prune" not in missing:
-        found += [at_rate("prune", rate, recovery=r) for r in _OURS for rate in rates]
-    found += [at_rate(name, rate) for name in names if name not in missing for rate in rates]
+        found += [
+            at_rate("prune", rate, recovery=r, detector=_DETECTOR) for r in _OURS for rate in rates
+        ]
+    for name in (name for name in names if name not in missing):
+        given = {"detector": _DETECTOR} if name in _MASKED else {}
+        found += [at_rate(name, rate, **given) for rate in rates]
     return found, list(missing.values())
 
 
 def by_recovery(recoveries: Sequence[str] = RECOVERIES) -> list[Variant]:
-    """Pruning by its own thresholds with each recovery: the mask is the same for all."""
-    return [Variant.of("prune", recovery=recovery) for recovery in recoveries]
+    """Pruning by the papers' thresholds with each recovery: the mask is the same for all."""
+    return [Variant.of("prune", recovery=r, detector=_DETECTOR) for r in recoveries]

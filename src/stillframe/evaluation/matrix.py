@@ -287,6 +287,7 @@ class Matrix:
             blocks=edit.blocks,
             cache_bytes=edit.run.cache_bytes,
             recovery_bytes=edit.run.recovery_bytes,
+            staleness=edit.run.staleness or {},
             metrics=found,
             skipped=skipped,
             videos={name: str(path.relative_to(self.out)) for name, path in videos.items()},

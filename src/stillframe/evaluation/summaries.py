@@ -22,6 +22,7 @@ from stillframe.evaluation.statistics import (
 from stillframe.evaluation.variants import FULL
 from stillframe.metrics import Metric, find_metric
 from stillframe.report import DENOISING_STAGES
+from stillframe.staleness import QUANTILES
 
 __all__ = [
     "by_label",
@@ -105,12 +106,14 @@ def failures(rows: Iterable[Row]) -> list[str]:
 def quality_table(rows: Sequence[Row], caption: str) -> Table:
     """Every variant's metrics, mean and interval over clips."""
     kinds = measured(rows)
-    heads = ["method", "clips", "computed"]
+    heads = ["method", "clips", "computed", "stale p99.9 ↓"]
     heads += [f"{kind.name} {'↑' if kind.higher_is_better else '↓'}" for kind in kinds]
     body = []
     for label, group in by_label(rows).items():
         cells = [label, str(len({row.cell.clip for row in group}))]
         cells.append(f"{over_clips(group, lambda row: row.kept_share).mean:.0%}")
+        stale = over_clips(group, lambda row: row.staleness.get("p99.9", math.nan)).mean
+        cells.append("" if math.isnan(stale) else number(stale, 1))
         for kind in kinds:
             cells.append(span(over_clips(group, metric_value(kind.name)), digits(kind.name)))
         body.append(cells)
@@ -217,6 +220,7 @@ def flat(row: Row, metric_names: Sequence[str]) -> Mapping[str, Any]:
         "speedup_denoising": row.speedup(*DENOISING_STAGES),
         "cache_bytes": row.cache_bytes,
         "recovery_bytes": row.recovery_bytes,
+        **{f"stale_{name}": row.staleness.get(name, math.nan) for name in (*QUANTILES, "max")},
         **{name: row.metrics.get(name, math.nan) for name in metric_names},
         "error": row.error,
     }

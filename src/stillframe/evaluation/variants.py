@@ -53,13 +53,21 @@ class Variant:
         return kind(**given)
 
     @property
+    def recovery(self) -> str:
+        """What it was asked to recover with; "default" if that was left open."""
+        return str(dict(self.params).get("recovery", "default"))
+
+    @property
     def label(self) -> str:
         """For legends and tables: ``prune clean 20%``; the method ``full`` is called dense."""
         params = dict(self.params)
         rate, recovery = params.pop("rate", None), params.pop("recovery", None)
+        detector = params.pop("detector", None)
         parts = ["dense" if self.method == "full" else self.method]
         if recovery is not None:
             parts.append(f"{recovery}")
+        if detector is not None:
+            parts.append(f"{detector}")
         parts += [f"{name}={value}" for name, value in params.items()]
         if rate is not None:
             parts.append(f"{float(rate):.0%}")

@@ -69,14 +69,14 @@ class Ablation(Experiment):
 
 
 def _of(rows: Sequence[Row], recovery: str) -> list[Row]:
-    given = (("recovery", recovery),)
-    return [row for row in rows if row.error is None and row.cell.variant.params == given]
+    given = by_recovery([recovery])[0]
+    return [row for row in rows if row.error is None and row.cell.variant == given]
 
 
 def _against_none(rows: Sequence[Row], conditioning: str) -> Table:
     """Paired differences to pruning alone."""
     kinds = [kind for kind in measured(rows) if _of(rows, "none")]
-    names = [variant.params[0][1] for variant in by_recovery() if variant.params[0][1] != "none"]
+    names = [variant.recovery for variant in by_recovery() if variant.recovery != "none"]
     body = []
     for name in map(str, names):
         gaps = [difference(_of(rows, name), _of(rows, "none"), metric_value(k.name)) for k in kinds]
@@ -95,7 +95,7 @@ def _sentence(rows: Sequence[Row], conditioning: str) -> str:
     value = metric_value("psnr")
     parts = []
     for variant in by_recovery():
-        name = str(variant.params[0][1])
+        name = variant.recovery
         mean = over_clips(_of(rows, name), value).mean
         if mean == mean:
             parts.append(f"{name} {number(mean, 1)} dB")

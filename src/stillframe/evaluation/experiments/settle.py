@@ -32,14 +32,21 @@ from stillframe.evaluation.summaries import (
     metric_value,
     signed,
 )
-from stillframe.evaluation.variants import FULL
+from stillframe.evaluation.variants import FULL, Variant
 from stillframe.metrics import Metric
 
 __all__ = ["Settle", "Verdict", "judge"]
 
 _RECOVERIES = ("none", "clean", "aligned")
+_NAMES = {"none": "pruning alone", "default": "the default"}
 _LEAST_PRUNED = 0.05  # share of a clip that must be pruned for it to tell anything
 _FEWEST = 5  # clips below which a bootstrap interval is too narrow to decide anything
+
+
+def _variants() -> list[Variant]:
+    """The papers' mask with each recovery, and what this program does by default: its own mask, and
+    pictures held where nothing is computed."""
+    return [*by_recovery(_RECOVERIES), Variant("prune")]
 
 
 class Verdict(NamedTuple):
@@ -47,7 +54,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         metric: its name.
-        recovery: what stands in for pruned tokens.
+        recovery: what stands in for pruned tokens, or "default".
         gap: to dense (or to another seed), more is better.
         margin: a gap above minus this is not below.
         word: "below", "not below" or "undecided".
@@ -94,7 +101,7 @@ class Settle(Experiment):
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
-        cells = bench.cells([FULL, *by_recovery(_RECOVERIES)], bench.clips, conditioning="sdedit")
+        cells = bench.cells([FULL, *_variants()], bench.clips, conditioning="sdedit")
         rows = bench.matrix.run(cells, self.name)
         telling, still = _telling(rows)
         clips = tuple(clip for clip in bench.clips if clip.name in telling)
@@ -114,7 +121,7 @@ class Settle(Experiment):
             words=_words(verdicts),
             caveats=_caveats(bench, len(clips)),
             missing=missing,
-            tables=[_table(verdicts)],
+            tables=[_table(verdicts), _stale(mine)],
             exhibits=exhibits(bench.matrix, mine),
             rows=[
                 {**v._asdict(), "gap": v.gap.mean, "low": v.gap.low, "high": v.gap.high}
@@ -136,7 +143,7 @@ def _verdicts(
     """What a metric says of each recovery."""
     value, found = metric_value(metric.name), []
     apart = spread_of_seeds(bench, metric, clips, "sdedit")
-    for variant in by_recovery(_RECOVERIES):
+    for variant in _variants():
         own = [row for row in rows if row.cell.variant == variant]
         if metric.reference == "dense":
             # nothing is as much like the dense edit as itself: another seed is as good as dense
@@ -148,7 +155,7 @@ def _verdicts(
             gap = difference(own, dense, value)
         gap = signed(metric, gap)
         word = judge(gap, margin)
-        found.append(Verdict(metric.name, str(variant.params[0][1]), gap, margin, word))
+        found.append(Verdict(metric.name, variant.recovery, gap, margin, word))
     return found
 
 
@@ -169,6 +176,22 @@ def _table(verdicts: Sequence[Verdict]) -> Table:
         "the whole interval lies under minus the margin, which is the difference between two seeds "
         "of the dense edit; with fewer than five clips everything is undecided.",
         ("metric", "recovery", "gap", "margin", "verdict"),
+        body,
+    )
+
+
+def _stale(rows: Sequence[Row]) -> Table:
+    """How far what each variant reused was from its source: of the worst clip."""
+    body = []
+    for variant in _variants():
+        own = [row.staleness for row in rows if row.cell.variant == variant and row.staleness]
+        worst = [max((s[name] for s in own), default=math.nan) for name in ("p50", "p99", "max")]
+        body.append([variant.recovery, *(number(value, 1) for value in worst)])
+    return Table(
+        "Staleness: root mean square difference between a reused patch's source now and the one it "
+        "was computed from, in grey levels, of the worst clip. It needs no model, and shows what "
+        "a mean over pictures hides.",
+        ("recovery", "p50", "p99", "maximum"),
         body,
     )
 
@@ -216,7 +239,7 @@ def _words(verdicts: Sequence[Verdict]) -> list[str]:
     told = []
     for said, names in groups.items():
         parts = [
-            f"{'pruning alone' if name == 'none' else f'with {name} recovery it'} is {word}"
+            f"{_NAMES.get(name, f'with {name} recovery it')} is {word}"
             f"{'' if word == 'undecided' else ' dense'}"
             for name, word in said
         ]
