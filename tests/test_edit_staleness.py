@@ -43,7 +43,7 @@ def _frames(kind: str) -> list[Pixels]:
     rng = np.random.default_rng(1)
     made = {
         "square": lambda t: busy_frames(t + 1)[t].astype(float),
-        "slow pan": lambda t: _shifted(picture, 0.08 * t),
+        "slow pan": lambda t: _shifted(picture, 0.02 * t),
         "fade in": lambda t: still * min(max((t - 8) / 24, 0), 1),
         "fade out": lambda t: still * min(max((60 - t) / 24, 0), 1),
         "sunset": lambda t: still - 0.2 * t,
