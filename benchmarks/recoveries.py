@@ -5,8 +5,9 @@ Prints a table, then one JSON line. ``computed`` leaves the first block out, whi
 ``worst`` is the 99th percentile of the patches' differences from the unpruned edit, in grey levels,
 ``seed`` the same of two unpruned edits with other seeds, ``ratio`` one over the other, ``tail`` the
 99.9th percentile over the 99th. ``stale`` is the 99.9th percentile of what was reused against its
-source. Flicker is of still regions: edit, unpruned edit, source. Times are wall times of this machine, so read the ratios; a full
-and a pruned run alternate block by block, so both see the same load.
+source. Flicker is of still regions: edit, unpruned edit, source. Times are wall times of this
+machine, so read the ratios; a full and a pruned run alternate block by block, so both see the same
+load.
 
 Run as ``python -m benchmarks.recoveries CLIP... [--conditioning sdedit] [--frames 48]``.
 """
