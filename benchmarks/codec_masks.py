@@ -29,9 +29,11 @@ from stillframe.grid import Grid, patchify
 from stillframe.load import load_pipeline
 from stillframe.methods import Method, find_method
 from stillframe.pipeline import CausalWanPipeline
+from stillframe.pixels import PixelBlocks
 from stillframe.restore import predecessor_rows, restore
 from stillframe.streaming import open_autoencoder
 from stillframe.video import VideoReader
+from stillframe.visible import Anchors
 
 __all__ = ["Result", "compare"]
 
@@ -59,18 +61,22 @@ class _Masks:
     """The method's masks of one stream, without a model behind them."""
 
     def __init__(self, method: Method) -> None:
-        self._select = method.selector()
+        self._select, self._anchors = method.selector(), Anchors()
         self._previous: Tensor | None = None
         self._reference: Tensor | None = None
 
-    def __call__(self, source: Tensor, grid: Grid) -> Tensor | None:
+    def __call__(self, source: Tensor, pixels: Tensor, grid: Grid) -> Tensor | None:
         """The mask (1, S, h, w) of the next block (1, S*N, P); None of a stream's first."""
         by_frame = source.unflatten(1, (grid.frames, grid.frame_tokens))
         previous, self._previous = self._previous, by_frame[:, -1]
         if previous is None or self._reference is None:
             self._reference = by_frame[:, -1]
+            shape = (1, grid.frames, grid.height, grid.width)
+            self._anchors.advance(pixels, torch.ones(shape, dtype=torch.bool))
             return None
-        keep = self._select(SourceBlock(by_frame, previous, self._reference, grid))
+        seen = pixels, self._anchors.pixels
+        keep = self._select(SourceBlock(by_frame, previous, self._reference, grid, *seen))
+        self._anchors.advance(pixels, keep)
         rows = predecessor_rows(keep.flatten(2))
         self._reference = restore(source, self._reference, rows)[:, -grid.frame_tokens :]
         return keep
@@ -84,6 +90,7 @@ def compare(pipe: CausalWanPipeline, clip: Path, height: int, frames: int) -> Re
         InputError: its decoder tells no motion vectors.
     """
     coder = open_autoencoder(pipe.vae, pipe.config.block_frames)
+    shown = PixelBlocks(coder.next_frames - coder.trim, coder.block_frames, coder.temporal)
     patch = pipe.denoiser.patch
     masks = _Masks(find_method("prune")())
     kept: list[Tensor] = []
@@ -102,12 +109,13 @@ def compare(pipe: CausalWanPipeline, clip: Path, height: int, frames: int) -> Re
             for track in tracks:
                 track.add(None if frame.motion is None else MotionMap(*frame.motion))
             picture = fit.to_grid(torch.from_numpy(frame.pixels).unsqueeze(0)).unsqueeze(0)
+            shown.add(picture)
             for latents in coder.encode(picture):
                 size = latents.shape
                 grid = Grid(size[2], size[3] // patch, size[4] // patch)
                 for track in tracks:
                     track.begin(number, grid)
-                keep = masks(patchify(latents.float(), patch), grid)
+                keep = masks(patchify(latents.float(), patch), shown.take(), grid)
                 if keep is not None:
                     kept.append(torch.stack([keep, *(track.mask(keep) for track in tracks)]))
                 number += 1

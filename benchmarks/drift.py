@@ -79,16 +79,17 @@ def _square(pairs: Sequence[tuple[Tensor, Tensor, Tensor]]) -> float:
 def measure(bench: Bench, frames: Tensor, share: float) -> dict[str, Any] | None:
     """A clip's row; None if nothing was reused."""
     latents = bench.latents(frames)
-    dense = noted_results(bench.run(find_method("full")()), latents)
+    pixels = bench.pixels(frames)
+    dense = noted_results(bench.run(find_method("full")()), latents, pixels)
     guard = Guard(share)
     alone = replace(guard, drift=0.0, lean=1.0)
     run: Run = bench.run(InterFramePruning(), Control(guard=alone))
     asked = noted_masks(run)
     whole = [torch.empty(0)]
-    noted_results(run, latents[:1])
-    for block in latents[1:]:
+    noted_results(run, latents[:1], pixels[:1])
+    for block, seen_as in zip(latents[1:], pixels[1:], strict=True):
         whole.append(whole_from_here(run.stream, block))
-        run.stream.edit_block(block)
+        run.stream.edit_block(block, seen_as)
     told = run.controlled.told()["guard"]
     if told["error"] is None:
         return None

@@ -159,8 +159,9 @@ def main() -> None:
     parser.add_argument("--refresh", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--size", type=int, default=128)
     options = parser.parse_args()
-    bound, free = InterFramePruning(), InterFramePruning(tau2=1e9)
-    ways: dict[str, tuple[Method, int | None]] = {"neither": (free, None), "bound": (bound, None)}
+    bound, free = InterFramePruning(detector="latent"), InterFramePruning(tau2=1e9)
+    ways: dict[str, tuple[Method, int | None]] = {"default": (InterFramePruning(), None)}
+    ways |= {"neither": (free, None), "bound": (bound, None)}
     for blocks in options.refresh:
         ways[f"refresh {blocks}"] = (free, blocks)
         ways[f"bound, refresh {blocks}"] = (bound, blocks)

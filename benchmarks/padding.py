@@ -24,14 +24,19 @@ from stillframe.lean import bucket_lengths
 from stillframe.load import load_pipeline
 from stillframe.methods.prune import InterFramePruning
 from stillframe.pipeline import CausalWanPipeline
+from stillframe.pixels import PixelBlocks
 from stillframe.restore import predecessor_rows, restore
 from stillframe.streaming import open_autoencoder
 from stillframe.video import VideoReader
+from stillframe.visible import Anchors
 
 
-def latents(pipe: CausalWanPipeline, clip: Path, options: argparse.Namespace) -> Iterator[Tensor]:
-    """Source latents of a clip by block."""
+def blocks(
+    pipe: CausalWanPipeline, clip: Path, options: argparse.Namespace
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Source latents of a clip by block, and their pixels."""
     coder = open_autoencoder(pipe.vae, pipe.config.block_frames)
+    shown = PixelBlocks(coder.next_frames - coder.trim, coder.block_frames, coder.temporal)
     with VideoReader(clip) as reader:
         fit = fit_to_grid(
             reader.width,
@@ -43,8 +48,9 @@ def latents(pipe: CausalWanPipeline, clip: Path, options: argparse.Namespace) ->
         for number, frame in enumerate(reader):
             if number == options.frames:
                 return
-            pixels = torch.from_numpy(frame.pixels).unsqueeze(0)
-            yield from coder.encode(fit.to_grid(pixels).unsqueeze(0))
+            picture = fit.to_grid(torch.from_numpy(frame.pixels).unsqueeze(0)).unsqueeze(0)
+            shown.add(picture)
+            yield from ((latents, shown.take()) for latents in coder.encode(picture))
 
 
 @torch.inference_mode()
@@ -52,24 +58,27 @@ def kept_tokens(
     pipe: CausalWanPipeline, clip: Path, options: argparse.Namespace
 ) -> tuple[list[tuple[int, int]], list[Tensor]]:
     """Kept and all tokens of every block but the first, and the masks (S, h, w)."""
-    select = InterFramePruning().selector()
+    select, anchors = InterFramePruning().selector(), Anchors()
     counts, masks = [], []
     previous: Tensor | None = None
     reference: Tensor | None = None
-    for block in latents(pipe, clip, options):
+    for block, pixels in blocks(pipe, clip, options):
         patch = pipe.denoiser.patch
         grid = Grid(block.shape[2], block.shape[3] // patch, block.shape[4] // patch)
         tokens = patchify(block.float(), patch)
         frames = tokens.unflatten(1, (grid.frames, grid.frame_tokens))
         if previous is None or reference is None:
             reference = frames[:, -1]
+            keep = torch.ones(1, grid.frames, grid.height, grid.width, dtype=torch.bool)
         else:
-            keep = select(SourceBlock(frames, previous, reference, grid))
+            source = SourceBlock(frames, previous, reference, grid, pixels, anchors.pixels)
+            keep = select(source)
             masks.append(keep[0])
             plan = plan_tokens(keep.flatten(2))
             counts.append((plan.counts[0], grid.tokens))
             rows = predecessor_rows(plan.keep)
             reference = restore(tokens, reference, rows)[:, -grid.frame_tokens :]
+        anchors.advance(pixels, keep)
         previous = frames[:, -1]
     return counts, masks
 

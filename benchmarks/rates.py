@@ -246,7 +246,7 @@ def noted_masks(run: Run) -> list[Tensor]:
     return masks
 
 
-def noted_results(run: Run, latents: Sequence[Tensor]) -> list[Tensor]:
+def noted_results(run: Run, latents: Sequence[Tensor], pixels: Sequence[Tensor]) -> list[Tensor]:
     """Edit blocks; their results in latents, (1, S*N, P) each."""
     coder: Any = run.stream._autoencoder
     decode = coder.decode
@@ -258,8 +258,8 @@ def noted_results(run: Run, latents: Sequence[Tensor]) -> list[Tensor]:
         return frames
 
     coder.decode = noted
-    for block in latents:
-        run.stream.edit_block(block)
+    for block, frames in zip(latents, pixels, strict=True):
+        run.stream.edit_block(block, frames)
     return run.results
 
 
@@ -273,10 +273,11 @@ def guard(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for name, frames in bench.clips.items():
         latents = bench.latents(frames)
-        dense = noted_results(bench.run(find_method("full")()), latents)
+        pixels = bench.pixels(frames)
+        dense = noted_results(bench.run(find_method("full")()), latents, pixels)
         run = bench.run(InterFramePruning(), Control(guard=Guard(options.share)))
         asked = noted_masks(run)
-        noted_results(run, latents)
+        noted_results(run, latents, pixels)
         told = run.controlled.told()["guard"]
         if not told["tokens"]:
             say(f"{name:<24} has nothing reused")

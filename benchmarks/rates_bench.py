@@ -20,6 +20,7 @@ from stillframe.grid import Grid, patchify
 from stillframe.load import load_pipeline
 from stillframe.methods import Method
 from stillframe.pipeline import CausalWanPipeline
+from stillframe.pixels import PixelBlocks
 from stillframe.random_model import random_pipeline
 from stillframe.streaming import open_autoencoder
 from stillframe.video import VideoReader
@@ -133,6 +134,13 @@ class Bench:
         for piece in frames.split(self.block_frames):
             blocks += coder.encode(piece.to(self.device).unsqueeze(0).float() / 255)
         return blocks
+
+    def pixels(self, frames: Tensor) -> list[Tensor]:
+        """Source pixels of the same blocks, see ``SourceBlock.pixels``."""
+        coder = open_autoencoder(self.pipe.vae, self.pipe.config.block_frames)
+        shown = PixelBlocks(coder.next_frames - coder.trim, coder.block_frames, coder.temporal)
+        shown.add(frames.to(self.device).unsqueeze(0).float() / 255)
+        return [shown.take() for _ in range(len(frames) // self.block_frames)]
 
     def tokens(self, block: Tensor) -> tuple[Tensor, Grid]:
         """A block of latents as tokens (1, S, N, P)."""
