@@ -54,10 +54,10 @@ class _Taken:
         return grid
 
 
-def whole_from_here(stream: EditStream, latents: Tensor) -> Tensor:
+def whole_from_here(stream: EditStream, latents: Tensor, pixels: Tensor) -> Tensor:
     """The next block's result, (1, S*N, P), if it were whole; the stream stays as it is."""
     shared: list[Any] = [stream._denoiser, stream._text, stream._autoencoder]
-    shared += [stream.controlled, stream._on_block]
+    shared += [stream.controlled, stream._on_block, stream.staleness]
     fork = copy.copy(stream)
     fork._state = copy.deepcopy(stream._state, {id(part): part for part in shared})
     generator = stream._generator
@@ -66,7 +66,7 @@ def whole_from_here(stream: EditStream, latents: Tensor) -> Tensor:
     fork.controlled = fork._on_block = None
     taken = _Taken(stream)
     fork._autoencoder, fork._whole = taken, True  # type: ignore[assignment]
-    fork.edit_block(latents)
+    fork.edit_block(latents, pixels)
     return taken.tokens
 
 
@@ -88,7 +88,7 @@ def measure(bench: Bench, frames: Tensor, share: float) -> dict[str, Any] | None
     whole = [torch.empty(0)]
     noted_results(run, latents[:1], pixels[:1])
     for block, seen_as in zip(latents[1:], pixels[1:], strict=True):
-        whole.append(whole_from_here(run.stream, block))
+        whole.append(whole_from_here(run.stream, block, seen_as))
         run.stream.edit_block(block, seen_as)
     told = run.controlled.told()["guard"]
     if told["error"] is None:
