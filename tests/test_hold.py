@@ -91,11 +91,11 @@ def test_a_border_is_met_from_the_new_side() -> None:
     reused[:, :, :32] = True
     met = meet(new, held, reused)[0, 0, 0, 24]
     assert (met[:32] == 0.55).all()
-    assert float(met[32]) == pytest.approx(0.55, abs=0.05 / REACH)
+    assert float(met[32]) == pytest.approx(0.55, abs=1e-5)
     assert (met[32:].diff() <= 1e-6).all()
     assert torch.allclose(met[32 + REACH :], torch.tensor(0.5))
-    assert met.diff().abs().max() < 0.05 / REACH + 1e-3
-    assert torch.equal(meet(new, held, reused, 0), torch.where(reused, held, new))
+    # no step along the way is larger than an eighth of what there was at the border
+    assert met.diff().abs().max() <= 0.05 / 8 + 1e-5
 
 
 def test_what_moved_is_not_mixed_in() -> None:

@@ -12,44 +12,48 @@ that the two meet. Nothing held is mixed into new pixels: what moves leaves no t
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stillframe.visible import enlarged
 
-__all__ = ["Held", "meet"]
+__all__ = ["REACH", "Held", "meet"]
 
-REACH = 8  # pixels on either side of a border
+#: Pixels from a border within which new pictures are moved.
+REACH = 12
+
+_CELL = 4  # pixels a side, in whose means differences are taken and spread
+_CELLS = 2  # on either side of a cell, over which they are
 
 
-def meet(new: Tensor, held: Tensor, reused: Tensor, reach: int = REACH) -> Tensor:
+def meet(new: Tensor, held: Tensor, reused: Tensor) -> Tensor:
     """New pictures, moved so that they meet what is held.
 
     Args:
         new, held: (B, T, 3, H, W) in [0, 1].
         reused: (B, H, W) bool, where ``held`` is shown.
-        reach: pixels from the border within which ``new`` is moved; 0 moves nothing.
 
     Returns:
-        (B, T, 3, H, W): ``held`` where it is shown, else ``new`` moved.
+        (B, T, 3, H, W): ``held`` where it is shown, else ``new``, moved within `REACH` of that.
     """
     mask = reused.unsqueeze(1).unsqueeze(1)
-    if reach:
-        known = mask.to(new.dtype)
-        weight = _spread(known, reach)
-        difference = _spread((held - new) * known, reach) / weight.clamp(min=1e-6)
-        # the share of held pixels around falls from a half at a straight border to 0 at its reach
-        new = (new + difference * (2 * weight).clamp(max=1)).clamp(0, 1)
-    return torch.where(mask, held, new)
+    known, side = mask.to(new.dtype), math.gcd(_CELL, *new.shape[-2:])
+    weight = _spread(known, side)
+    difference = _spread((held - new) * known, side) / weight.clamp(min=1e-4)
+    # of the cells around the first one beside a straight border, 2 of 5 columns are held
+    share = (weight * (2 * _CELLS + 1) / _CELLS).clamp(max=1)
+    shift = F.interpolate((difference * share).flatten(0, 1), new.shape[-2:], mode="bilinear")
+    return torch.where(mask, held, (new + shift.view_as(new)).clamp(0, 1))
 
 
-def _spread(x: Tensor, reach: int) -> Tensor:
-    """Mean over squares around each pixel, twice ``reach`` and one a side; zero beyond edges."""
-    flat = x.flatten(0, 1)
-    tall = F.avg_pool2d(flat, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
-    wide = F.avg_pool2d(tall, (1, 2 * reach + 1), stride=1, padding=(0, reach))
-    return wide.unflatten(0, x.shape[:2])
+def _spread(x: Tensor, side: int) -> Tensor:
+    """Mean of cells, and of 5x5 cells around each of those; zero beyond edges."""
+    cells = F.avg_pool2d(x.flatten(0, 1), side)
+    spread = F.avg_pool2d(cells, 2 * _CELLS + 1, stride=1, padding=_CELLS)
+    return spread.unflatten(0, x.shape[:2])
 
 
 class Held:
