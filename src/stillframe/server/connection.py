@@ -24,9 +24,11 @@ from stillframe.server import messages
 from stillframe.server.chosen import Chosen
 from stillframe.server.guard import Rate, RefusedError
 from stillframe.server.hall import Hall
-from stillframe.server.messages import Command, Hello, ProtocolError, Update
+from stillframe.server.messages import Command, Hello, ProtocolError, Update, UpdateError
 from stillframe.server.outgoing import Outgoing
 from stillframe.server.pictures import decode_picture, encode_picture
+from stillframe.server.timeline import Timeline
+from stillframe.server.unusable import Unusable
 
 __all__ = ["ABORT", "Connection", "StalledError"]
 
@@ -50,7 +52,7 @@ class Connection:
         self._socket, self._hall, self._limits = socket, hall, hall.limits
         self._id = secrets.token_hex(4)
         self._chosen = Chosen(holding=hall.holding)
-        self._newest: float | None = None
+        self._timeline, self._unusable = Timeline(), Unusable(self._frame_notice)
         self._last: NDArray[np.uint8] | None = None
         self._picture = b""
         self._frames = Rate(hall.limits.frames_per_second, time.monotonic)
@@ -195,44 +197,56 @@ class Connection:
 
     async def _take_frame(self, data: Any) -> None:
         self._count_frame()
-        frame = messages.parse_frame(data, self._limits.message_bytes)
-        if self._newest is not None and frame.timestamp < self._newest:
-            raise ProtocolError(f"timestamps must rise, got {frame.timestamp} after {self._newest}")
-        if frame.timestamp == self._newest:  # browsers' clocks are coarse
-            return
         limits = self._limits
-        pixels = await self._off_loop(lambda: decode_picture(frame.picture, limits))
-        await self._push(pixels, frame.timestamp)
+        try:
+            frame = messages.parse_frame(data, limits.message_bytes)
+            time = self._timeline.take(frame.timestamp)
+            pixels = await self._off_loop(lambda: decode_picture(frame.picture, limits))
+            await self._push(pixels, time)
+        except (ProtocolError, ValueError) as error:  # the others may be good
+            self._unusable.add(str(error))
 
     async def _push(self, pixels: NDArray[np.uint8], timestamp: float) -> None:
-        """Give the session a frame: uint8 (H, W, 3), and seconds."""
-        self._newest = timestamp
+        """Give the session a frame: uint8 (H, W, 3), and seconds.
+
+        Raises:
+            ValueError: the frame cannot be used.
+        """
         session = self._session
 
         def push() -> bool:
             return session.push(pixels, timestamp, timeout=0)
 
-        try:
-            while not await self._off_loop(push):
-                if self._policy == "latest" or session.paused or session.state == "closed":
-                    return
-                await asyncio.sleep(0.01)  # the client is held back by not being read
-        except ValueError as error:
-            raise ProtocolError(str(error)) from error
+        while not await self._off_loop(push):
+            if self._policy == "latest" or session.paused or session.state == "closed":
+                return
+            await asyncio.sleep(0.01)  # the client is held back by not being read
+
+    def _frame_notice(self, message: str, count: int) -> None:
+        self._tell("notice", about="frame", message=message, unusable=count)
 
     async def _obey(self, text: str) -> bool:
-        """Do what a text message says; true if that is the end."""
+        """Do what a text message says; true if that is the end.
+
+        An update that is refused changes nothing, and ends nothing: the client is told.
+        """
         if not self._texts.allows():
             most = self._limits.texts_per_second
             raise ProtocolError(f"more than {most:g} text messages a second were sent")
-        said = messages.parse_text(text, self._limits.text_bytes)
-        if isinstance(said, Hello):
-            raise ProtocolError("hello was said before")
+        try:
+            said = messages.parse_text(text, self._limits.text_bytes)
+            if isinstance(said, Hello):
+                raise ProtocolError("hello was said before")
+            if isinstance(said, Update):
+                await self._change(said)
+        except UpdateError as error:
+            self._tell("notice", about="update", message=str(error))
+            return False
         if isinstance(said, Update):
-            await self._change(said)
-        elif said.name != "bye":
+            return False
+        if said.name != "bye":
             await self._off_loop(self._command(said))
-        return isinstance(said, Command) and said.name == "bye"
+        return said.name == "bye"
 
     def _command(self, said: Command) -> Callable[[], None]:
         session = self._session
@@ -250,7 +264,7 @@ class Connection:
         try:
             self._chosen = await self._off_loop(change)
         except ValueError as error:
-            raise ProtocolError(str(error)) from error
+            raise UpdateError(str(error)) from error
         last = self._session.telemetry.last
         # a block may be running, which is not affected
         started = self._session.state != "ready"
@@ -309,7 +323,12 @@ class Connection:
         if self._last is None or not np.array_equal(frame.pixels, self._last):
             self._last = frame.pixels
             self._picture = encode_picture(frame.pixels, self._quality)
-        self._outgoing.put(messages.pack_frame(frame.timestamp, self._picture), frame=True)
+        stamp = self._stamp(frame.timestamp)
+        self._outgoing.put(messages.pack_frame(stamp, self._picture), frame=True)
+
+    def _stamp(self, time: float) -> float:
+        """What the client knows a frame's time as."""
+        return self._timeline.of(time)
 
     def _unsent(self) -> int:
         """Edited frames that were dropped because the client is too slow."""
@@ -321,9 +340,10 @@ class Connection:
         percentiles = [session.telemetry.percentile("latency", share) for share in (0.5, 0.95)]
         for block in session.telemetry.blocks:
             if before < block.block <= frame.block:
-                text = messages.telemetry(block, percentiles, session.memory, self._unsent())
+                lost = self._unsent(), self._unusable.count
+                text = messages.telemetry(block, percentiles, session.memory, *lost)
                 self._outgoing.put(text)
-                self._outgoing.put(messages.pack_map(frame.timestamp, block.keep))
+                self._outgoing.put(messages.pack_map(self._stamp(frame.timestamp), block.keep))
 
 
 async def _wait(future: asyncio.Future[None]) -> None:
