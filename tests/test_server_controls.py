@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tests import tiny
 from tests.live_fixtures import BLOCK, file_path, levels
-from tests.server_fixtures import Client, Server, get, jpeg, pictures, serving, wait_until
+from tests.server_fixtures import Client, Server, jpeg, pictures, serving, wait_until
 
 from stillframe.control import Control, Cuts, Gop, Guard, Rate, Refresh
 from stillframe.server.chosen import Choice, Chosen, Holding

@@ -7,6 +7,7 @@ import json
 import struct
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -32,6 +33,17 @@ from stillframe.server.serving import address
 LIMITS = Limits()
 PIXELS = levels(1, 48, 66)[0]
 HELLO = {"type": "hello", "prompt": "oil"}
+TOKENS = [
+    "key",
+    "a&b=c",
+    "50%41",
+    "a+b c",
+    "x#y?z/;,",
+    "pässwörd",
+    "鍵→",
+    '"quoted\\"',
+    new_token(),
+]
 
 
 def parse(message: Any) -> Hello | Update | Command:
@@ -307,3 +319,13 @@ def test_addresses_can_be_opened() -> None:
     assert address("::1", 80) == "http://[::1]:80/"
     assert address("192.168.0.2", 80, "t") == "http://192.168.0.2:80/?token=t"
     assert "0.0.0.0" not in address("0.0.0.0", 80, "t")
+    assert address("fe80::1%eth0", 80) == "http://[fe80::1%25eth0]:80/"
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_token_comes_out_of_an_address_as_it_went_in(token: str) -> None:
+    parts = urlsplit(address("192.168.0.2", 80, token))
+    assert (parts.netloc, parts.path, parts.fragment) == ("192.168.0.2:80", "/", "")
+    assert parse_qs(parts.query) == {"token": [token]}
+    assert parts.query.isascii()
+    assert " " not in parts.query

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from stillframe.live import EditedFrame, Session, SessionError
 from stillframe.server import messages
 from stillframe.server.chosen import Chosen
-from stillframe.server.guard import Rate, RefusedError
+from stillframe.server.guard import Rate, RefusedError, token_in
 from stillframe.server.hall import Hall
 from stillframe.server.messages import Command, Hello, ProtocolError, Update, UpdateError
 from stillframe.server.outgoing import Outgoing
@@ -112,7 +112,7 @@ class Connection:
         said = messages.parse_text(str(first), self._limits.text_bytes) if text else None
         if not isinstance(said, Hello):
             raise ProtocolError("the first message is hello")
-        if not self._hall.gate.knows(said.token or self._socket.cookies.get("stillframe_token")):
+        if not self._hall.gate.knows(said.token or token_in(self._socket.cookies)):
             raise ProtocolError("the token is missing or wrong")
         with self._hall.seats.seat():
             await self._serve(said)
