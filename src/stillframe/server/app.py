@@ -235,11 +235,12 @@ def _add_offers(app: FastAPI, house: House) -> None:
         try:
             with house.sockets.seat():
                 limits = house.limits
-                data = await asyncio.wait_for(_body(request, limits), limits.hello_seconds)
+                async with asyncio.timeout(limits.hello_seconds):
+                    data = await _body(request, limits)
                 sdp, hello = parse_offer(data, limits.text_bytes)
                 peers = checked(request, hello.token)
                 name, answer = await peers.answer(house.hall, sdp, hello)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise HTTPException(408, "the offer did not come in time") from error
         except ProtocolError as error:
             raise HTTPException(413 if error.code == 1009 else 400, str(error)) from error

@@ -27,6 +27,7 @@ from stillframe.server.hall import Hall
 from stillframe.server.messages import Command, Hello, ProtocolError, Update, UpdateError
 from stillframe.server.outgoing import Outgoing
 from stillframe.server.pictures import decode_picture, encode_picture
+from stillframe.server.tasks import first_of
 from stillframe.server.timeline import Timeline
 from stillframe.server.unusable import Unusable
 
@@ -86,8 +87,9 @@ class Connection:
         reason = " ".join(sentence.values()).encode()[:120].decode(errors="ignore")
         seconds = min(self._limits.stall_seconds, 5.0)
         try:
-            await asyncio.wait_for(self._part(code, reason, text), seconds)
-        except asyncio.TimeoutError:
+            async with asyncio.timeout(seconds):
+                await self._part(code, reason, text)
+        except TimeoutError:
             self._abort()
         except (WebSocketDisconnect, RuntimeError):  # it was faster
             return
@@ -104,10 +106,12 @@ class Connection:
             abort["abort"]()
 
     async def _converse(self) -> None:
+        seconds = self._limits.hello_seconds
         try:
-            first = await asyncio.wait_for(self._listen(), self._limits.hello_seconds)
-        except asyncio.TimeoutError as error:
-            raise ProtocolError(f"no hello within {self._limits.hello_seconds:g} s") from error
+            async with asyncio.timeout(seconds):
+                first = await self._listen()
+        except TimeoutError as error:
+            raise ProtocolError(f"no hello within {seconds:g} s") from error
         text = isinstance(first, str)
         said = messages.parse_text(str(first), self._limits.text_bytes) if text else None
         if not isinstance(said, Hello):
@@ -122,7 +126,7 @@ class Connection:
         width, height = self._hall.size(hello)
         policy = cast(Literal["latest", "all"], hello.policy or "latest")
         self._session = await self._off_loop(lambda: self._open(hello, policy, width, height))
-        self._policy, self._quality = policy, hello.quality or _QUALITY
+        self._quality = hello.quality or _QUALITY
         self._outgoing: Outgoing[str | bytes] = Outgoing(
             self._limits.queued_frames, drops=policy == "latest"
         )
@@ -133,13 +137,16 @@ class Connection:
             greeting = self._hall.greeting
             self._tell("ready", session=self._id, width=width, height=height, **greeting)
             pump.start()
-            await _first_of(self._receive(), self._send(), _wait(self._ended))
+            await first_of(self._receive(), self._send(), self._end_of_session())
         finally:
             self._hall.sessions.pop(self._id, None)
             self._outgoing.close()
             await self._off_loop(self._session.close)
             if pump.ident is not None:
                 await self._off_loop(pump.join)
+
+    async def _end_of_session(self) -> None:
+        await self._ended
 
     def _open(
         self, hello: Hello, policy: Literal["latest", "all"], width: int, height: int
@@ -182,8 +189,9 @@ class Connection:
         idle = self._limits.idle_seconds
         while True:
             try:
-                message = await asyncio.wait_for(self._listen(), idle)
-            except asyncio.TimeoutError as error:
+                async with asyncio.timeout(idle):
+                    message = await self._listen()
+            except TimeoutError as error:
                 raise ProtocolError(f"nothing was sent for {idle:g} s") from error
             if not isinstance(message, str):
                 await self._take_frame(message)
@@ -212,15 +220,8 @@ class Connection:
         Raises:
             ValueError: the frame cannot be used.
         """
-        session = self._session
-
-        def push() -> bool:
-            return session.push(pixels, timestamp, timeout=0)
-
-        while not await self._off_loop(push):
-            if self._policy == "latest" or session.paused or session.state == "closed":
-                return
-            await asyncio.sleep(0.01)  # the client is held back by not being read
+        # where nothing is dropped this waits: the client is held back by not being read
+        await self._off_loop(lambda: self._session.push(pixels, timestamp))
 
     def _frame_notice(self, message: str, count: int) -> None:
         self._tell("notice", about="frame", message=message, unusable=count)
@@ -282,8 +283,9 @@ class Connection:
         while True:
             message = await self._outgoing.get()
             try:
-                await asyncio.wait_for(self._pass_on(message), self._limits.stall_seconds)
-            except asyncio.TimeoutError as error:
+                async with asyncio.timeout(self._limits.stall_seconds):
+                    await self._pass_on(message)
+            except TimeoutError as error:
                 raise StalledError from error
 
     async def _pass_on(self, message: str | bytes) -> None:
@@ -344,21 +346,3 @@ class Connection:
                 text = messages.telemetry(block, percentiles, session.memory, *lost)
                 self._outgoing.put(text)
                 self._outgoing.put(messages.pack_map(self._stamp(frame.timestamp), block.keep))
-
-
-async def _wait(future: asyncio.Future[None]) -> None:
-    await future
-
-
-async def _first_of(*work: Awaitable[None]) -> None:
-    """Wait until one ends, and stop the others; raises what it, or one of them, raised."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        done = [task for task in tasks if task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()

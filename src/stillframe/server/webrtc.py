@@ -137,8 +137,9 @@ class Peer(Connection):
         self.answer.set_result(self._peer.localDescription.sdp)
         seconds = self._limits.hello_seconds
         try:
-            await asyncio.wait_for(asyncio.shield(self._channel), seconds)
-        except asyncio.TimeoutError as error:
+            async with asyncio.timeout(seconds):
+                await asyncio.shield(self._channel)
+        except TimeoutError as error:
             raise ProtocolError(f"no data channel within {seconds:g} s") from error
         await super()._receive()
 
