@@ -12,6 +12,7 @@ import multiprocessing
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -27,8 +28,8 @@ __all__ = ["WorkerProcess"]
 
 _STOP_SECONDS = 10.0
 _BEAT_SECONDS = 1.0
-_START_SECONDS = 600.0
-"""Until it has loaded the model, which may keep it from saying anything."""
+_START_SECONDS, _LOAD_SECONDS = 600.0, 3600.0
+"""Without a word while it loads the model, which may keep it from saying any; and for all of it."""
 
 
 class WorkerProcess:
@@ -122,9 +123,10 @@ class WorkerProcess:
         Raises:
             LineClosedError: it has gone, or said nothing for too long.
         """
+        end = time.monotonic() + _LOAD_SECONDS
         while True:
-            if not self._line.waits(_START_SECONDS):
-                self._kill(f"said nothing for {_START_SECONDS:g} s")
+            if not self._line.waits(min(_START_SECONDS, end - time.monotonic())):
+                self._kill(f"had not loaded the model after {_LOAD_SECONDS:g} s, or was silent")
             said, _ = self._line.receive()
             if said[0] != "alive":
                 return said

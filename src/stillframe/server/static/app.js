@@ -263,6 +263,8 @@ function drops() {
 
 /** While a stream runs, another source takes its place without a new session. */
 async function switchSource() {
+  // what could not be opened is not what is chosen now
+  if (state === "idle" && document.documentElement.hasAttribute("data-failed")) enter("idle");
   if (state !== "running" && state !== "paused") return;
   if (settings.kind === "file" && !element("file").files.length) return;
   const mine = attempt;
