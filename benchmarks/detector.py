@@ -105,7 +105,7 @@ class ShapedPruning(InterFramePruning):
     shape: MaskShape = field(default_factory=MaskShape)
 
     def selector(self) -> Selector:
-        return CausalMask(self.tau1, self.tau2, self.trim, self.shape)
+        return CausalMask(*self.thresholds, self.trim, self.shape)
 
     @classmethod
     def of(cls, setting: Setting, scale: float) -> ShapedPruning:

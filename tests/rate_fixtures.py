@@ -16,7 +16,7 @@ from stillframe.methods.prune import InterFramePruning
 __all__ = ["FRAMES", "PRUNE", "Simulated", "controller", "moving", "run", "seconds", "windows"]
 
 FRAMES = 12
-PRUNE = InterFramePruning()
+PRUNE = InterFramePruning(detector="latent")
 
 
 class Simulated:

@@ -70,7 +70,7 @@ def test_a_side_car_is_what_its_description_says(tmp_path: Path) -> None:
             bits = f"{number:0112b}"[: 3 * 5 * 7]
             assert [bit == "1" for bit in bits] == keep.flatten().tolist()
         assert not file.read()
-    assert head["version"] == 1
+    assert head["version"] == 2
     assert head["blocks"] == 3
     text = (Path(__file__).parents[1] / "docs" / "control.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in head)
@@ -85,7 +85,7 @@ def test_a_side_car_is_what_its_description_says(tmp_path: Path) -> None:
         (lambda data: data[:30], "damaged"),
         (lambda data: data + data[-2:], "damaged"),
         (lambda data: data.replace(b'"blocks": 3', b'"blocks": 4'), "has 3 of 4 blocks"),
-        (lambda data: data.replace(b'"version": 1', b'"version": 2'), "version 2, not 1"),
+        (lambda data: data.replace(b'"version": 2', b'"version": 3'), "version 3, not up to 2"),
         (lambda data: data.replace(b'"patch"', b'"match"'), "damaged"),
         (lambda data: data.replace(b'"patch": 16', b'"patch": -6'), "sizes of masks"),
     ],
@@ -153,7 +153,8 @@ def test_a_file_edited_with_its_own_masks_is_equal(
     assert report.control is None
     masks = GivenMasks.read(side[0])
     assert masks.header.frames == 30
-    assert (masks.header.patch, masks.header.temporal, masks.header.tau1) == (16, 4, 0.15)
+    assert (masks.header.patch, masks.header.temporal) == (16, 4)
+    assert (masks.header.tolerance, masks.header.tau1, masks.header.tau2) == (3.0, None, None)
     again = edit_file(
         tiny_pipe, clip_path, out[1], prompt="oil", crf=0, masks_out=side[1],
         control=Control(masks=masks),

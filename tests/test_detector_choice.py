@@ -104,8 +104,8 @@ def test_settings_are_what_their_names_say() -> None:
     assert (method.tau1, method.tau2, method.trim, method.shape) == (0.15, 0.30, 0.0, MaskShape())
     assert isinstance(method.selector(), CausalMask)
     wide = ShapedPruning.of(SHAPES["ratio-4"], 2.0)
-    assert wide.tau2 == pytest.approx(4 * wide.tau1)
-    assert wide.tau1 * wide.tau2 == pytest.approx(4 * 0.15 * 0.30)
+    assert wide.tau2 == pytest.approx(4 * wide.thresholds[0])
+    assert wide.thresholds[0] * wide.tau2 == pytest.approx(4 * 0.15 * 0.30)
     assert len({repr(setting) for setting in SHAPES.values()}) == len(SHAPES)
     assert ShapedPruning not in methods().values()
 

@@ -275,9 +275,9 @@ def test_a_batch_of_two_equals_two_runs(
     source_transformer: Any, autoencoder: Any, recovery: str
 ) -> None:
     """Different videos, prompts, seeds and masks; each row has its own generator."""
-    video = torch.cat([clip(48, seed=1), clip(48, seed=2).flip(3)])
+    video = torch.cat([clip(48, seed=1), clip(48, seed=2).flip(3).roll(9, 4)])
     prompt = embeds(2)
-    method = InterFramePruning(recovery=recovery)
+    method = InterFramePruning(recovery=recovery, detector="latent")
     options: dict[str, Any] = {"conditioning": "source"}
     vae = Recorder(autoencoder)
     both = edit(source_transformer, vae, method, video, prompt=prompt, seed=[7, 8], **options)
@@ -347,12 +347,12 @@ def test_a_pruned_place_shows_its_predecessor_and_a_kept_one_does_not(
 def test_a_slow_fade_is_followed(transformer: Any, autoencoder: Any) -> None:
     """Whatever is shown was computed from a source within tau2 of the present one."""
     video = 0.7 * clip(1) + torch.linspace(0, 0.3, 240).view(1, -1, 1, 1, 1)
-    vae, method = Recorder(autoencoder), InterFramePruning()
+    vae, method = Recorder(autoencoder), InterFramePruning(detector="latent")
     out = edit(transformer, vae, method, video)
     source = torch.cat(vae.source, 2)
     tokens = patchify(source, 2).unflatten(1, (source.shape[2], -1))
     short = patch_distance(tokens[:, 4:], tokens[:, 3:-1], method.trim)
-    assert short.max() < method.tau1
+    assert short.max() < method.thresholds[0]
     assert patch_distance(tokens[:, -1], tokens[:, 3], method.trim).max() > 3 * method.tau2
     assert 0 < out.masks[:, 3:].float().mean() < 0.5
     shown = tokens[:, 0]
@@ -384,7 +384,7 @@ def test_a_recovery_observes_every_block_but_the_skipped(
 
 def test_recoveries_differ_where_something_is_pruned(transformer: Any, autoencoder: Any) -> None:
     frames = [
-        edit(transformer, autoencoder, InterFramePruning(recovery=name), clip(48)).frames
+        edit(transformer, autoencoder, InterFramePruning(name, detector="latent"), clip(48)).frames
         for name in recoveries()
     ]
     for i, one in enumerate(frames):

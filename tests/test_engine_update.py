@@ -59,7 +59,7 @@ def test_an_update_that_changes_nothing_does_nothing(transformer: Any, autoencod
 def test_thresholds_change_without_a_whole_block_and_keep_the_store(
     transformer: Any, autoencoder: Any
 ) -> None:
-    run = Run(transformer, autoencoder, InterFramePruning())
+    run = Run(transformer, autoencoder, InterFramePruning(detector="latent"))
     run.run(3)
     store = run.recovery
     assert run.recovery.setup.tolerance == 0.3
@@ -88,7 +88,7 @@ def test_from_a_whole_block_on_thresholds_are_as_if_they_had_always_been(
     early.stream.update(method=InterFramePruning(tau1=0.0, tau2=0.31))
     early.run(2)
     for run in (late, early):
-        run.stream.update(method=InterFramePruning())
+        run.stream.update(method=InterFramePruning(detector="latent"))
     assert torch.equal(late.run(3), early.run(3))
     assert all(0 < share < 1 for share in late.shares[3:])
 

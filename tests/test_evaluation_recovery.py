@@ -91,7 +91,7 @@ def probe_fixture(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Layer
 
 
 def test_the_first_choice_is_what_aligned_does(probe: LayerProbe) -> None:
-    method = InterFramePruning(recovery="aligned")
+    method = InterFramePruning(recovery="aligned", detector="latent")
     usual = probe.run(method)
     assert usual.pruned
     runs = {name: probe.run(method, kind=kind) for name, kind in ALIGNMENTS.items()}

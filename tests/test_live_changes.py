@@ -78,12 +78,12 @@ def test_a_prompt_changes_at_the_next_block_and_nothing_is_lost(pipe: CausalWanP
         ({"num_inference_steps": 1}, True),
         ({"sigmas": [0.9, 0.5, 0.2]}, True),
         ({"recovery": "clean"}, True),
-        ({"tau1": 0.16}, False),
-        ({"tau2": 0.31, "trim": 0.1}, False),
+        ({"tolerance": 3.5}, False),
+        ({"tolerance": 2.5, "hold": False}, False),
         ({"method": InterFramePruning(tau1=0.2)}, False),
         ({"method": "prune"}, False),
         ({"method": "full"}, True),
-        ({"prompt": "night", "strength": 0.6, "recovery": "noisy", "tau2": 0.25}, True),
+        ({"prompt": "night", "strength": 0.6, "recovery": "noisy", "tolerance": 2.5}, True),
     ],
 )
 def test_what_a_change_costs_is_at_most_one_whole_block(
@@ -146,9 +146,9 @@ def test_changes_before_the_first_block_are_as_if_it_was_opened_with_them(
         ({"sigmas": [0.2, 0.4]}, "fall strictly"),
         ({"method": "magic"}, "unknown method 'magic'"),
         ({"recovery": "magic"}, "unknown recovery 'magic'"),
-        ({"tau1": -1.0}, "tau1 must not be negative"),
+        ({"tolerance": -1.0}, "tolerance must be in"),
         ({"tau7": 1.0}, "'prune' has no tau7"),
-        ({"method": "full", "tau1": 0.2}, "'full' has no tau1"),
+        ({"method": "full", "tolerance": 2}, "'full' has no tolerance"),
         ({"conditioning": "source"}, "no source channels"),
         ({"prompt": "a", "prompt_embeds": embeds()}, "either prompt or prompt_embeds"),
         ({"prompt_embeds": embeds().expand(2, -1, -1)}, r"one prompt.* got \(2, 5, 16\)"),
@@ -296,7 +296,7 @@ def test_a_control_comes_and_goes_between_blocks(pipe: CausalWanPipeline) -> Non
     play(session, worker, still[:36])
     session.change(control=Control(gop=Gop(2)))
     play(session, worker, still[36:84], 3.6)
-    session.change(control=None, tau1=0.2)
+    session.change(control=None, tolerance=2.0)
     play(session, worker, still[84:], 8.4)
     assert shares(session) == [1, 0, 0, 0, 0, 1, 0, 0]
     spared = Control(region=Region(Box(0.0, 0.0, 0.5, 1.0), "never"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -37,7 +37,8 @@ def block(batch: int = 2) -> SourceBlock:
     grid = Grid(3, 4, 5)
     tokens = torch.randn(batch, 3, grid.frame_tokens, 16)
     pixels = torch.rand(batch, 16, 3, 32, 40)
-    return SourceBlock(tokens, tokens[:, 0], tokens[:, 0], grid, pixels)
+    anchor = torch.rand(batch, 2, 3, 32, 40)
+    return SourceBlock(tokens, tokens[:, 0], tokens[:, 0], grid, pixels, anchor)
 
 
 def test_a_throw_away_method_and_recovery_run_through_the_pipeline() -> None:
@@ -146,9 +147,17 @@ def test_methods_are_values(cls: Any) -> None:
     assert cls(trim=0.1) != one
 
 
-def test_the_defaults_are_the_papers_thresholds_and_our_recovery() -> None:
+def test_the_default_goes_by_pixels_and_thresholds_mean_the_papers_detector() -> None:
     method = InterFramePruning()
-    assert (method.tau1, method.tau2, method.recovery) == (0.15, 0.30, "aligned")
+    assert (method.detector, method.tolerance, method.recovery) == ("pixels", 3.0, "aligned")
+    assert method.tau1 is None
+    assert method.holds
+    papers = InterFramePruning(detector="latent")
+    assert (papers.tau1, papers.tau2, papers.match) == (0.15, 0.30, (0.30, 0.0))
+    assert not papers.holds
+    assert InterFramePruning(tau1=0.15) == papers
+    assert InterFramePruning(tau2=0.2).detector == "latent"
+    assert replace(papers, recovery="clean").tau1 == 0.15
     assert method.prunes
     assert not find_method("full").prunes
 
@@ -159,7 +168,10 @@ def test_every_selector_is_a_streams_own(cls: Any) -> None:
     keep = method.selector()(source)
     assert keep.shape == (2, 3, 4, 5)
     assert keep.dtype == torch.bool
-    moved = source._replace(tokens=source.tokens + torch.randn_like(source.tokens))
+    moved = source._replace(
+        tokens=source.tokens + torch.randn_like(source.tokens),
+        pixels=torch.rand_like(torch.as_tensor(source.pixels)),
+    )
     used = method.selector()
     used(moved)
     assert torch.equal(method.selector()(source), keep)
@@ -179,6 +191,12 @@ def test_full_keeps_everything() -> None:
         ({"trim": 0.5}, r"trim must be in \[0, 0.5\), got 0.5"),
         ({"trim": -0.01}, "got -0.01"),
         ({"recovery": "magic"}, "unknown recovery 'magic'"),
+        ({"tolerance": -1.0}, r"tolerance must be in \[0, 255\] grey levels, got -1.0"),
+        ({"tolerance": float("nan")}, "got nan"),
+        ({"tolerance": 256}, "got 256"),
+        ({"detector": "magic"}, "detectors are pixels and latent, got 'magic'"),
+        ({"detector": "pixels", "tau1": 0.1}, "thresholds of the detector 'latent'"),
+        ({"tau2": 0.1, "tolerance": 2.0}, "limit of the detector 'pixels'"),
         ({"rate": 1.0}, r"rate must be in \[0, 1\), got 1.0"),
         ({"rate": -0.1}, "got -0.1"),
         ({"rate": float("nan")}, "got nan"),

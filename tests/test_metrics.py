@@ -31,7 +31,14 @@ from stillframe.metrics.ms_ssim import MultiScaleSimilarity
 
 def test_there_is_one_of_each() -> None:
     names = ["cvvdp", "flicker", "lpips", "ms_ssim", "psnr", "ssim", "tlpips", "vbench_background"]
-    names += ["vbench_imaging", "vbench_motion", "vbench_subject", "vmaf", "warp_error"]
+    names += [
+        "vbench_imaging",
+        "vbench_motion",
+        "vbench_subject",
+        "vmaf",
+        "warp_error",
+        "worst_patch",
+    ]
     assert list(metrics()) == names
 
 
@@ -88,7 +95,7 @@ def test_numbers_of_frames(name: str) -> None:
     assert frames.tolist() == pytest.approx(score.frames.tolist(), rel=1e-9, nan_ok=True)
     first = {"flicker": 3, "warp_error": 1, "tlpips": 1}.get(name, 0)
     assert frames.isnan().tolist() == [t < first for t in range(5)]
-    if name != "psnr":  # of which the errors are averaged
+    if name not in ("psnr", "worst_patch"):  # averages errors, a quantile of all patches
         assert score.value == pytest.approx(float(frames.nanmean()), rel=1e-9)
 
 
@@ -376,6 +383,7 @@ def test_each_says_which_package_it_misses(tmp_path: Path) -> None:
         "vbench_subject": vbench,
         "vmaf": "VMAF needs the package imageio-ffmpeg: pip install 'stillframe[metrics]'",
         "warp_error": "DIS optical flow needs OpenCV: pip install 'stillframe[metrics]'",
+        "worst_patch": None,
     }
 
 

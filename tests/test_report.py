@@ -26,6 +26,7 @@ def _some_report() -> Report:
     return Report(
         method="prune",
         recovery="aligned",
+        tolerance=None,
         tau1=0.15,
         tau2=0.3,
         kept_share=0.4,

@@ -46,7 +46,7 @@ def by_definition(video: Tensor, first: int, threshold: float) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kind", "first", "count"), [("tiny", 4, 41), ("trimming", 4, 41), ("wan", 1, 30)]
+    ("kind", "first", "count"), [("tiny", 4, 41), ("trimming", 1, 45), ("wan", 1, 30)]
 )
 def test_a_stream_drops_what_the_definition_calls_static(
     transformer: Any, kind: str, first: int, count: int
@@ -139,5 +139,4 @@ def test_a_stream_can_change_to_it_and_back(transformer: Any, autoencoder: Any, 
         known = 1 if number == 3 and ahead > 8 else 0
         assert torch.equal(got[known:], wanted[0, 3 * number - 1 + known : 3 * number + 2])
         assert 0 < blocks[number].kept_share < 1
-    assert stream._pixels is None
     assert 0 < blocks[5].kept_share < 1

@@ -121,18 +121,18 @@ def test_a_prompt_takes_effect_within_two_blocks_and_the_stream_goes_on(server: 
 
 
 def test_methods_and_numbers_change_while_it_runs(server: Server) -> None:
-    with server.client({"policy": "all", "tau1": 0, "tau2": 0}) as client:
+    with server.client({"policy": "all", "tolerance": 0}) as client:
         client.works(0)
-        client.say("update", method="full", recovery="clean", tau1=0.4)
+        client.say("update", method="full", recovery="clean", tolerance=4)
         client.until("updated")
         client.works(10)
-        client.say("update", method="prune", strength=0.5, tau2=0.4)
+        client.say("update", method="prune", strength=0.5, tolerance=5)
         client.until("updated")
         client.works(20, blocks=2)
         [session] = server.house.hall.sessions.values()
         method = session.wishes.method
         # what was said while another method was in use still holds
-        assert (method.name, method.recovery, method.tau1) == ("prune", "clean", 0.4)
+        assert (method.name, method.recovery, method.tolerance) == ("prune", "clean", 5)
         client.say("update", recovery="nothing such")
         notice = client.until("notice")
         assert notice["about"] == "update"
@@ -195,7 +195,7 @@ BAD: list[tuple[str, list[str | bytes], int]] = [
     ("garbage text", [HELLO, "}{"], 1007),
     ("long text", [HELLO, "x" * 20_000], 1009),
     ("unknown field", [HELLO[:-1] + ', "file": "/etc/passwd"}'], 1008),
-    ("wrong type of a value", [HELLO[:-1] + ', "tau1": "0"}'], 1008),
+    ("wrong type of a value", [HELLO[:-1] + ', "tolerance": "0"}'], 1008),
     ("unknown type", [HELLO, '{"type": "upgrade"}'], 1008),
     ("unknown method", [HELLO[:-1] + ', "method": "x"}'], 1008),
     ("large frames wanted", [HELLO.replace("96", "8000").replace("64", "8000")], 1008),
@@ -234,7 +234,9 @@ def fuzzed(rng: np.random.Generator) -> str | bytes:
     if not data:
         fields: dict[str, Any] = json.loads(HELLO) if rng.integers(2) else {"type": "update"}
         values = [0, -1, 1e300, "", "x", None, [], {}, True, "latest", 96, "\ud800", "a\0b"]
-        for name in rng.choice(["prompt", "width", "tau1", "method", "policy", "type", "z"], 2):
+        for name in rng.choice(
+            ["prompt", "width", "tolerance", "method", "policy", "type", "z"], 2
+        ):
             fields[str(name)] = values[rng.integers(len(values))]
         data = bytearray(json.dumps(fields).encode())
     for _ in range(rng.integers(4)):

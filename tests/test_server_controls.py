@@ -144,7 +144,7 @@ def test_a_rate_rests_while_everything_is_computed() -> None:
     assert again.options()["control"] == Control(refresh=Refresh(4), rate=Rate(fps=8.0))
     assert again.options(first) == {}
     assert first.changed(Update(prompt="sepia")).options(first) == {}
-    assert set(first.changed(Update(tau1=0.4)).options(first)) == {"method"}
+    assert set(first.changed(Update(tolerance=4)).options(first)) == {"method"}
     for controls in ({"target_fps": 9.0}, {"target_kept": 0.5}, {"guard": 0.02}):
         with pytest.raises(ValueError, match="method 'full'"):
             everything.changed(Update(controls=controls))
@@ -203,7 +203,7 @@ def test_a_rate_and_a_guard_are_turned_on_and_off_while_it_runs(server: Server) 
     assert sum(kept[2:6]) / 4 == pytest.approx(0.4, abs=0.01)
     assert sum(kept[6:9]) / 3 == pytest.approx(0.2, abs=0.02)
     assert set(blocks[8]["rate"]) == {
-        "target_kept", "mode", "share", "achieved", "out_of_reach", "limit"
+        "target_kept", "mode", "share", "achieved", "behind", "out_of_reach", "limit"
     }  # fmt: skip
     # the guard goes on while the target changes
     drawn = [block["guard"]["drawn"] for block in blocks[2:9]]

@@ -102,9 +102,10 @@ def test_a_prompt_that_is_no_text_is_refused_where_it_is_given(pipe: Any) -> Non
 def test_a_refused_update_changes_nothing_and_its_session_goes_on(server: Server) -> None:
     updates: list[dict[str, Any]] = [{"prompt": prompt} for prompt in REFUSED]
     updates += [
-        {}, {"file": "/etc/passwd"}, {"tau1": "0"}, {"tau1": -1}, {"tau1": 1e300}, {"strength": 0},
+        {}, {"file": "/etc/passwd"}, {"tolerance": "0"}, {"tolerance": -1}, {"tolerance": 1e300},
+        {"strength": 0},
         {"recovery": "nothing such"}, {"method": "magic"}, {"width": 64}, {"refresh": 0},
-        {"target_fps": 8, "target_kept": 0.5}, {"prompt": "night", "tau2": "x"},
+        {"target_fps": 8, "target_kept": 0.5}, {"prompt": "night", "tolerance": "x"},
         {"prompt": "night", "method": "magic"},
     ]  # fmt: skip
     with server.client({"policy": "all"}) as client:

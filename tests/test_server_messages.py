@@ -53,14 +53,14 @@ def parse(message: Any) -> Hello | Update | Command:
 def test_what_clients_may_say_is_understood() -> None:
     full: dict[str, Any] = {
         **HELLO, "token": "t", "width": 96, "height": 64, "policy": "all", "method": "full",
-        "recovery": "none", "tau1": 0, "tau2": 0.5, "strength": 1, "quality": 7,
+        "recovery": "none", "tolerance": 0, "strength": 1, "quality": 7,
     }  # fmt: skip
     hello = parse(full)
     assert hello == Hello(**{k: v for k, v in full.items() if k != "type"})
     assert parse({**HELLO, "token": None}) == Hello(prompt="oil")
-    update = parse({"type": "update", "prompt": "", "tau1": 0.0})
+    update = parse({"type": "update", "prompt": "", "tolerance": 0.0})
     assert isinstance(update, Update)
-    assert update.what == ["prompt", "tau1"]
+    assert update.what == ["prompt", "tolerance"]
     for name in ("pause", "resume", "reset", "bye"):
         assert parse({"type": name}) == Command(name)
 
@@ -72,9 +72,9 @@ def test_what_clients_may_say_is_understood() -> None:
         ("{", 1007),
         ("[1]", 1007),
         ("[" * 1500, 1007),
-        ('{"type": "update", "tau1": NaN}', 1007),
-        ('{"type": "update", "tau1": 1e999}', 1008),
-        ('{"type": "update", "tau1": 1' + "0" * 400 + "}", 1008),
+        ('{"type": "update", "tolerance": NaN}', 1007),
+        ('{"type": "update", "tolerance": 1e999}', 1008),
+        ('{"type": "update", "tolerance": 1' + "0" * 400 + "}", 1008),
         (json.dumps({**HELLO, "prompt": "x" * 3000}), 1009),
         ({}, 1008),
         ({"type": ["hello"]}, 1008),
@@ -97,7 +97,7 @@ def test_what_clients_may_say_is_understood() -> None:
         ({**HELLO, "policy": "some"}, 1008),
         ({**HELLO, "strength": 0}, 1008),
         ({**HELLO, "strength": "1"}, 1008),
-        ({**HELLO, "tau2": -0.1}, 1008),
+        ({**HELLO, "tolerance": -0.1}, 1008),
     ],
 )
 def test_what_they_may_not_say_is_refused(message: Any, code: int) -> None:

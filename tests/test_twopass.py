@@ -50,7 +50,7 @@ def test_the_first_pass_foretells_what_a_level_would_keep() -> None:
     forecast = survey(latents)
     tokens = [patchify(block, 2).unflatten(1, (3, -1)) for block in latents.split(3, 2)]
     for index in (0, 6, len(LEVELS) - 1):
-        score = ChangeScore(PRUNE.tau1, PRUNE.tau2, PRUNE.trim)
+        score = ChangeScore(*PRUNE.thresholds, PRUNE.trim)
         reference = previous = tokens[0][:, -1]
         shares = [1.0]
         for now in tokens[1:]:

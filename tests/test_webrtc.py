@@ -210,7 +210,7 @@ def test_what_is_no_offer_is_told_why(server: Server) -> None:
         ({**good, "sdp": good["sdp"] + "m=video 9 x 0\r\n"}, 400, "one video track"),
         ({**good, "type": "answer"}, 400, "type offer"),
         ({**good, "policy": "all"}, 400, "latest"),
-        ({**good, "tau1": "much"}, 400, "tau1"),
+        ({**good, "tolerance": "much"}, 400, "tolerance"),
         ({**good, "recovery": "nothing such"}, 400, "nothing such"),
         (b" " * 20_001, 413, "20000 bytes"),
     ]

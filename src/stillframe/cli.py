@@ -36,7 +36,11 @@ from stillframe.cli_control import (
     RoiInvertOption,
     RoiModeOption,
     RoiOption,
+    Tau1Option,
+    Tau2Option,
+    ToleranceOption,
     build_control,
+    detector_of_method,
 )
 from stillframe.cli_eval import evaluate_command, reproduce_command
 from stillframe.cli_generate import generate
@@ -146,8 +150,9 @@ def edit(
         str | None, typer.Option(help="What stands in for the others in attention.")
     ] = None,
     store: StoreOption = "auto",
-    tau1: Annotated[float | None, typer.Option(help="Short-term threshold.")] = None,
-    tau2: Annotated[float | None, typer.Option(help="Long-term threshold.")] = None,
+    tolerance: ToleranceOption = None,
+    tau1: Tau1Option = None,
+    tau2: Tau2Option = None,
     rate: Annotated[
         float | None, typer.Option(help="Share of tokens to save, for methods that have one.")
     ] = None,
@@ -161,7 +166,7 @@ def edit(
     refresh: RefreshOption = None,
     cuts: CutsOption = False,
     cuts_by: CutsByOption = "latents",
-    detector: DetectorOption = "latent",
+    detector: DetectorOption = None,
     roi: RoiOption = None,
     roi_mode: RoiModeOption = "always",
     roi_invert: RoiInvertOption = False,
@@ -217,7 +222,10 @@ def edit(
         written = stack.enter_context(kept_clean(written))
         levels = parse_sigmas(sigmas)
         text, placed, doubts = placed_prompt(model, prompt, style)
-        chosen = build_method(method, recovery=recovery, tau1=tau1, tau2=tau2, rate=rate)
+        chosen = build_method(
+            method, recovery=recovery, tolerance=tolerance, tau1=tau1, tau2=tau2, rate=rate,
+            detector=detector_of_method(detector, tau1, tau2),
+        )  # fmt: skip
         control = build_control(
             chosen, gop=gop, refresh=refresh, cuts=cuts, roi=roi, roi_mode=roi_mode,
             roi_invert=roi_invert, masks_in=masks_in, detector=detector, cuts_by=cuts_by,

@@ -26,10 +26,17 @@ __all__ = [
     "RoiInvertOption",
     "RoiModeOption",
     "RoiOption",
+    "Tau1Option",
+    "Tau2Option",
+    "ToleranceOption",
     "build_control",
+    "detector_of_method",
 ]
 
 _PANEL = "Control of what is recomputed"
+# what a method looks for change in by itself
+_DETECTORS = ("pixels", "latent")
+_CODEC = ("codec", "both")
 
 GopOption = Annotated[
     int | None,
@@ -58,12 +65,34 @@ CutsByOption = Annotated[
         "--cuts-by", help="Find cuts by latents or, in files, transnetv2.", rich_help_panel=_PANEL
     ),
 ]
+ToleranceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--tolerance",
+        metavar="LEVELS",
+        help="How far a patch may differ from its source before it is recomputed, in grey levels "
+        "of 255: 3 by default, which nobody sees; more is faster.",
+    ),
+]
 DetectorOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--detector",
-        help="What changed by latent, by the source's codec, or by both.",
+        help="What changed by the source's pixels (default), by latent as in the papers, by the "
+        "source's codec, or by pixels and codec: both.",
         rich_help_panel=_PANEL,
+    ),
+]
+Tau1Option = Annotated[
+    float | None,
+    typer.Option(
+        "--tau1", help="Short-term threshold of --detector latent.", rich_help_panel=_PANEL
+    ),
+]
+Tau2Option = Annotated[
+    float | None,
+    typer.Option(
+        "--tau2", help="Long-term threshold of --detector latent.", rich_help_panel=_PANEL
     ),
 ]
 RoiOption = Annotated[
@@ -105,6 +134,17 @@ MasksOutOption = Annotated[
 ]
 
 
+def detector_of_method(detector: str | None, tau1: float | None, tau2: float | None) -> str | None:
+    """The method's own detector, as far as it was asked for.
+
+    Raises:
+        ValueError: thresholds of one detector are given with another.
+    """
+    if detector not in (None, "latent") and (tau1 is not None or tau2 is not None):
+        raise ValueError(f"--tau1 and --tau2 are thresholds of --detector latent, not {detector}")
+    return detector if detector in _DETECTORS else None
+
+
 def build_control(
     method: Method,
     *,
@@ -115,7 +155,7 @@ def build_control(
     roi_mode: str = "always",
     roi_invert: bool = False,
     masks_in: Path | None = None,
-    detector: str = "latent",
+    detector: str | None = None,
     cuts_by: str = "latents",
     source: Source | None = None,
     frames: int | None = None,
@@ -126,6 +166,9 @@ def build_control(
         ValueError: an option is out of range, or the method cannot be controlled like this.
         InputError: the image, the video or the masks cannot be read, or scenes not be looked for.
     """
+    if detector not in (None, *_DETECTORS, *_CODEC):
+        names = ", ".join((*_DETECTORS, *_CODEC))
+        raise ValueError(f"detectors are {names}, got {detector!r}")
     if cuts_by not in ("latents", "transnetv2"):
         raise ValueError(f"cuts are found by 'latents' or 'transnetv2', got {cuts_by!r}")
     if cuts_by != "latents" and not cuts:
@@ -133,7 +176,8 @@ def build_control(
     if roi is None and (roi_mode != "always" or roi_invert):
         raise ValueError("--roi-mode and --roi-invert need a region: give --roi")
     given = (gop, refresh, roi, masks_in)
-    if not cuts and detector == "latent" and all(option is None for option in given):
+    by_method = detector in (None, *_DETECTORS)
+    if not cuts and by_method and all(option is None for option in given):
         return None
     from stillframe.control import CodecDetector, Control, GivenMasks, Gop, Refresh
 
@@ -143,7 +187,7 @@ def build_control(
         _cuts(cuts_by, source, frames) if cuts else None,
         None if roi is None else _region(roi, roi_mode, roi_invert),
         None if masks_in is None else GivenMasks.read(masks_in),
-        detector=None if detector == "latent" else CodecDetector(detector),
+        detector=None if by_method or detector is None else CodecDetector(detector),
     )
     control.check(method)
     return control

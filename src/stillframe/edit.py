@@ -94,8 +94,8 @@ def edit_file(
             both, the short side is at most the pipeline's ``default_height``, and never enlarged.
         max_frames: stop reading after so many frames.
         crf: quality of the output, 0 (lossless) to 51.
-        compare: also edit without pruning, in lockstep and with the same noise, and measure the
-            differences. Only the first result is written.
+        compare: also edit without pruning, in lockstep, with the same noise and with that of the
+            next seed, and measure the differences. Only the first result is written.
         map_path: where to write the source with recomputed patches highlighted.
         control: what else is asked for: whole blocks, refresh, cuts, regions, masks. Of these, only
             cuts, and a region that alone is edited, concern the edit that is compared to.
@@ -161,8 +161,10 @@ def edit_file(
         lanes = [Lane(pipe, embeds, chosen, seed, settings, note, control)]
         if compare:
             dense = None if control is None else control.unpruned
-            lanes.append(Lane(pipe, embeds, find_method("full")(), seed, settings, control=dense))
-        comparison = Comparison() if compare else None
+            full = find_method("full")()
+            for other in (seed, seed + 1):
+                lanes.append(Lane(pipe, embeds, full, other, settings, control=dense))
+        comparison = Comparison(_first_frames(pipe)) if compare else None
         loop = FileLoop(fit, pipe.compute_device, lanes, writer, map_video, comparison)
         forget_peak(pipe.compute_device)
         tell = _teller(on_progress, loop, reader, max_frames)
@@ -188,9 +190,16 @@ def _mask_header(pipe: CausalWanPipeline, fit: Fit, method: Method) -> MaskHeade
         fit.padded_width // patch,
         patch,
         stream.temporal,
+        tolerance=getattr(method, "tolerance", None) if method.visible else None,
         tau1=getattr(method, "tau1", None) if method.prunes else None,
-        tau2=method.tau2 if method.prunes else None,
+        tau2=method.tau2 if method.prunes and not method.visible else None,
     )
+
+
+def _first_frames(pipe: CausalWanPipeline) -> int:
+    """Pixel frames of a stream's first block."""
+    fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
+    return fresh.next_frames - fresh.trim
 
 
 def _frame_clock(pipe: CausalWanPipeline, reader: VideoReader) -> FrameClock:

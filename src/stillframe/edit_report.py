@@ -42,7 +42,7 @@ def edit_report(
     """
     files = loop.clock.lap()
     frames = loop.writer.frames_written
-    flickers = comparison.flicker.levels if comparison is not None else (None, None)
+    flickers = (None, None) if comparison is None else comparison.flicker.levels
     runs = [lane.report(files, frames, f) for lane, f in zip(loop.lanes, flickers, strict=False)]
     runs[0].seconds["load"] = job.load_seconds
     settings = loop.lanes[0].stream.settings
@@ -88,6 +88,8 @@ def _differences(run: RunReport, full: RunReport, comparison: Comparison) -> dic
         "speedup_total": ratio("total"),
         "speedup_denoise": ratio(*DENOISING_STAGES),
         "psnr_vs_full_db": comparison.likeness.db,
+        "worst_patch": comparison.patches.levels,
+        "worst_patch_seed": comparison.seeds.levels,
         "flicker_source": comparison.flicker.source_level,
         "static_share": comparison.flicker.still_share,
     }
@@ -108,8 +110,7 @@ def _warnings(reader: VideoReader, loop: FileLoop) -> tuple[str, ...]:
         )
     controlled = loop.lanes[0].stream.controlled
     if controlled is not None and controlled.rate is not None:
-        missed = controlled.rate.warning()
-        told += [] if missed is None else [missed]
+        told += controlled.rate.warnings()
     if loop.closed is not None:
         told.append(f"{loop.closed} after {writer.frames_written} frames")
     return tuple(told)

@@ -27,8 +27,10 @@ from stillframe.pixels import PixelBlocks
 from stillframe.restore import predecessor_rows, restore
 from stillframe.settings import StreamSettings
 from stillframe.stages import BlockStats, StageClock
+from stillframe.staleness import Staleness
 from stillframe.stream_state import StreamState, recovery_of
 from stillframe.streaming import StreamingAutoencoder
+from stillframe.visible import appearance
 from stillframe.wan import TextCache, WanDenoiser
 
 __all__ = ["BlockStats", "EditStream", "StageClock", "StreamSettings", "check_settings"]
@@ -65,6 +67,7 @@ class EditStream:
 
     Attributes:
         controlled: the controls' state, None without any.
+        staleness: of what was reused, for streams that frames are pushed to.
 
     Raises:
         ValueError: the settings do not fit the transformer, or the control not the method.
@@ -89,6 +92,7 @@ class EditStream:
         self.method = method
         self.settings = settings
         self.blocks = 0
+        self.staleness = Staleness()
         self.clock = StageClock()
         self._captured = 0
         self._denoiser = denoiser
@@ -98,7 +102,13 @@ class EditStream:
         self._on_block = on_block
         self._state: StreamState | None = None
         self._whole = True
-        self._pixels = self._pixel_blocks()
+        self._pixels = PixelBlocks(
+            autoencoder.next_frames - autoencoder.trim,
+            autoencoder.block_frames,
+            autoencoder.temporal,
+        )
+        # pixel frames by which the first block is short
+        self._lacking = frames - autoencoder.next_frames + autoencoder.trim
 
     @property
     def memory(self) -> dict[str, int]:
@@ -146,13 +156,9 @@ class EditStream:
         if (method, settings) == (self.method, self.settings):
             return
         self._whole |= settings != self.settings
-        # the frames that this block already has were not kept: only the next one can be judged
-        self._whole |= method.sees_pixels and self._pixels is None
         self.method, self.settings = method, settings
         if self.controlled is not None:
             self.controlled.use(method)
-        if method.sees_pixels != (self._pixels is not None):
-            self._pixels = self._pixel_blocks()
         if self._state is not None and self._state.cache.holes and recovery_of(method).complete:
             self._state = None
         elif self._state is not None:
@@ -176,8 +182,7 @@ class EditStream:
             )
         with self.clock("encode"):
             blocks = self._autoencoder.encode(frames)
-        if self._pixels is not None:
-            self._pixels.add(frames)
+        self._pixels.add(frames)
         return self._edit(blocks)
 
     @torch.inference_mode()
@@ -187,17 +192,8 @@ class EditStream:
             blocks = self._autoencoder.flush()
         return self._edit(blocks)
 
-    def _pixel_blocks(self) -> PixelBlocks | None:
-        """What collects source frames from here on, if the method looks at them."""
-        coder = self._autoencoder
-        missing = coder.next_frames - coder.pending_frames
-        if not self.method.sees_pixels:
-            return None
-        return PixelBlocks(missing, coder.block_frames, coder.temporal)
-
     def _edit(self, blocks: Sequence[Tensor]) -> Tensor | None:
-        pixels = self._pixels
-        edited = [self.edit_block(x, None if pixels is None else pixels.take()) for x in blocks]
+        edited = [self.edit_block(x, self._pixels.take()) for x in blocks]
         edited = [frames for frames in edited if frames.shape[1]]
         return torch.cat(edited, 1) if edited else None
 
@@ -209,19 +205,21 @@ class EditStream:
 
         Args:
             latents: of the source.
-            pixels: ``SourceBlock.pixels``, for methods that look at them.
+            pixels: ``SourceBlock.pixels``; without them, change is judged by latents.
 
         Raises:
             ValueError: the method needs pixels and there are none.
         """
-        if self.method.sees_pixels and pixels is None:
+        if self.method.needs_pixels and pixels is None:
             raise ValueError(f"method {self.method.name!r} looks at source frames: push them")
         source = patchify(latents.float(), self._denoiser.patch)
         if self.controlled is not None:
             with self.clock("mask"):
                 self._obey(self.controlled, source, latents)
         if self._state is None:
-            self._state = StreamState(self._denoiser, self.settings, self.method, latents)
+            self._state = StreamState(
+                self._denoiser, self.settings, self.method, latents, self._autoencoder.temporal
+            )
         state = self._state
         with self.clock("mask"):
             plan = self._plan(state, source, pixels)
@@ -233,6 +231,8 @@ class EditStream:
         with self.clock("decode"):
             grid = unpatchify(result, state.grid, self._denoiser.patch)
             frames = self._decoded(grid, latents)
+            if self.method.holds:
+                frames = self._held(state, frames, plan)
         self._end(state, plan)
         return frames
 
@@ -240,6 +240,15 @@ class EditStream:
         if self.controlled is None:
             return self._autoencoder.decode(edited)
         return self.controlled.decode(self._autoencoder, edited, source)
+
+    def _held(self, state: StreamState, frames: Tensor, plan: Plan) -> Tensor:
+        """The block's frames with what was shown wherever nothing was computed."""
+        grid = state.grid
+        keep = plan.keep.unflatten(2, (grid.height, grid.width))
+        # what lies around a region that alone is edited shows its source
+        source = None if self.controlled is None else self.controlled.unedited(keep)
+        lacking = self._lacking if self.blocks == 0 else 0
+        return state.held.compose(frames, keep, plan.everything, lacking, source)
 
     def _obey(self, controlled: StreamControl, source: Tensor, latents: Tensor) -> None:
         """Make the coming block whole, and forget what came before, if the controls say so."""
@@ -263,9 +272,11 @@ class EditStream:
             plan = plan_tokens(torch.ones_like(by_frame[..., 0], dtype=torch.bool))
             state.reference = by_frame[:, -1]
             first = SourceBlock(by_frame, by_frame[:, 0], state.reference, grid, pixels)
-            state.recovery.observe(first, plan)
+            state.recovery.observe(self._seen(state, first), plan)
+            self._note(state, pixels, plan)
             return plan
         block = SourceBlock(by_frame, state.source, state.reference, grid, pixels)
+        block = self._seen(state, block)
         keep = self._mask(state, block, whole).flatten(2)
         plan = plan_tokens(torch.ones_like(keep) if whole else keep)
         state.attention.merger = None if whole else state.merger
@@ -275,7 +286,33 @@ class EditStream:
             state.recovery.observe(block, plan)
         rows = predecessor_rows(plan.keep)
         state.reference = restore(source, state.reference, rows)[:, -grid.frame_tokens :]
+        self._note(state, pixels, plan)
         return plan
+
+    def _seen(self, state: StreamState, block: SourceBlock) -> SourceBlock:
+        """A block with what a method that goes by what is seen compares."""
+        if not self.method.visible:
+            return block
+        if block.pixels is not None:
+            return block._replace(anchor=state.anchors.pixels, look=appearance(block.pixels, block))
+        if state.gains is None:
+            state.gains = self._autoencoder.channel_gains()
+        look, before = (
+            (x.unflatten(-1, (-1, len(state.gains))) @ state.gains).flatten(-2)
+            for x in (block.tokens, block.reference)
+        )
+        return block._replace(look=look, look_anchor=before)
+
+    def _note(self, state: StreamState, pixels: Tensor | None, plan: Plan) -> None:
+        """Keep the pixels that tokens were computed from, and how stale the others are."""
+        if pixels is None:
+            return
+        keep = plan.keep.unflatten(2, (state.grid.height, state.grid.width))
+        stale = state.anchors.advance(pixels, keep)
+        if not plan.everything:
+            self.staleness.add(stale, keep)
+        if self.controlled is not None:
+            self.controlled.shows(stale)
 
     def _mask(self, state: StreamState, block: SourceBlock, whole: bool) -> Tensor:
         """The keep mask (B, S, h, w) of a block that is not a first one."""

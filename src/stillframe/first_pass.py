@@ -20,6 +20,7 @@ from stillframe.fit import Fit
 from stillframe.grid import Grid, patchify
 from stillframe.methods import Method
 from stillframe.pipeline import CausalWanPipeline
+from stillframe.pixels import PixelBlocks
 from stillframe.streaming import open_autoencoder
 from stillframe.video import Source, VideoReader
 
@@ -60,11 +61,11 @@ def foretold(
     started = time.perf_counter()
     survey = Survey(method, control)
     patch = pipe.denoiser.patch
-    for latents in _blocks(pipe, source, fit, max_frames, stop):
+    for latents, pixels in _blocks(pipe, source, fit, max_frames, stop):
         _, _, frames, height, width = latents.shape
         grid = Grid(frames, height // patch, width // patch)
         tokens = patchify(latents.float(), patch)
-        survey.add(tokens.unflatten(1, (grid.frames, grid.frame_tokens)), grid)
+        survey.add(tokens.unflatten(1, (grid.frames, grid.frame_tokens)), grid, pixels)
     forecast = replace(survey.forecast(), seconds=time.perf_counter() - started)
     return replace(control, rate=replace(control.rate, forecast=forecast))
 
@@ -76,13 +77,17 @@ def _blocks(
     fit: Fit,
     max_frames: int | None,
     stop: Callable[[], bool] | None,
-) -> Iterator[Tensor]:
-    """Source latents of a file, block by block."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Source latents of a file, block by block, and the pixels that they stand for."""
     coder = open_autoencoder(pipe.vae, pipe.config.block_frames)
+    shown = PixelBlocks(coder.next_frames - coder.trim, coder.block_frames, coder.temporal)
     with VideoReader(source) as reader:
         for frame in islice(reader, max_frames):
             if stop is not None and stop():
                 raise KeyboardInterrupt
             pixels = torch.from_numpy(frame.pixels).to(pipe.compute_device)
-            yield from coder.encode(fit.to_grid(pixels.unsqueeze(0)).unsqueeze(0))
-    yield from coder.flush()
+            picture = fit.to_grid(pixels.unsqueeze(0)).unsqueeze(0)
+            blocks = coder.encode(picture)
+            shown.add(picture)
+            yield from ((block, shown.take()) for block in blocks)
+    yield from ((block, shown.take()) for block in coder.flush())

@@ -19,7 +19,7 @@ from stillframe.control import Control, MotionMap
 from stillframe.engine import BlockStats, EditStream, StageClock
 from stillframe.errors import OutputClosedError
 from stillframe.fit import Fit
-from stillframe.measures import PeakSignalToNoise, StaticFlicker
+from stillframe.measures import PeakSignalToNoise, StaticFlicker, WorstPatch
 from stillframe.methods import Method
 from stillframe.overlay import MaskTrack, draw_map
 from stillframe.pipeline import CausalWanPipeline
@@ -132,18 +132,20 @@ class Lane:
         seconds = {stage: self._seconds[stage] + files.get(stage, 0.0) for stage in STAGES}
         seconds["total"] = sum(seconds.values())
         memory = self.stream.memory
-        prunes = self.method.prunes
+        method, prunes = self.method, self.method.prunes
         return RunReport(
-            method=self.method.name,
-            recovery=self.method.recovery if prunes else "none",
-            tau1=getattr(self.method, "tau1", None) if prunes else None,
-            tau2=self.method.tau2 if prunes else None,
+            method=method.name,
+            recovery=method.recovery if prunes else "none",
+            tolerance=getattr(method, "tolerance", None) if method.visible else None,
+            tau1=getattr(method, "tau1", None) if prunes else None,
+            tau2=method.tau2 if prunes and not method.visible else None,
             kept_share=self.kept_share,
             kept_share_blocks=tuple(self.shares),
             seconds=seconds,
             fps=frames / seconds["total"] if seconds["total"] else 0.0,
             cache_bytes=memory["cache"],
             recovery_bytes=memory["recovery"],
+            staleness=self.stream.staleness.told(),
             flicker=flicker,
         )
 
@@ -184,26 +186,36 @@ class MapVideo:
 
 
 class Comparison:
-    """Measures of the first lane, which may prune, against the second, which does not."""
+    """Measures of the first lane, which may prune, against the second, which does not, and of that
+    against a third, if there is one: the same with another seed.
 
-    def __init__(self) -> None:
+    Args:
+        first: pixel frames of the first block, which is always whole.
+    """
+
+    def __init__(self, first: int = 0) -> None:
         self.likeness = PeakSignalToNoise()
         self.flicker = StaticFlicker(videos=2)
+        self.patches = WorstPatch(first)
+        self.seeds = WorstPatch(first)
 
-    def add(self, source: Pixels | None, edited: Pixels, full: Pixels) -> None:
-        """Take the next frame of all three, uint8 (H, W, 3)."""
+    def add(self, source: Pixels | None, edited: Pixels, full: Pixels, *others: Pixels) -> None:
+        """Take the next frame of all, uint8 (H, W, 3)."""
         assert source is not None
         self.likeness.add(edited, full)
         self.flicker.add(source, edited, full)
+        self.patches.add(edited, full)
+        for other in others:
+            self.seeds.add(other, full)
 
 
 class FileLoop:
-    """The loop over one file: ``lanes[0]`` is written, ``lanes[1]`` compared to it.
+    """The loop over one file: ``lanes[0]`` is written, the others compared to it.
 
     Args:
         fit: from the file's frames to the model's and back.
         device: of the model.
-        lanes: one, or two if there is a ``comparison``.
+        lanes: one, or two or three if there is a ``comparison``.
         writer: the output.
         map_video, comparison: what else to make, if anything.
 
@@ -313,15 +325,15 @@ class FileLoop:
         """Write the frames of the first lane, (1, T, 3, H, W), and compare the second's."""
         with self.clock("write"):
             frames = self._pixels(edited[0])
-        others = frames if self._comparison is None else self._pixels(edited[1])
-        for pixels, other in zip(frames, others, strict=True):
+        others = [] if self._comparison is None else [self._pixels(x) for x in edited[1:]]
+        for number, pixels in enumerate(frames):
             waiting = self._waiting.popleft()
             with self.clock("write"):
                 self.writer.write(pixels, waiting.pts)
             if self._map is not None:
                 self._map.write(waiting)
             if self._comparison is not None:
-                self._comparison.add(waiting.source, pixels, other)
+                self._comparison.add(waiting.source, pixels, *(x[number] for x in others))
 
     def _pixels(self, edited: Tensor) -> Pixels:
         return np.asarray(self._fit.from_grid(edited[0]).cpu().numpy())

@@ -27,6 +27,7 @@ from stillframe.grid import Grid, Plan
 from stillframe.meter import META, PeakMeter, built, typed, weight_bytes
 from stillframe.recovery import Recovery, RecoverySetup, find_recovery
 from stillframe.streaming import StreamingAutoencoder, open_autoencoder
+from stillframe.visible import appearance
 from stillframe.wan import WanDenoiser, empty_transformer
 
 __all__ = ["GIB", "MemoryPlan", "plan_memory"]
@@ -53,6 +54,8 @@ class MemoryPlan:
         text_cache: keys and values of the prompt in every layer, and its embeddings.
         stream: what the autoencoder remembers from one block to the next (on a CPU a tiny one keeps
             a block of frames in and out as well, to compare the next one with).
+        frames: of the source, those that patches were computed from and those of a block, and what
+            was shown last.
         activations: the most that a denoising or context pass adds while it runs.
         encode, decode: the most that encoding and decoding a block add.
         dtype: of weights, keys and values.
@@ -67,6 +70,7 @@ class MemoryPlan:
     recovery: int
     text_cache: int
     stream: int
+    frames: int
     activations: int
     encode: int
     decode: int
@@ -82,7 +86,8 @@ class MemoryPlan:
     def held(self) -> int:
         """What stays from block to block of the second phase."""
         weights = self.transformer + self.autoencoder
-        return weights + self.cache + self.recovery + self.text_cache + self.stream
+        context = self.cache + self.recovery + self.text_cache
+        return weights + context + self.stream + self.frames
 
     @property
     def editing(self) -> int:
@@ -111,6 +116,7 @@ class MemoryPlan:
             "keys and values of the prompt": self.text_cache,
             "recovery of pruned tokens": self.recovery,
             "autoencoder's memory of the stream": self.stream,
+            "frames to compare with": self.frames,
             "denoising a block": self.activations,
             "encoding a block": self.encode,
             "decoding a block": self.decode,
@@ -162,7 +168,8 @@ def plan_memory(
     if min(height, width) < multiple or height % multiple or width % multiple:
         raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
     grid = Grid(settings.block_frames, height // multiple, width // multiple)
-    job = _Job(grid, batch, dtype, settings, recovery, steps or len(settings.sigmas), text_length)
+    steps = steps or len(settings.sigmas)
+    job = _Job(grid, batch, dtype, settings, recovery, steps, text_length, multiple)
     encode, decode, remembered = _autoencoding(stream, job, height, width)
     text_encoder, text_activations = _text(text_config, job)
     cache, fill = job.state(denoiser)
@@ -176,6 +183,7 @@ def plan_memory(
         recovery=fill.nbytes,
         text_cache=sum(x.nbytes for x in (*text.keys, *text.values, text.embeds)),
         stream=remembered,
+        frames=job.seen(stream.temporal),
         activations=_activations(transformer_config, job),
         encode=encode,
         decode=decode,
@@ -195,6 +203,18 @@ class _Job:
     recovery: str
     steps: int
     text_length: int
+    patch: int
+
+    def frames(self, count: int) -> Tensor:
+        """So many source frames."""
+        sides = self.grid.height * self.patch, self.grid.width * self.patch
+        return torch.zeros(self.batch, count, 3, *sides, device=META)
+
+    def seen(self, temporal: int) -> int:
+        """Bytes of what a stream keeps of its source and of what it showed."""
+        block = self.frames((self.grid.frames + 1) * temporal)
+        anchors, shown = self.frames(2), self.frames(1)
+        return block.nbytes + anchors.nbytes + shown.nbytes
 
     def plan(self) -> Plan:
         """A block computed whole."""
@@ -218,7 +238,10 @@ class _Job:
         fill = find_recovery(self.recovery)(setup)
         size = denoiser.patch**2 * denoiser.latent_channels
         tokens = torch.zeros(self.batch, grid.frames, grid.frame_tokens, size, device=META)
-        fill.observe(SourceBlock(tokens, tokens[:, 0], tokens[:, 0], grid), self.plan())
+        block = SourceBlock(tokens, tokens[:, 0], tokens[:, 0], grid)
+        # what is kept of the source is what a method that goes by pixels compares
+        look = appearance(self.frames(grid.frames + 1), block)
+        fill.observe(block._replace(look=look), self.plan())
         return KeyValueCache(shape, META, self.dtype), fill
 
 

@@ -1,7 +1,7 @@
-"""Source frames by block, for methods that look at pixels beside latents.
+"""Source frames by block, for whoever looks at pixels beside latents.
 
 An autoencoder takes frames as they come and hands out latents by the block; this keeps the frames
-of the same blocks. It does not know the autoencoder, nor what is looked for in the frames.
+that each latent frame is shown as. It does not know the autoencoder, nor what is looked for.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ class PixelBlocks:
     """The pixel frames that blocks of latents stand for. Add what is encoded, take once a block.
 
     Args:
-        first: pixel frames that the first block takes. Fewer than ``frames * temporal`` where its
-            first latent stands for fewer; the first frame is repeated in front then.
+        first: pixel frames that the first block shows. Fewer than ``frames * temporal`` where its
+            first latent stands for fewer, or the decoder leaves some out; the first frame is
+            repeated in front then.
         frames: S, latent frames of a block.
         temporal: pixel frames of a latent frame.
     """
@@ -28,11 +29,12 @@ class PixelBlocks:
         self._count = first
         self._size, self._temporal = frames * temporal, temporal
         self._pending: deque[Tensor] = deque()
-        self._before: list[Tensor] = []
+        self._before: Tensor | None = None
 
     def add(self, frames: Tensor) -> None:
         """Take frames (B, T, 3, H, W)."""
-        self._pending.extend(frames.unbind(1))
+        if frames.shape[1]:
+            self._pending.append(frames)
 
     def take(self) -> Tensor:
         """The next block and the latent frame before it: (B, (S+1)*temporal, 3, H, W).
@@ -40,12 +42,31 @@ class PixelBlocks:
         The block at the end of a stream is completed by repeating its last frame; the first block
         of a stream has its first frame before it.
         """
-        own = [self._pending.popleft() for _ in range(min(self._count, len(self._pending)))]
-        own = own or self._before[-1:]
-        own += own[-1:] * (self._count - len(own))
-        own = own[:1] * (self._size - len(own)) + own
-        before = self._before or own[:1] * self._temporal
+        own = self._taken()
+        if own.shape[1] < self._count:
+            own = torch.cat(
+                [own, own[:, -1:].expand(-1, self._count - own.shape[1], -1, -1, -1)], 1
+            )
+        if own.shape[1] < self._size:
+            own = torch.cat([own[:, :1].expand(-1, self._size - own.shape[1], -1, -1, -1), own], 1)
+        before = self._before
+        if before is None:
+            before = own[:, :1].expand(-1, self._temporal, -1, -1, -1)
         # a copy: these outlive what was pushed, which may be one long clip
-        self._before = [frame.clone() for frame in own[-self._temporal :]]
+        self._before = own[:, -self._temporal :].clone()
         self._count = self._size
-        return torch.stack([*before, *own], 1)
+        return torch.cat([before, own], 1)
+
+    def _taken(self) -> Tensor:
+        """As many of the waiting frames as the block takes; the last one seen if there are none."""
+        parts, wanted = [], self._count
+        while self._pending and wanted:
+            part = self._pending.popleft()
+            parts.append(part[:, :wanted])
+            if part.shape[1] > wanted:
+                self._pending.appendleft(part[:, wanted:])
+            wanted -= parts[-1].shape[1]
+        if parts:
+            return torch.cat(parts, 1)
+        assert self._before is not None
+        return self._before[:, -1:]

@@ -38,6 +38,8 @@ class RunReport:
     Attributes:
         method: name of the method.
         recovery: what stood in for pruned tokens; "none" for a method that prunes nothing.
+        tolerance: what patches may differ from their source by, in grey levels; None where the
+            method has none.
         tau1, tau2: thresholds in latent standard deviations; None where the method has none.
         kept_share: computed tokens / all tokens, 0 to 1.
         kept_share_blocks: the same for each block.
@@ -45,11 +47,14 @@ class RunReport:
         fps: frames out / total seconds.
         cache_bytes: keys and values of committed frames.
         recovery_bytes: what the recovery stores beyond those.
+        staleness: what was reused against its source now, quantiles in grey levels
+            (`staleness.Staleness`); None if nothing was reused.
         flicker: of static regions, grey levels (`measures.StaticFlicker`); None if not measured.
     """
 
     method: str
     recovery: str
+    tolerance: float | None
     tau1: float | None
     tau2: float | None
     kept_share: float
@@ -58,6 +63,7 @@ class RunReport:
     fps: float
     cache_bytes: int
     recovery_bytes: int
+    staleness: dict[str, float] | None = None
     flicker: float | None = None
 
 
@@ -65,7 +71,8 @@ class RunReport:
 class Report(RunReport):
     """An edit. See ``docs/report.md`` for every field.
 
-    ``full``, the speedups, ``psnr_vs_full_db`` and the flickers are None without a comparison.
+    ``full``, the speedups, ``psnr_vs_full_db``, the worst patches and the flickers are None without
+    a comparison.
     ``psnr_vs_full_db`` is ``math.inf`` for identical results.
     """
 
@@ -95,6 +102,8 @@ class Report(RunReport):
     speedup_total: float | None = None
     speedup_denoise: float | None = None
     psnr_vs_full_db: float | None = None
+    worst_patch: dict[str, float] | None = None
+    worst_patch_seed: dict[str, float] | None = None
     flicker_source: float | None = None
     static_share: float | None = None
     style: str | None = None

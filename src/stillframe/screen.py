@@ -189,6 +189,12 @@ def summary(report: Report) -> list[str]:
     if report.interrupted:
         left = report.frames_in - report.frames_out
         lines.append(f"interrupted: {left} more frames had been read, which are not in the file")
+    if report.staleness is not None:
+        stale = report.staleness
+        lines.append(
+            f"patches that were reused differ from their source by {stale['p99']:.1f} grey levels "
+            f"(99th percentile), at most {stale['max']:.1f}"
+        )
     if report.full is not None:
         lines.append(_against_full(report, report.full))
     return lines
@@ -202,10 +208,15 @@ def _against_full(report: Report, full: RunReport) -> str:
     ]
     if psnr is not None:
         parts.append(f"PSNR between the two {psnr:.1f} dB")
+    if report.worst_patch is not None and report.worst_patch_seed is not None:
+        parts.append(
+            f"worst patches {report.worst_patch['p99']:.1f} grey levels apart (99th percentile; "
+            f"another seed {report.worst_patch_seed['p99']:.1f})"
+        )
     if flickers[0] is not None and flickers[1] is not None:
         parts.append(
             f"static regions flicker by {flickers[0]:.2f} grey levels, without pruning by "
-            f"{flickers[1]:.2f}"
+            f"{flickers[1]:.2f}, the source itself by {report.flicker_source:.2f}"
         )
     return "; ".join(parts)
 

@@ -12,11 +12,13 @@ from torch import Tensor
 from stillframe.attention import BlockAttention
 from stillframe.cache import CacheShape, KeyValueCache
 from stillframe.grid import Grid
+from stillframe.hold import Held
 from stillframe.lean import LeanBlocks, captured_mask, lean_twin, unsupported
 from stillframe.merge import MergeSetup
 from stillframe.methods import Method, Selector
 from stillframe.recovery import Recovery, RecoverySetup, find_recovery
 from stillframe.settings import StreamSettings
+from stillframe.visible import Anchors
 from stillframe.wan import WanDenoiser
 
 __all__ = ["StreamState", "recovery_of"]
@@ -26,7 +28,12 @@ class StreamState:
     """What a stream remembers once the size of its frames is known."""
 
     def __init__(
-        self, denoiser: WanDenoiser, settings: StreamSettings, method: Method, latents: Tensor
+        self,
+        denoiser: WanDenoiser,
+        settings: StreamSettings,
+        method: Method,
+        latents: Tensor,
+        temporal: int,
     ) -> None:
         batch, _, frames, height, width = latents.shape
         self.grid = Grid(frames, height // denoiser.patch, width // denoiser.patch)
@@ -48,8 +55,7 @@ class StreamState:
                 len(settings.sigmas),
                 device,
                 dtype,
-                method.tau2,
-                method.trim,
+                *method.match,
                 settings.store_dtype(dtype),
             )
         )
@@ -59,6 +65,11 @@ class StreamState:
         self.select = self._selector(method)
         self.merger = method.merger(MergeSetup(self.grid, len(settings.sigmas), device))
         self.lean = self._lean()
+        self.anchors = Anchors()
+        self.held = Held(temporal)
+        #: (C, C) see `streaming.StreamingAutoencoder.channel_gains`; None until they are wanted.
+        self.gains: Tensor | None = None
+        self._visible = method.visible
         # last frame of the block before: source, what it was recomputed from, result
         self.source: Tensor | None = None
         self.reference: Tensor | None = None
@@ -71,10 +82,14 @@ class StreamState:
             whether the recovery is a new one, which has to see a whole block first.
         """
         before, recovery = self.recovery.setup, recovery_of(method)
-        setup = replace(before, steps=steps, tolerance=method.tau2, trim=method.trim)
+        tolerance, trim = method.match
+        setup = replace(before, steps=steps, tolerance=tolerance, trim=trim)
         self.select = self._selector(method)
         self.merger = method.merger(MergeSetup(self.grid, steps, before.device))
-        if type(self.recovery) is recovery and before.steps == steps:
+        # what a store's entries were computed from is compared in other units
+        same = method.visible == self._visible or not recovery.compares
+        self._visible = method.visible
+        if type(self.recovery) is recovery and before.steps == steps and same:
             self.recovery.setup = setup
             return False
         self.recovery = self.attention.recovery = recovery(setup)

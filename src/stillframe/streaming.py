@@ -38,7 +38,7 @@ class StreamingAutoencoder(ABC):
         self.block_frames = block_frames
         self.temporal = temporal
         self.spatial = spatial
-        self._trim = trim
+        self.trim = trim
         self.reset()
 
     def reset(self) -> None:
@@ -108,7 +108,7 @@ class StreamingAutoencoder(ABC):
         """
         frames = self._decode_block(latents, first=self._decoded == 0)
         if self._decoded == 0:
-            frames = frames[:, self._trim :]
+            frames = frames[:, self.trim :]
         self._decoded += 1
         if self._ended:
             frames = frames[:, : max(self._received - self._emitted, 0)]
@@ -126,7 +126,43 @@ class StreamingAutoencoder(ABC):
         return latents
 
     def _decodable(self, blocks: int) -> int:
-        return blocks * self.block_frames * self.temporal - (self._trim if blocks else 0)
+        return blocks * self.block_frames * self.temporal - (self.trim if blocks else 0)
+
+    @abstractmethod
+    def fresh(self) -> StreamingAutoencoder:
+        """Another stream through the same autoencoder."""
+
+    @torch.inference_mode()
+    def channel_gains(self) -> Tensor:
+        """What the decoder makes of a change in each latent channel.
+
+        With the gains G, latents x and y of a place look different by about the root mean square of
+        (x - y) @ G, in grey levels of 255. Found by decoding mean latents, and the same with one
+        channel moved by half a standard deviation: the products of what that changes, averaged over
+        pixels and colours, are a quadratic form, and G is a root of it.
+
+        Returns:
+            (C, C) float32.
+        """
+        channels = self.latent_channels
+        steps = torch.cat([torch.zeros(1, channels), torch.eye(channels) * _PROBE])
+        latents = steps.view(-1, channels, 1, 1, 1).expand(-1, -1, self.block_frames, 8, 8)
+        frames = self.fresh().decode(latents.to(self.device).contiguous())[:, -self.temporal :]
+        moved = (frames[1:] - frames[:1]).float().flatten(1) * (255 / _PROBE)
+        form = (moved @ moved.T / moved.shape[1]).double()
+        values, vectors = torch.linalg.eigh(form)
+        root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+        return (root * channels**0.5).float()
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """C."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Of the autoencoder."""
 
     @abstractmethod
     def _frames_for(self, block: int) -> int:
@@ -138,6 +174,9 @@ class StreamingAutoencoder(ABC):
     @abstractmethod
     def _decode_block(self, latents: Tensor, first: bool) -> Tensor: ...
 
+
+# standard deviations by which `channel_gains` moves a channel
+_PROBE = 0.5
 
 # More pixels than this at once make the widest layers the largest thing in memory by far, and are
 # no faster; less leaves a GPU idle. A block of 240x416 is below, one latent frame of 480x832 is.
@@ -153,6 +192,17 @@ class TinyStream(StreamingAutoencoder):
         # convolutions run fastest with channels last, on CPUs and GPUs alike
         self.vae = vae.to(memory_format=torch.channels_last)
         super().__init__(block_frames, vae.temporal_factor, vae.spatial_factor, vae.frames_to_trim)
+
+    def fresh(self) -> TinyStream:
+        return TinyStream(self.vae, self.block_frames)
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.device
 
     def reset(self) -> None:
         super().reset()
@@ -237,6 +287,17 @@ class WanStream(StreamingAutoencoder):
         factors = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
         self._missing = factors[0] - 1
         super().__init__(block_frames, *factors, trim=0)
+
+    def fresh(self) -> WanStream:
+        return WanStream(self.vae, self.block_frames)
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.config.z_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.device
 
     def reset(self) -> None:
         super().reset()

@@ -195,7 +195,10 @@ class Watch:
         if self.factor == 1:
             return block
         return block._replace(
-            tokens=block.tokens * by, previous=block.previous * by, reference=block.reference * by
+            tokens=block.tokens * by,
+            previous=block.previous * by,
+            reference=block.reference * by,
+            leniency=block.leniency * self.factor,
         )
 
     def sample(self, keep: Tensor, barred: Tensor) -> Tensor:

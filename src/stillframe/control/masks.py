@@ -28,7 +28,8 @@ from stillframe.whole_file import write_whole
 __all__ = ["GivenMasks", "MaskHeader", "MaskRecorder"]
 
 _MAGIC = b"stillframe masks\n"
-_VERSION = 1
+_VERSION = 2
+_READ = (1, 2)  # the first has no tolerance
 _LENGTH = struct.Struct("<I")
 
 
@@ -41,6 +42,7 @@ class MaskHeader:
         patch: side of a token in pixels of the model's frames.
         temporal: pixel frames of a latent frame.
         frames: pixel frames of the video that the masks were made for.
+        tolerance: they were made with, in grey levels; None if there was none.
         tau1, tau2: thresholds they were made with, None if there were none.
 
     Raises:
@@ -53,6 +55,7 @@ class MaskHeader:
     patch: int
     temporal: int
     frames: int = 0
+    tolerance: float | None = None
     tau1: float | None = None
     tau2: float | None = None
 
@@ -146,8 +149,8 @@ class GivenMasks:
         try:
             head: dict[str, Any] = json.loads(line)
             version, count = head.pop("version"), head.pop("blocks")
-            if version != _VERSION:
-                raise InputError(f"{path} has masks of version {version}, not {_VERSION}")
+            if version not in _READ:
+                raise InputError(f"{path} has masks of version {version}, not up to {_VERSION}")
             header = MaskHeader(**head)
             blocks = tuple(_records(body))
         except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:

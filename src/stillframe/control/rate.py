@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stillframe.change import ChangeScore, SourceBlock
+from stillframe.change import SourceBlock
 from stillframe.control.cost import CostModel
 from stillframe.control.trace import RateTrace, Timing
 from stillframe.control.twopass import Forecast
 from stillframe.methods import Method
 
-__all__ = ["MODES", "Rate", "RateController", "RateReport", "most_changed"]
+__all__ = ["BEHIND", "MODES", "Rate", "RateController", "RateReport", "most_changed"]
 
 #: What `Rate.mode` may be.
 MODES = ("constant", "capped")
@@ -31,6 +31,8 @@ MODES = ("constant", "capped")
 _HORIZON = 8  # blocks over which the ledger is settled
 _RESERVE = 4.0  # blocks' worth that the ledger holds at most, either way
 _LATENCY_RESERVE = 0.5  # the same for a latency: a block that is late makes no other one early
+#: Tolerances beyond which what is shown counts as behind its source.
+BEHIND = 2.0
 _FIRST_SHARE = 0.5  # until a block has been timed
 _MOST_TIMINGS = 2**16  # that are kept: hours of video, and no more however long a stream lives
 
@@ -84,7 +86,7 @@ class Rate:
 
     def check(self, method: Method) -> None:
         """Raise a ValueError if a method cannot be held to a rate."""
-        if not method.prunes or not hasattr(method, "tau1"):
+        if not method.prunes or method.score() is None:
             raise ValueError(
                 f"method {method.name!r} has no thresholds: only one that prunes by them can be "
                 "held to a rate"
@@ -108,6 +110,9 @@ class RateReport(NamedTuple):
         blocks: so many; the first of a stream is always whole and does not count.
         out_of_reach: blocks in which even the least that had to be computed took longer than the
             target left.
+        behind: blocks that showed something staler than twice the method's tolerance.
+        stalest: most that a reused patch differed from its source by, in grey levels; None where
+            nothing says.
         dense_in_reach: blocks that were computed whole and still left time.
         fastest: what the target could be at most (fps) or at least, by the cost model, with nothing
             computed; None for a share, and before anything is known.
@@ -117,6 +122,8 @@ class RateReport(NamedTuple):
     achieved: float | None
     blocks: int
     out_of_reach: int
+    behind: int
+    stalest: float | None
     dense_in_reach: int
     fastest: float | None
     fixed: float
@@ -170,7 +177,9 @@ class RateController:
         self.rate = rate
         self._goal = rate.quantity(self._frames)
         self._ledger = self._spent = 0.0
-        self._counted = self._missed = self._idle = 0
+        self._counted = self._missed = self._idle = self._behind = 0
+        self._stalest: float | None = None
+        self._stale: Tensor | None = None
 
     def use(self, method: Method) -> None:
         """Measure changes in another method's thresholds from here on."""
@@ -180,8 +189,7 @@ class RateController:
 
     def forget(self) -> None:
         """Begin to look for changes anew, as after a cut."""
-        method = self._method
-        self._score = ChangeScore(getattr(method, "tau1", 0.0), method.tau2, method.trim)
+        self._score = self._method.score()
 
     def outside(self, seconds: float) -> None:
         """Count time spent outside of the stream towards the block that is being made."""
@@ -206,7 +214,7 @@ class RateController:
             lengths: of kept tokens, rising, that the fast path pads to: what lies between costs as
                 much as the next.
         """
-        score = self._score(block)
+        score = self._scored(block)
         self._tokens = block.grid.tokens
         if self.rate.limit is not None:
             forced = forced | ((score > self.rate.limit) & ~barred)
@@ -225,7 +233,12 @@ class RateController:
     def skip(self, block: SourceBlock) -> None:
         """Look at a block that is computed whole in any case."""
         self._tokens = block.grid.tokens
-        self._score(block)
+        self._scored(block)
+
+    def _scored(self, block: SourceBlock) -> Tensor:
+        if self._score is None:
+            raise ValueError(f"method {self._method.name!r} does not rank what changed")
+        return self._score(block)
 
     def share(self) -> float:
         """What share of the next block's tokens the target pays for, 0 to 1."""
@@ -249,6 +262,10 @@ class RateController:
             total = (seconds - rest * self.cost.fixed) / self.cost.slope
         return forecast.share(number, total)
 
+    def shows(self, staleness: Tensor) -> None:
+        """Take what the block that is being made shows, see `visible.Anchors.advance`."""
+        self._stale = staleness.amax()
+
     def note(self, share: float, seconds: float, captured: bool) -> None:
         """Take what a block was: its share of computed tokens, and the stream's seconds for it.
 
@@ -268,6 +285,7 @@ class RateController:
         self.timings.append(timing)
         del self.timings[:-_MOST_TIMINGS]
         self._judge(share, timing)
+        self._look()
         first = number == 0
         if not first and not timing.captured and timing.seconds > 0:
             self.cost.note(share, timing.seconds)
@@ -285,6 +303,16 @@ class RateController:
             self._missed += 1
         elif self._budget >= self._tokens and timing.seconds < 0.95 * self._goal:
             self._idle += self.rate.kept is None
+
+    def _look(self) -> None:
+        """Whether the picture is behind its source; the block is done, so nothing is waited for."""
+        stale, self._stale = self._stale, None
+        tolerance = getattr(self._method, "tolerance", None)
+        if stale is None or tolerance is None:
+            return
+        worst = float(stale)
+        self._stalest = max(worst, self._stalest or 0.0)
+        self._behind += worst > BEHIND * tolerance
 
     def _book(self, spent: float) -> None:
         """Put a block's excess on the ledger, within what may be owed or saved."""
@@ -309,6 +337,8 @@ class RateController:
             self._frames / mean if fps and mean else mean,
             self._counted,
             self._missed,
+            self._behind,
+            self._stalest,
             self._idle,
             fastest,
             self.cost.fixed,
@@ -335,11 +365,22 @@ class RateController:
             **self.report()._asdict(),
         }
 
-    def warning(self) -> str | None:
-        """A sentence if the target was out of reach in more than a tenth of the blocks."""
+    def warnings(self) -> list[str]:
+        """Sentences: that the target was out of reach in more than a tenth of the blocks, that the
+        picture fell behind its source."""
         told = self.report()
+        found = self._out_of_reach(told)
+        if told.behind and told.stalest is not None:
+            found.append(
+                f"the picture fell behind its source in {told.behind} of {told.blocks} blocks: "
+                f"what was reused differed from it by up to {told.stalest:.1f} grey levels, where "
+                f"the tolerance is {getattr(self._method, 'tolerance', 0):g}"
+            )
+        return found
+
+    def _out_of_reach(self, told: RateReport) -> list[str]:
         if not told.blocks or told.out_of_reach <= 0.1 * told.blocks:
-            return None
+            return []
         name, value = next((k, v) for k, v in self.rate.target.items() if v is not None)
         unit = {"fps": " FPS", "latency": " s a block", "kept": " of the tokens"}[name]
         missed = f"{told.out_of_reach} of {told.blocks} blocks"
@@ -348,4 +389,4 @@ class RateController:
             sentence += f": {told.achieved:.3g}{unit} was reached"
         if told.fastest is not None:
             sentence += f", and {told.fastest:.3g}{unit} is the limit with nothing recomputed"
-        return sentence
+        return [sentence]

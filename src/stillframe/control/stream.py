@@ -89,7 +89,7 @@ class Control:
         if not method.prunes:
             raise ValueError(f"method {method.name!r} reuses nothing that a guard could watch")
         fixed = self.masks is not None or (self.rate is not None and self.rate.mode == "constant")
-        if guard.target is not None and (fixed or not hasattr(method, "tau1")):
+        if guard.target is not None and (fixed or method.score() is None):
             raise ValueError("a guard's target needs thresholds to move: masks come from elsewhere")
 
     def fitted(
@@ -129,7 +129,7 @@ class Control:
             "cuts": self.cuts is not None,
             "roi": None if region is None else _plain_region(region),
             "masks_in": self.masks is not None,
-            "detector": "latent" if self.detector is None else self.detector.kind,
+            "detector": None if self.detector is None else self.detector.kind,
         }
 
 
@@ -253,6 +253,13 @@ class StreamControl:
         # and values of the source itself would pull the edit back to how the source looks
         return (self._places if region.mode == "never" else ~self._places).flatten(1)
 
+    def unedited(self, keep: Tensor) -> Tensor | None:
+        """Where the result shows the source, bool as ``keep`` (B, S, h, w); None: nowhere."""
+        region = self.control.region
+        if region is None or region.mode != "only" or self._places is None:
+            return None
+        return ~self._places.expand_as(keep)
+
     def decode(self, decoder: Decoder, edited: Tensor, source: Tensor) -> Tensor:
         """Frames of the block, from latents (B, C, S, h, w) of the result and of the source."""
         region = self.control.region
@@ -294,6 +301,11 @@ class StreamControl:
         """Take a block's result (B, S*N, P), and that of the frame before it, (B, N, P)."""
         if self.watch is not None:
             self.watch.see(result, previous)
+
+    def shows(self, staleness: Tensor) -> None:
+        """Take the staleness of what the block shows, (B, S, h, w) in grey levels."""
+        if self.rate is not None:
+            self.rate.shows(staleness)
 
     def spent(self, share: float, seconds: float, captured: bool) -> None:
         """Take what the block that ended cost, see `RateController.note`."""

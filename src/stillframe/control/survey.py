@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillframe.change import ChangeScore, SourceBlock
+from stillframe.change import SourceBlock
 from stillframe.control.stream import Control
 from stillframe.control.twopass import LEVELS, Forecast
 from stillframe.grid import Grid
-from stillframe.methods import Method
+from stillframe.methods import Method, Score
 from stillframe.restore import predecessor_rows, restore
+from stillframe.visible import Anchors
 
 __all__ = ["Survey"]
 
@@ -34,21 +35,21 @@ class Survey:
         self._shares: list[tuple[float, ...]] = []
         self._previous: Tensor | None = None
         self._reference: Tensor | None = None
-        self._score: ChangeScore | None = None
+        self._score: Score | None = None
+        self._anchors = Anchors()
 
     @torch.inference_mode()
-    def add(self, tokens: Tensor, grid: Grid) -> None:
-        """Look at the next block's source, (1, S, N, P)."""
+    def add(self, tokens: Tensor, grid: Grid, pixels: Tensor | None = None) -> None:
+        """Look at the next block's source, (1, S, N, P), and its ``SourceBlock.pixels``."""
         order = self._orders.begin(tokens, grid)
         first = self._reference is None or order.forget
         keep = torch.ones(len(LEVELS), grid.frames, grid.frame_tokens, dtype=torch.bool)
         keep = keep.to(tokens.device)
         if not first:
-            above = self._above(tokens, grid)
+            above = self._above(tokens, grid, pixels)
             keep = keep if order.whole else above
         else:
-            method = self._method
-            self._score = ChangeScore(getattr(method, "tau1", 0.0), method.tau2, method.trim)
+            self._score = self._method.score()
         whole = first or order.whole
         self._shares.append(tuple(keep.flatten(1).double().mean(1).tolist()))
         self._orders.end(keep[:1], whole)
@@ -58,8 +59,11 @@ class Survey:
         kept = restore(flat, before.expand(spread), predecessor_rows(keep))
         self._reference = kept[:, -grid.frame_tokens :]
         self._previous = tokens[:, -1].clone()
+        if pixels is not None:
+            shape = (len(LEVELS), grid.frames, grid.height, grid.width)
+            self._anchors.advance(pixels.expand(len(LEVELS), -1, -1, -1, -1), keep.view(shape))
 
-    def _above(self, tokens: Tensor, grid: Grid) -> Tensor:
+    def _above(self, tokens: Tensor, grid: Grid, pixels: Tensor | None) -> Tensor:
         """What changed by more than each level, (levels, S, N) bool."""
         assert self._previous is not None
         assert self._reference is not None
@@ -70,6 +74,8 @@ class Survey:
             self._previous.expand(count, -1, -1),
             self._reference,
             grid,
+            None if pixels is None else pixels.expand(count, -1, -1, -1, -1),
+            self._anchors.pixels,
         )
         levels = torch.tensor(LEVELS, device=tokens.device).view(-1, 1, 1)
         return self._score(block).flatten(2) >= levels

@@ -18,7 +18,8 @@ from torch import Tensor
 from stillframe.change import SourceBlock
 from stillframe.engine import BlockStats, EditStream
 from stillframe.errors import ModelError
-from stillframe.methods import Method, Selector, find_method
+from stillframe.methods import Method, Selector
+from stillframe.methods.prune import InterFramePruning
 from stillframe.pipeline import CausalWanPipeline
 from stillframe.recovery import Recovery
 from stillframe.settings import StreamSettings
@@ -80,7 +81,7 @@ class PruneFrom(Method):
     first: int = 1
 
     def selector(self) -> Selector:
-        return _From(find_method("prune")().selector(), self.first)
+        return _From(InterFramePruning(detector="latent").selector(), self.first)
 
 
 class _From:
@@ -104,7 +105,7 @@ class _Probed(EditStream):
 
     def edit_block(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
         if self._state is None and self.kind is not None:
-            state = StreamState(self._denoiser, self.settings, self.method, latents)
+            state = StreamState(self._denoiser, self.settings, self.method, latents, 1)
             state.recovery = state.attention.recovery = self.kind(state.recovery.setup)
             self._state = state
         return super().edit_block(latents, pixels)
@@ -125,7 +126,7 @@ class Undecoded:
         blocks: (1, C, S, h, w) each.
     """
 
-    pending_frames = next_frames = 0
+    pending_frames = next_frames = trim = 0
     block_frames = temporal = 1  # only pixels would tell
 
     def __init__(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from stillframe.change import SourceBlock, lookbacks
 from stillframe.graphs import CapturedStep
 from stillframe.grid import Grid
+from stillframe.visible import VisibleMask
 
 __all__ = ["SteppedMask", "captured_mask"]
 
@@ -56,4 +57,7 @@ class SteppedMask:
 
 def captured_mask(selector: Selector) -> Selector:
     """The same as a graph, if it is a detector that can be one."""
+    if isinstance(selector, VisibleMask):
+        selector.change.captured(CapturedStep)
+        return selector
     return SteppedMask(selector, CapturedStep) if lookbacks(selector) else selector

@@ -84,7 +84,8 @@ class Lately:
     def __init__(self, frames: int) -> None:
         self._frames = frames
         self._missed: deque[bool] = deque(maxlen=_LATELY)
-        self._counted = 0
+        self._behind: deque[bool] = deque(maxlen=_LATELY)
+        self._counted = self._fell = 0
         self._rate: Rate | None = None
         self._watch: Watch | None = None
         self._watched = self._next = 0
@@ -97,7 +98,8 @@ class Lately:
             the target as ``target_fps``, ``target_latency`` or ``target_kept``; ``mode``; ``share``
             of tokens that the next block may have; ``achieved``, the target's quantity over its
             latest 8 blocks, None before there are any; ``out_of_reach``, whether most of them took
-            longer although as little as possible was computed; ``limit``, what the target could be
+            longer although as little as possible was computed; ``behind``, whether any of them
+            showed what is staler than twice the tolerance; ``limit``, what the target could be
             at most (fps) or at least (latency), None where that is not known.
         """
         controller = None if controlled is None else controlled.rate
@@ -107,15 +109,20 @@ class Lately:
         report, rate = controller.report(), controller.rate
         if rate is not self._rate:
             self._rate, self._counted = rate, 0
+            self._fell = 0
             self._missed.clear()
+            self._behind.clear()
         self._missed.append(report.out_of_reach > self._counted)
         self._counted = report.out_of_reach
+        self._behind.append(report.behind > self._fell)
+        self._fell = report.behind
         target = {f"target_{name}": v for name, v in rate.target.items() if v is not None}
         return {
             **target,
             "mode": rate.mode,
             "share": controller.share(),
             "achieved": self._achieved(controller, report.blocks),
+            "behind": any(self._behind),
             "out_of_reach": 2 * sum(self._missed) > len(self._missed),
             "limit": report.fastest,
         }

@@ -204,7 +204,7 @@ class LiveSession(Standing):
             control: takes the place of the one before and counts blocks from there on; None takes
                 it away.
             numbers: strength, num_inference_steps, sigmas or conditioning, and parameters of the
-                method, such as recovery, tau1, tau2; the others stay.
+                method, such as recovery, tolerance; the others stay.
 
         Raises:
             ValueError: for anything out of range; nothing is changed then.

@@ -26,6 +26,7 @@ from stillframe.registry import Registry
 
 __all__ = [
     "Method",
+    "Score",
     "Selector",
     "check_rate",
     "find_method",
@@ -36,6 +37,9 @@ __all__ = [
 
 #: One a stream, called once a block: (B, S, h, w) bool, true = compute this token.
 Selector = Callable[[SourceBlock], Tensor]
+
+#: One a stream, called once a block: (B, S, h, w), at least 0; above 1 a token counts as changed.
+Score = Callable[[SourceBlock], Tensor]
 
 
 def keep_everything(source: SourceBlock) -> Tensor:
@@ -68,7 +72,6 @@ class Method(ABC):
         paper: arXiv number of its source, if any.
         prunes: false if every token is always kept, so that nothing needs to be stored for
             recovery.
-        sees_pixels: whether its selector needs the source's frames (``SourceBlock.pixels``).
 
     Raises:
         ValueError: for an unknown recovery or numbers out of range.
@@ -78,7 +81,6 @@ class Method(ABC):
     summary: ClassVar[str]
     paper: ClassVar[str] = ""
     prunes: ClassVar[bool] = True
-    sees_pixels: ClassVar[bool] = False
 
     recovery: str = "aligned"
     tau2: float = 0.30
@@ -91,9 +93,35 @@ class Method(ABC):
         if not 0 <= self.trim < 0.5:
             raise ValueError(f"trim must be in [0, 0.5), got {self.trim}")
 
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether its selector cannot do without the source's frames (``SourceBlock.pixels``)."""
+        return False
+
+    @property
+    def visible(self) -> bool:
+        """Whether it goes by what is seen, in grey levels: by pixels, or latents weighted."""
+        return False
+
+    @property
+    def holds(self) -> bool:
+        """Whether what is not computed shows the picture that was shown, pixel for pixel."""
+        return False
+
+    @property
+    def match(self) -> tuple[float, float]:
+        """How far apart source patches may be that stand in for each other in attention, and the
+        trim of that distance: latent standard deviations, or grey levels of what is ``visible``."""
+        return self.tau2, self.trim
+
     @abstractmethod
     def selector(self) -> Selector:
         """A fresh selector for one stream."""
+
+    def score(self) -> Score | None:
+        """What ranks tokens by their change for a stream, in units of its limits; None if it has
+        none."""
+        return None
 
     def merger(self, setup: MergeSetup) -> Merger | None:
         """A fresh merger for one stream, None for methods that merge nothing."""

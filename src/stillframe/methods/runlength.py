@@ -52,7 +52,6 @@ class RunLengthTokenisation(Method):
 
     summary = "drop patches whose pixels stay the same (run-length tokenisation)"
     paper = "2411.05222"
-    sees_pixels = True
 
     recovery: str = "none"
     threshold: float = 0.025
@@ -64,6 +63,10 @@ class RunLengthTokenisation(Method):
             raise ValueError(f"threshold must not be negative, got {self.threshold}")
         if self.rate is not None:
             check_rate(self.rate)
+
+    @property
+    def needs_pixels(self) -> bool:
+        return True
 
     def selector(self) -> Selector:
         return self._select

@@ -32,8 +32,8 @@ def provider_frames(source: Tensor, origin: Tensor, tolerance: float, trim: floa
     """Which frame of the store stands in for each token of a block.
 
     Args:
-        source: (B, S, N, P) source patches of the block.
-        origin: (B, S, N, P) source patches the store's entries were computed from.
+        source: (B, S, N, P) source patches of the block, or what they look like.
+        origin: (B, S, N, P) the same of what the store's entries were computed from.
         tolerance: largest distance that counts as the same.
         trim: see `change.patch_distance`.
 
@@ -56,6 +56,7 @@ class AlignedRecovery(Recovery):
     """Copies from the store of the same denoising pass, one block earlier."""
 
     summary = "keys and values of the previous block at the same denoising step (default)"
+    compares = True
 
     def __init__(self, setup: RecoverySetup) -> None:
         super().__init__(setup)
@@ -98,7 +99,7 @@ class AlignedRecovery(Recovery):
 
     def observe(self, source: SourceBlock, plan: Plan) -> None:
         """Choose which entry stands in for each pruned token; note where entries come from."""
-        tokens = source.tokens
+        tokens = source.tokens if source.look is None else source.look
         self.provider = None
         if self._origin is None or plan.everything:
             self._origin = tokens.clone()

@@ -31,7 +31,7 @@ class RecoverySetup:
         shape: sizes of the stream's cache.
         steps: denoising passes a block (the context pass not counted).
         device, dtype: of keys and values.
-        tolerance: largest distance between source patches that count as the same (``tau2``).
+        tolerance: largest distance between source patches that count as the same (`Method.match`).
         trim: see `change.patch_distance`.
         store: of keys and values that are held beyond the cache: ``dtype``, or ``settings.FP8``.
     """
@@ -52,11 +52,13 @@ class Recovery(ABC):
         name: what ``--recovery`` takes.
         summary: one line for listings.
         complete: whether pruned tokens have keys and values at all.
+        compares: whether it compares source patches, in whatever units the method does.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     complete: ClassVar[bool] = True
+    compares: ClassVar[bool] = False
 
     def __init__(self, setup: RecoverySetup) -> None:
         self.setup = setup

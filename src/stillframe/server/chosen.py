@@ -27,8 +27,7 @@ class Choice:
 
     method: str = "prune"
     recovery: str | None = None
-    tau1: float | None = None
-    tau2: float | None = None
+    tolerance: float | None = None
 
     def changed(self, update: Update) -> Choice:
         """The same with some of it changed."""
@@ -46,7 +45,7 @@ class Choice:
         if not kind.prunes:
             return kind()
         known = {each.name for each in fields(kind)}
-        given: dict[str, Any] = {"recovery": self.recovery, "tau1": self.tau1, "tau2": self.tau2}
+        given: dict[str, Any] = {"recovery": self.recovery, "tolerance": self.tolerance}
         return kind(**{n: v for n, v in given.items() if v is not None and n in known})
 
 

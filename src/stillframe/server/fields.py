@@ -146,8 +146,7 @@ CHANGEABLE: Mapping[str, Check] = {
     "prompt": _prompt,
     "method": _text(_NAME_LENGTH),
     "recovery": _text(_NAME_LENGTH),
-    "tau1": _number(0, 100),
-    "tau2": _number(0, 100),
+    "tolerance": _number(0, 255),
     "strength": _number(0.01, 1),
 }
 #: What a first message may have, controls apart.

@@ -83,8 +83,7 @@ class Update:
     prompt: str | None = None
     method: str | None = None
     recovery: str | None = None
-    tau1: float | None = None
-    tau2: float | None = None
+    tolerance: float | None = None
     strength: float | None = None
     controls: Mapping[str, Any] = field(default_factory=dict, hash=False)
 

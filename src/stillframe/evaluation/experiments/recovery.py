@@ -62,7 +62,7 @@ def rms(run: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
 
 def _alignments(probe: LayerProbe, rounded: LayerProbe, dense: Outputs) -> list[Record]:
     """Every choice of what to align to, and the FP8 store, under the same mask."""
-    method, records = InterFramePruning(), []
+    method, records = InterFramePruning(detector="latent"), []
     for name, (tool, kind) in {
         **{name: (probe, kind) for name, kind in ALIGNMENTS.items()},
         _FP8: (rounded, ALIGNMENTS[_USUAL]),
@@ -82,12 +82,11 @@ def _alignments(probe: LayerProbe, rounded: LayerProbe, dense: Outputs) -> list[
 def _thresholds(probe: LayerProbe, dense: Outputs) -> list[Record]:
     """Share pruned and error at several scales of the thresholds, per recovery."""
     records = []
-    usual = InterFramePruning()
+    usual = InterFramePruning(detector="latent")
+    tau1, tau2 = usual.thresholds
     for recovery in _RECOVERIES:
         for scale in _SCALES:
-            method = replace(
-                usual, recovery=recovery, tau1=usual.tau1 * scale, tau2=usual.tau2 * scale
-            )
+            method = replace(usual, recovery=recovery, tau1=tau1 * scale, tau2=tau2 * scale)
             run = probe.run(method)
             share = fmean(1 - float(keep.float().mean()) for keep in run.keep[1:])
             found = {"pruned": share, "latent": rms(run.latents, dense.latents)}
@@ -115,7 +114,7 @@ def _long(bench: Bench, clip: Clip, blocks: int) -> list[Record]:
     runs = {_YARDSTICK: run(settings, full, seed=1)}
     for name, (recovery, store, refresh) in LONG_RUNS.items():
         control = None if refresh is None else Control(refresh=Refresh(refresh))
-        method = InterFramePruning(recovery=recovery)
+        method = InterFramePruning(recovery, detector="latent")
         runs[name] = run(replace(settings, store=store), method, control)
     return [
         {"clip": clip.name, "part": "long", "name": name, "block": block, **error._asdict()}

@@ -16,8 +16,10 @@ function kind() {
 
 function frames() {
   const input = element("hold-fps");
-  if (kind() === "source") return Number(element("rate").value);
-  return input.value !== "" && input.checkValidity() ? input.valueAsNumber : null;
+  const most = Number(element("rate").value);
+  if (kind() === "source") return most;
+  // more frames than come in cannot be held: what they leave time for is computed
+  return input.value !== "" && input.checkValidity() ? Math.min(input.valueAsNumber, most) : null;
 }
 
 function hint() {
@@ -36,7 +38,8 @@ export function showHeld({ rate } = {}) {
   const reach = element("hold-reach");
   const name = rate && Object.keys(UNITS).find((each) => rate[each] != null);
   element("hold").dataset.target = name ? rate[name] : "";
-  reach.hidden = !name || !rate.out_of_reach;
+  const behind = Boolean(name && rate.behind);
+  reach.hidden = !name || !(rate.out_of_reach || behind);
   if (!name) {
     write("hold-note", hint());
     write("hold-reach", "");
@@ -45,7 +48,10 @@ export function showHeld({ rate } = {}) {
   const unit = UNITS[name];
   const most = `up to ${(100 * rate.share).toFixed(0)} % of the patches`;
   write("hold-note", rate.achieved == null ? `Next block: ${most}.` : `Working at ${unit(rate.achieved)}; ${most}.`);
-  if (!rate.out_of_reach) return;
+  if (!rate.out_of_reach) {
+    if (behind) write("hold-reach", "The picture is falling behind: some patches show what their source no longer looks like.");
+    return;
+  }
   const fps = name === "target_fps";
   const short = rate.limit != null && (fps ? rate.limit < rate[name] : rate.limit > rate[name]);
   const limit = short ? `: ${unit(rate.limit)} at ${fps ? "most" : "least"}` : "";
@@ -60,7 +66,7 @@ export class Hold {
     this.change = change;
     element("hold").addEventListener("change", () => this.#targetChanged());
     element("hold-fps").addEventListener("change", () => this.#targetChanged());
-    element("rate").addEventListener("change", () => kind() === "source" && this.#targetChanged());
+    element("rate").addEventListener("change", () => kind() !== "off" && this.#targetChanged());
     for (const id of ["refresh", "cuts"]) {
       element(id).addEventListener("change", () => this.#changed(this.#others()));
     }

@@ -36,7 +36,7 @@ export class Settings {
     element("styles").addEventListener("keydown", (event) => this.#chipKey(event));
     element("method").addEventListener("change", () => this.#methodChanged());
     element("transport").addEventListener("change", () => this.#transportChanged());
-    for (const id of ["recovery", "tau1", "tau2", "strength"]) {
+    for (const id of ["recovery", "tolerance", "strength"]) {
       element(id).addEventListener("change", () => this.#numberChanged(id));
     }
     document.querySelectorAll("[name=kind]").forEach((radio) => radio.addEventListener("change", () => this.#kindChanged()));
@@ -127,7 +127,7 @@ export class Settings {
   }
 
   #methodFields() {
-    return { method: this.method, ...this.#field("recovery"), ...this.#field("tau1"), ...this.#field("tau2"), ...this.#hold.fields() };
+    return { method: this.method, ...this.#field("recovery"), ...this.#field("tolerance"), ...this.#hold.fields() };
   }
 
   #methodChanged(silent = false) {
