@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import tempfile
-import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -257,11 +256,11 @@ def clean_prompt(prompt: str) -> str:
             as an argument of a command may.
     """
     for letter in prompt:
-        kind = unicodedata.category(letter)
-        if kind == "Cs":
+        code = ord(letter)
+        if 0xD800 <= code <= 0xDFFF:
             raise ValueError(f"the prompt {prompt!r} is not valid text")
-        if kind == "Cc" and not letter.isspace():
-            raise ValueError(f"a prompt has no control characters, got U+{ord(letter):04X}")
+        if (code < 0x20 or 0x7F <= code < 0xA0) and not letter.isspace():
+            raise ValueError(f"a prompt has no control characters, got U+{code:04X}")
     return " ".join(prompt.replace(_BYTE_ORDER_MARK, "").split())
 
 
