@@ -95,6 +95,8 @@ def test_a_prompt_that_is_no_text_is_refused_where_it_is_given(pipe: Any) -> Non
         before = session.wishes
         with pytest.raises(ValueError, match=r"no control characters, got U\+0007"):
             session.change(prompt="oil\a")
+        with pytest.raises(ValueError, match="a prompt is text, got list"):
+            session.change(prompt=["oil"])  # type: ignore[arg-type]
         assert session.wishes is before
         assert session.state == "ready"
 

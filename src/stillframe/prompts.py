@@ -252,9 +252,11 @@ def clean_prompt(prompt: str) -> str:
     Cleaning twice is cleaning once.
 
     Raises:
-        ValueError: it holds a control character other than white space, or bytes that are no text,
-            as an argument of a command may.
+        ValueError: it holds a control character other than white space, or is no text, as bytes in
+            an argument of a command may be.
     """
+    if not isinstance(prompt, str):
+        raise ValueError(f"a prompt is text, got {type(prompt).__name__}")
     for letter in prompt:
         code = ord(letter)
         if 0xD800 <= code <= 0xDFFF:
