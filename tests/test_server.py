@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -261,7 +262,8 @@ def test_fuzzed_messages_harm_nobody(server: Server, caplog: pytest.LogCaptureFi
                         sent += 1
                 except ConnectionClosed:
                     sent += 1
-                client.say("bye") if client.socket.state.name == "OPEN" else None
+                with suppress(ConnectionClosed):  # the server may have been faster
+                    client.say("bye")
                 codes.add(client.ending()[0])
         other.works(100)
     assert codes <= {1000, 1007, 1008, 1009}
