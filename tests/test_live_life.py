@@ -66,7 +66,7 @@ def test_life_of_a_session(pipe: CausalWanPipeline) -> None:
         (np.zeros((32, 48), np.uint8), 9.0, r"got uint8 \(32, 48\)"),
         (np.zeros((32, 48, 4), np.uint8), 9.0, r"got uint8 \(32, 48, 4\)"),
         (np.zeros((8, 48, 3), np.uint8), 9.0, "need 16 or more"),
-        (np.zeros((0, 48, 3), np.uint8), 9.0, "must be positive"),
+        (np.zeros((0, 48, 3), np.uint8), 9.0, "at least 1 pixel"),
         (levels(1)[0], float("nan"), "finite number, got nan"),
         (levels(1)[0], 1.0, "must rise, got 1.0 after 1.0"),
         (levels(1)[0], -3.0, "must rise, got -3.0 after 1.0"),

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from tests.server_fixtures import (
     Server,
     frame_message,
     get,
-    jpeg,
     pictures,
     serving,
     wait_until,
@@ -135,9 +135,11 @@ def test_methods_and_numbers_change_while_it_runs(server: Server) -> None:
         # what was said while another method was in use still holds
         assert (method.name, method.recovery, method.tolerance) == ("prune", "clean", 5)
         client.say("update", recovery="nothing such")
-        code, last = client.ending()
-        assert (code, last["type"]) == (1008, "error")
-        assert "nothing such" in last["message"]
+        notice = client.until("notice")
+        assert notice["about"] == "update"
+        assert "nothing such" in notice["message"]
+        assert session.wishes.method == method
+        client.works(30)
 
 
 def test_pause_resume_reset_and_bye(server: Server) -> None:
@@ -193,17 +195,12 @@ BAD: list[tuple[str, list[str | bytes], int]] = [
     ("twice hello", [HELLO, HELLO], 1008),
     ("garbage text", [HELLO, "}{"], 1007),
     ("long text", [HELLO, "x" * 20_000], 1009),
-    ("unknown field", [HELLO, '{"type": "update", "file": "/etc/passwd"}'], 1008),
-    ("wrong type of a value", [HELLO, '{"type": "update", "tolerance": "0"}'], 1008),
+    ("unknown field", [HELLO[:-1] + ', "file": "/etc/passwd"}'], 1008),
+    ("wrong type of a value", [HELLO[:-1] + ', "tolerance": "0"}'], 1008),
+    ("unknown type", [HELLO, '{"type": "upgrade"}'], 1008),
     ("unknown method", [HELLO[:-1] + ', "method": "x"}'], 1008),
     ("large frames wanted", [HELLO.replace("96", "8000").replace("64", "8000")], 1008),
-    ("short binary", [HELLO, b"\x01"], 1007),
-    ("garbage for a picture", [HELLO, frame_message(0, b"\xff\xd8\xff" + bytes(99))], 1007),
-    ("cut off picture", [HELLO, frame_message(0, GOOD[: len(GOOD) // 2])], 1007),
-    ("a map", [HELLO, b"\x02" + bytes(30)], 1007),
-    ("large picture", [HELLO, frame_message(0, jpeg(np.zeros((400, 400, 3), np.uint8)))], 1009),
     ("large message", [HELLO, bytes(300_000)], 1009),
-    ("time goes back", [HELLO, frame_message(1, GOOD), frame_message(0, GOOD)], 1008),
     ("too many texts", [HELLO, *(['{"type": "resume"}'] * 60)], 1008),
 ]
 
@@ -265,7 +262,8 @@ def test_fuzzed_messages_harm_nobody(server: Server, caplog: pytest.LogCaptureFi
                         sent += 1
                 except ConnectionClosed:
                     sent += 1
-                client.say("bye") if client.socket.state.name == "OPEN" else None
+                with suppress(ConnectionClosed):  # the server may have been faster
+                    client.say("bye")
                 codes.add(client.ending()[0])
         other.works(100)
     assert codes <= {1000, 1007, 1008, 1009}

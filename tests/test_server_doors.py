@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 
 from stillframe.cli import app as command_line
 from stillframe.server.app import create_app
+from stillframe.server.serving import address
 from stillframe.styles import Style
 
 STYLES = [Style("oil", "an oil painting", "thick paint", ("oil",))]
@@ -87,6 +88,19 @@ def test_a_server_for_others_wants_its_token(pipe: Any) -> None:
             client.until("ready")
     with pytest.raises(ValueError, match="needs a token"):
         create_app(pipe, host="0.0.0.0")
+
+
+@pytest.mark.parametrize("token", ["a&b=c d", "50%41+", '鍵→;"'])
+def test_any_token_opens_the_printed_address_and_is_kept(pipe: Any, token: str) -> None:
+    with serving(pipe, host="0.0.0.0", token=token) as server:
+        path = address("192.168.0.2", 80, token).partition(":80")[2]
+        page = get(server, path)
+        assert page.status_code == 200
+        cookie = page.headers["set-cookie"].split("; ")[0]
+        assert get(server, "/api/styles", headers={"Cookie": cookie}).status_code == 200
+        assert get(server, "/api/styles").status_code == 401
+        with server.client(None, additional_headers={"Cookie": cookie}) as client:
+            client.until("ready")
 
 
 def test_pages_and_names_of_others_are_turned_away(server: Server) -> None:

@@ -7,9 +7,11 @@ import json
 import struct
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.live_fixtures import levels
 from tests.server_fixtures import frame_message, jpeg
 
@@ -31,6 +33,17 @@ from stillframe.server.serving import address
 LIMITS = Limits()
 PIXELS = levels(1, 48, 66)[0]
 HELLO = {"type": "hello", "prompt": "oil"}
+TOKENS = [
+    "key",
+    "a&b=c",
+    "50%41",
+    "a+b c",
+    "x#y?z/;,",
+    "pässwörd",
+    "鍵→",
+    '"quoted\\"',
+    new_token(),
+]
 
 
 def parse(message: Any) -> Hello | Update | Command:
@@ -74,6 +87,7 @@ def test_what_clients_may_say_is_understood() -> None:
         ({**HELLO, "prompt": 3}, 1008),
         ({**HELLO, "prompt": "x" * 1001}, 1008),
         ({**HELLO, "prompt": "a\x00b"}, 1008),
+        ({**HELLO, "prompt": "a\x9bb"}, 1008),
         ('{"type": "hello", "prompt": "\\ud800"}', 1008),
         ({**HELLO, "width": 64.5}, 1008),
         ({**HELLO, "width": 15}, 1008),
@@ -160,18 +174,12 @@ def test_a_large_size_is_refused_before_it_is_decoded() -> None:
 
 def test_pictures_that_are_damaged_cut_off_or_something_else_are_refused() -> None:
     good, webp = jpeg(PIXELS), jpeg(PIXELS, "WEBP")
-    moving = jpeg(PIXELS, "WEBP", save_all=True, append_images=[_picture(255 - PIXELS)])
+    moving = jpeg(PIXELS, "WEBP", save_all=True, append_images=[Image.fromarray(255 - PIXELS)])
     cut = [data[:end] for data in (good, webp) for end in range(1, len(data) - 2, 37)]
     many = good + b"\xff\xda" * 100
     for data in (b"GIF89a" + bytes(50), jpeg(PIXELS, "PNG"), moving, many, *cut):
         with pytest.raises(ProtocolError):
             decode_picture(data, LIMITS)
-
-
-def _picture(pixels: Any) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(pixels)
 
 
 def test_damaged_pictures_are_pixels_or_refused_but_nothing_else() -> None:
@@ -182,6 +190,36 @@ def test_damaged_pictures_are_pixels_or_refused_but_nothing_else() -> None:
             data[rng.integers(len(data), size=3)] = rng.integers(256, size=3)
             with contextlib.suppress(ProtocolError):
                 assert decode_picture(data.tobytes(), LIMITS).dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_pictures_are_turned_as_their_exif_says(kind: str) -> None:
+    """Each orientation is how the sensor lay; what is seen is the same."""
+    seen = PIXELS.astype(int)
+    # what a camera stores, held so that the picture of that orientation is `seen`; EXIF 2.32, 4.6.4
+    stored = {
+        1: seen, 2: seen[:, ::-1], 3: seen[::-1, ::-1], 4: seen[::-1],
+        5: seen.swapaxes(0, 1), 6: np.rot90(seen, 1), 7: seen[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(seen, -1),
+    }  # fmt: skip
+    for orientation, pixels in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        lying = np.ascontiguousarray(pixels.astype(np.uint8))
+        got = decode_picture(jpeg(lying, kind, quality=100, exif=exif.tobytes()), LIMITS)
+        assert got.shape == PIXELS.shape, orientation
+        assert np.abs(got - seen).mean() < 3, orientation
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's, once a process
+def test_damaged_exif_leaves_a_picture_as_it_lies() -> None:
+    whole = Image.Exif()
+    whole[0x0112] = 6
+    for cut in range(7, len(whole.tobytes())):
+        data = jpeg(PIXELS, exif=whole.tobytes()[:cut])
+        assert decode_picture(data, LIMITS).shape in {(48, 66, 3), (66, 48, 3)}
+    nonsense = jpeg(PIXELS, exif=b"Exif\0\0MM\0*" + b"\xff" * 40)
+    assert np.array_equal(decode_picture(nonsense, LIMITS), decode_picture(jpeg(PIXELS), LIMITS))
 
 
 def test_pictures_go_out_and_come_back() -> None:
@@ -281,3 +319,13 @@ def test_addresses_can_be_opened() -> None:
     assert address("::1", 80) == "http://[::1]:80/"
     assert address("192.168.0.2", 80, "t") == "http://192.168.0.2:80/?token=t"
     assert "0.0.0.0" not in address("0.0.0.0", 80, "t")
+    assert address("fe80::1%eth0", 80) == "http://[fe80::1%25eth0]:80/"
+
+
+@pytest.mark.parametrize("token", TOKENS)
+def test_a_token_comes_out_of_an_address_as_it_went_in(token: str) -> None:
+    parts = urlsplit(address("192.168.0.2", 80, token))
+    assert (parts.netloc, parts.path, parts.fragment) == ("192.168.0.2:80", "/", "")
+    assert parse_qs(parts.query) == {"token": [token]}
+    assert parts.query.isascii()
+    assert " " not in parts.query

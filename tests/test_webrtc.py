@@ -179,6 +179,27 @@ def test_a_client_that_goes_is_freed(server: Server, goodbye: bool) -> None:
     freed(server)
 
 
+def test_frames_that_are_too_large_are_dropped_and_told_of(pipe: Any) -> None:
+    async def talk(server: Server) -> None:
+        caller = Caller()
+        try:
+            await caller.call(server)
+            await caller.until(lambda: len(caller.said("notice")) >= 2)
+            assert server.house.seats.taken == 1  # and nothing has ended
+            caller.channel.send(json.dumps({"type": "update", "tolerance": -1}))
+            await caller.until(lambda: caller.said("notice")[-1]["about"] == "update")
+        finally:
+            await caller.peer.close()
+        told = [text for text in caller.said("notice") if text["about"] == "frame"]
+        assert "a picture may have 5760 pixels" in told[-1]["message"]
+        assert told[-1]["unusable"] > 1
+        assert not caller.said("error")
+
+    with serving(pipe, limits=Limits(picture_pixels=5760)) as small:
+        asyncio.run(talk(small))
+        freed(small)
+
+
 def test_a_client_that_hides_its_address_connects(server: Server) -> None:
     async def talk() -> None:
         caller = Caller()

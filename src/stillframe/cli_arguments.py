@@ -63,6 +63,7 @@ def placed_prompt(
 ) -> tuple[str, str | None, tuple[str, ...]]:
     """The prompt for the text encoder, the style it stands for if known, and doubts about that."""
     from stillframe.load import model_styles
+    from stillframe.prompts import clean_prompt
     from stillframe.styles import find, place
 
     if (prompt is None) == (style is None):
@@ -71,6 +72,7 @@ def placed_prompt(
     if prompt is None:
         chosen = find(str(style), known)
         return chosen.prompt, chosen.name, ()
+    prompt = clean_prompt(prompt)
     placed = place(prompt, known)
     if placed is not None or not known:
         return prompt, None if placed is None else placed.name, ()

@@ -113,14 +113,16 @@ class EditStream:
     @property
     def memory(self) -> dict[str, int]:
         """Bytes held by this stream: ``cache`` and the ``recovery`` store. Bounded."""
-        if self._state is None:
+        state = self._state  # another thread may ask while a cut forgets it
+        if state is None:
             return {"cache": 0, "recovery": 0}
-        return {"cache": self._state.cache.nbytes, "recovery": self._state.recovery.nbytes}
+        return {"cache": state.cache.nbytes, "recovery": state.recovery.nbytes}
 
     @property
     def graphs(self) -> int:
         """CUDA graphs of the transformer captured so far."""
-        lean = None if self._state is None else self._state.lean
+        state = self._state
+        lean = None if state is None else state.lean
         return 0 if lean is None else lean.captured
 
     def set_text(self, text: TextCache) -> None:

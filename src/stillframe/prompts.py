@@ -29,7 +29,7 @@ from transformers.utils import logging
 
 from stillframe.errors import ModelError
 
-__all__ = ["CACHE_VARIABLE", "PromptEncoder", "default_cache"]
+__all__ = ["CACHE_VARIABLE", "PromptEncoder", "clean_prompt", "default_cache"]
 
 #: Names the cache folder; prompts are in its sub-folder ``prompts``.
 CACHE_VARIABLE = "STILLFRAME_CACHE"
@@ -38,6 +38,9 @@ CACHE_VARIABLE = "STILLFRAME_CACHE"
 FORMAT = 1
 
 _ROWS = "embeds"
+
+# begins files of some editors, and is pasted with what they hold; it means nothing inside a text
+_BYTE_ORDER_MARK = "\ufeff"
 
 # prompts kept in memory; 4 MB each at most in Wan's length and width
 _RECENT = 16
@@ -241,15 +244,35 @@ class PromptEncoder:
             self._warned = True
 
 
-def _clean(prompt: str) -> str:
-    """As Wan's pipelines clean prompts.
+def clean_prompt(prompt: str) -> str:
+    """A prompt as people type or paste it, with white space of every kind as single spaces.
+
+    Tabs, line ends, no-break and full-width spaces count as white space; byte order marks go. All
+    else that is text stays: joiners (ZWJ, ZWNJ) and marks of direction belong to words and emoji.
+    Cleaning twice is cleaning once.
 
     Raises:
-        ValueError: it holds bytes that are no text, as an argument of a command may.
+        ValueError: it holds a control character other than white space, or is no text, as bytes in
+            an argument of a command may be.
     """
-    cleaned: str = prompt_clean(prompt)
-    if any("\ud800" <= letter <= "\udfff" for letter in cleaned):
-        raise ValueError(f"the prompt {cleaned!r} is not valid text")
+    if not isinstance(prompt, str):
+        raise ValueError(f"a prompt is text, got {type(prompt).__name__}")
+    for letter in prompt:
+        code = ord(letter)
+        if 0xD800 <= code <= 0xDFFF:
+            raise ValueError(f"the prompt {prompt!r} is not valid text")
+        if (code < 0x20 or 0x7F <= code < 0xA0) and not letter.isspace():
+            raise ValueError(f"a prompt has no control characters, got U+{code:04X}")
+    return " ".join(prompt.replace(_BYTE_ORDER_MARK, "").split())
+
+
+def _clean(prompt: str) -> str:
+    """As Wan's pipelines clean prompts, too.
+
+    Raises:
+        ValueError: see `clean_prompt`.
+    """
+    cleaned: str = prompt_clean(clean_prompt(prompt))
     return cleaned
 
 

@@ -77,9 +77,11 @@ class EditedBlock(NamedTuple):
 
 
 def check_frame(frame: Pixels) -> None:
-    """Raise a ValueError if a frame is not uint8 (H, W, 3)."""
+    """Raise a ValueError if a frame is not uint8 (H, W, 3), or has no pixels."""
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
         raise ValueError(f"a frame is uint8 (H, W, 3), got {frame.dtype} {frame.shape}")
+    if frame.size == 0:
+        raise ValueError(f"a frame has at least 1 pixel, got {frame.shape[1]}x{frame.shape[0]}")
 
 
 class FrameSize(NamedTuple):
@@ -156,7 +158,8 @@ class Editor:
     @property
     def memory(self) -> dict[str, int]:
         """Bytes that the stream holds, see ``EditStream.memory``."""
-        return {"cache": 0, "recovery": 0} if self._stream is None else self._stream.memory
+        stream = self._stream  # the model's thread may end it meanwhile
+        return {"cache": 0, "recovery": 0} if stream is None else stream.memory
 
     def run(self, batch: Batch, wishes: Wishes) -> list[EditedBlock]:
         """Edit a batch: one block, or at the end of a stream as many as there are left."""

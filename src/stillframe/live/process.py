@@ -6,10 +6,13 @@ died of. It does not start another one, and does not know what is done with the 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
+import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -24,6 +27,9 @@ from stillframe.pipeline import CausalWanPipeline
 __all__ = ["WorkerProcess"]
 
 _STOP_SECONDS = 10.0
+_BEAT_SECONDS = 1.0
+_START_SECONDS, _LOAD_SECONDS = 600.0, 3600.0
+"""Without a word while it loads the model, which may keep it from saying any; and for all of it."""
 
 
 class WorkerProcess:
@@ -32,19 +38,31 @@ class WorkerProcess:
     It is spawned, not forked: the main module of a program that uses it needs the usual
     ``if __name__ == "__main__"``. It ends with the program, however that ends.
 
+    One that hangs is killed: it says once a second that it is alive (``inside``).
+
     Args:
         load: makes the model, in that process; must be picklable, such as
             ``functools.partial(load_pipeline, "tiny")``.
+        silence_seconds: without a word from it after which it counts as hung.
+        turn_seconds: a session's turn, a block or a prompt, may take.
 
     Attributes:
         facts: of the model, once it was started.
         pid: of the process, once it was started.
     """
 
-    def __init__(self, load: Callable[[], CausalWanPipeline]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], CausalWanPipeline],
+        silence_seconds: float = 30.0,
+        turn_seconds: float = 600.0,
+    ) -> None:
         self.facts = Facts(0, "")
         self.pid: int | None = None
         self._load = load
+        self._silence_seconds, self._turn_seconds = silence_seconds, turn_seconds
+        self._silent = 0.0
+        self._hung: str | None = None
         self._sessions: dict[int, RemoteSession] = {}
         self._calls: dict[int, Future[Any]] = {}
         self._numbers = itertools.count(1)
@@ -87,7 +105,7 @@ class WorkerProcess:
         its.close()  # or this end would never hear that the other one is gone
         self._line = Line(mine)
         try:
-            (kind, *said), _ = self._line.receive()
+            kind, *said = self._first_word()
         except LineClosedError as error:
             self._never_began()
             raise ModelError(f"{self._reason} at its start") from error
@@ -96,8 +114,22 @@ class WorkerProcess:
             name, message, _ = said
             raise (ValueError if name == "ValueError" else ModelError)(message)
         (self.facts,) = said
-        self._thread = threading.Thread(target=self._read, name="stillframe-line", daemon=True)
-        self._thread.start()
+        for work, name in ((self._read, "stillframe-line"), (self._watch, "stillframe-watch")):
+            threading.Thread(target=work, name=name, daemon=True).start()
+
+    def _first_word(self) -> tuple[Any, ...]:
+        """What it says when the model is loaded, or is not.
+
+        Raises:
+            LineClosedError: it has gone, or said nothing for too long.
+        """
+        end = time.monotonic() + _LOAD_SECONDS
+        while True:
+            if not self._line.waits(min(_START_SECONDS, end - time.monotonic())):
+                self._kill(f"had not loaded the model after {_LOAD_SECONDS:g} s, or was silent")
+            said, _ = self._line.receive()
+            if said[0] != "alive":
+                return said
 
     def _never_began(self) -> None:
         """Give back what `start` took."""
@@ -139,12 +171,13 @@ class WorkerProcess:
             ValueError: what was asked for is out of range.
             SessionError: the session has failed, or the process has gone.
         """
+        said = pickle.dumps(options, protocol=5)
         call, answer = next(self._numbers), Future[Any]()
         with self._lock:
             self._raise_if_gone()
             self._calls[call] = answer
         try:
-            self._line.send((call, number, verb, options), pixels)
+            self._line.send((call, number, verb, said), pixels)
         except LineClosedError:
             self._gone.wait()  # whoever reads the line fails the call, with the reason
         return answer.result()
@@ -152,7 +185,7 @@ class WorkerProcess:
     def tell(self, number: int, verb: str, options: dict[str, Any]) -> None:
         """The same without an answer; nothing happens if the process has gone."""
         try:
-            self._line.send((None, number, verb, options))
+            self._line.send((None, number, verb, pickle.dumps(options, protocol=5)))
         except LineClosedError:
             return
 
@@ -165,17 +198,49 @@ class WorkerProcess:
         try:
             while True:
                 (kind, number, *said), pixels = self._line.receive()
+                self._silent = 0.0
                 if kind == "answer":
                     self._answered(number, *said)
-                    continue
-                with self._lock:
-                    session = self._sessions.get(number)
-                if session is not None:
-                    session.heard(kind, said, pixels)
+                elif kind == "alive":
+                    self._check_turn(*said)
+                else:
+                    self._heard(number, kind, said, pixels)
         except LineClosedError:
             pass
         finally:
             self._end()
+
+    def _heard(self, number: int, kind: str, said: list[Any], pixels: Pixels | None) -> None:
+        """Tell a session; what goes wrong with it ends that one."""
+        with self._lock:
+            session = self._sessions.get(number)
+        if session is None:
+            return
+        try:
+            session.heard(kind, said, pixels)
+        except Exception as error:
+            said = [(f"the session failed with {type(error).__name__}: {error}", "")]
+            session.heard("ended", said, None)
+
+    def _check_turn(self, seconds: float) -> None:
+        if seconds > self._turn_seconds:
+            self._kill(f"had been at one block for {seconds:.0f} s")
+
+    def _watch(self) -> None:
+        """Kill the process if it says nothing any more; a thread's work.
+
+        Counts its own steps: where both processes were stopped for a while, nobody hangs.
+        """
+        while not self._gone.wait(_BEAT_SECONDS):
+            self._silent += _BEAT_SECONDS
+            if self._silent > self._silence_seconds:
+                self._kill(f"gave no sign of life for {self._silence_seconds:g} s")
+
+    def _kill(self, why: str) -> None:
+        """End a process that hangs; whoever reads the line hears of it."""
+        self._hung = self._hung or why
+        with contextlib.suppress(ValueError):  # it has ended, and was given back
+            self._process.kill()
 
     def _answered(self, call: int, number: int, problem: Any, value: Any, figures: Any) -> None:
         with self._lock:
@@ -213,6 +278,8 @@ class WorkerProcess:
         self._gone.set()
 
     def _death(self) -> str:
+        if self._hung is not None:
+            return f"was killed: it {self._hung}"
         code = self._process.exitcode
         if code is not None and code < 0:
             return f"was killed by {signal.Signals(-code).name}"

@@ -6,9 +6,7 @@ model is; what is asked of it is passed on (``process``).
 
 from __future__ import annotations
 
-import math
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -19,8 +17,6 @@ from stillframe.live.wire import Figures, Pixels
 from stillframe.live.worker import SessionError
 
 __all__ = ["RemoteSession", "Session"]
-
-_POLL = 0.01
 
 
 class Session(Protocol):
@@ -145,15 +141,12 @@ class RemoteSession:
             SessionError: the session has failed.
         """
         check_frame(frame)
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        while not self._closed:
-            self._raise_error()
-            if self._process.call(self._number, "push", {"timestamp": timestamp}, frame):
-                return True
-            if self.paused or self.state == "closed" or time.monotonic() >= end:
-                return False
-            time.sleep(_POLL)
-        return False
+        self._raise_error()
+        if self._closed:
+            return False
+        # it waits there, and so is sent once
+        options = {"timestamp": timestamp, "timeout": timeout}
+        return bool(self._process.call(self._number, "push", options, frame))
 
     def get(self, timeout: float | None = None) -> EditedFrame | None:
         """The next edited frame, in order; None once the session is closed and all were read.

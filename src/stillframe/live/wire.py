@@ -73,7 +73,8 @@ class Line:
             with self._sending:
                 self._connection.send_bytes(data)
                 if pixels is not None:
-                    self._connection.send_bytes(np.ascontiguousarray(pixels).data.cast("B"))
+                    # flat: a view with a side of zero cannot be cast
+                    self._connection.send_bytes(np.ascontiguousarray(pixels).reshape(-1).data)
         except (OSError, EOFError) as error:
             raise LineClosedError(str(error)) from error
 
@@ -88,10 +89,17 @@ class Line:
             if shape is None:
                 return message, None
             pixels = np.empty(shape, np.uint8)
-            self._connection.recv_bytes_into(pixels.data.cast("B"))
+            self._connection.recv_bytes_into(pixels.reshape(-1).data)
         except (OSError, EOFError) as error:
             raise LineClosedError(str(error)) from error
         return message, pixels
+
+    def waits(self, seconds: float) -> bool:
+        """Wait for a message; false if none came in time. True as well at the end of the line."""
+        try:
+            return self._connection.poll(seconds)
+        except (OSError, EOFError):
+            return True
 
     def hang_up(self) -> None:
         """End the line for both, also for a thread that receives: to close is not enough for it."""

@@ -19,6 +19,7 @@ from stillframe.control import Control
 from stillframe.engine import StreamSettings, check_settings
 from stillframe.methods import Method, find_method
 from stillframe.pipeline import CausalWanPipeline
+from stillframe.prompts import clean_prompt
 
 __all__ = ["UNCHANGED", "Unchanged", "Wishes", "first_wishes"]
 
@@ -148,8 +149,8 @@ def _text(
     """A prompt, or its embeddings.
 
     Raises:
-        ValueError: if there are both or neither, they are not those of one prompt, or nothing can
-            encode the prompt.
+        ValueError: if there are both or neither, they are not those of one prompt, nothing can
+            encode the prompt, or it is no text (``prompts.clean_prompt``).
     """
     if (prompt is None) == (embeds is None):
         raise ValueError("give either prompt or prompt_embeds")
@@ -157,7 +158,8 @@ def _text(
         return None, _of_one(embeds)
     if pipe.text_encoder is None and pipe.prompt_encoder is None:
         raise ValueError("this pipeline has no text encoder: give prompt_embeds")
-    return prompt, None
+    assert prompt is not None
+    return clean_prompt(prompt), None
 
 
 def _of_one(embeds: Tensor) -> Tensor:

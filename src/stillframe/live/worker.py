@@ -10,6 +10,7 @@ It does not know what sessions do in their turn, nor what the model is.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Protocol
 
 import torch
@@ -63,6 +64,7 @@ class Worker:
         self._changed = threading.Condition()
         self._signals = 0
         self._stopped = False
+        self._began: float | None = None
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
@@ -103,6 +105,12 @@ class Worker:
             self._signals += 1
             self._changed.notify_all()
 
+    @property
+    def busy(self) -> float:
+        """Seconds for which the turn has taken that runs now; 0 if none does."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
+
     def start(self) -> None:
         """Start a thread that serves until `stop`; nothing happens if there is one."""
         with self._changed:
@@ -119,7 +127,11 @@ class Worker:
         for session in waiting:
             if session.has_work:
                 self._to_the_end(session)
-                session.serve()
+                self._began = time.monotonic()
+                try:
+                    session.serve()
+                finally:
+                    self._began = None
                 return True
         return False
 

@@ -21,7 +21,14 @@ from stillframe.pipeline import CausalWanPipeline
 from stillframe.recipes import load_recipes
 from stillframe.server.chosen import Holding
 from stillframe.server.connection import Connection
-from stillframe.server.guard import Gate, RefusedError, packaged_file
+from stillframe.server.guard import (
+    COOKIE,
+    Gate,
+    RefusedError,
+    cookie_of,
+    packaged_file,
+    token_in,
+)
 from stillframe.server.house import House
 from stillframe.server.keeper import Keeper, ProcessKeeper, SessionKeeper
 from stillframe.server.limits import Limits
@@ -35,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 _STATIC = Path(__file__).parent / "static"
-_COOKIE = "stillframe_token"
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' blob: data:; "
@@ -132,7 +138,7 @@ class _Doorkeeper:
             response.headers[name] = value
         given = request.query_params.get("token")
         if self._gate.asks and given and self._gate.knows(given):
-            response.set_cookie(_COOKIE, given, httponly=True, samesite="strict")
+            response.set_cookie(COOKIE, cookie_of(given), httponly=True, samesite="strict")
         return response
 
 
@@ -140,7 +146,7 @@ def _token_of(headers: Mapping[str, str], query: Mapping[str, str], cookies: Any
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return bearer
-    return query.get("token") or cookies.get(_COOKIE)
+    return query.get("token") or token_in(cookies)
 
 
 def _add_page(app: FastAPI, static: Path) -> None:
@@ -229,11 +235,12 @@ def _add_offers(app: FastAPI, house: House) -> None:
         try:
             with house.sockets.seat():
                 limits = house.limits
-                data = await asyncio.wait_for(_body(request, limits), limits.hello_seconds)
+                async with asyncio.timeout(limits.hello_seconds):
+                    data = await _body(request, limits)
                 sdp, hello = parse_offer(data, limits.text_bytes)
                 peers = checked(request, hello.token)
                 name, answer = await peers.answer(house.hall, sdp, hello)
-        except asyncio.TimeoutError as error:
+        except TimeoutError as error:
             raise HTTPException(408, "the offer did not come in time") from error
         except ProtocolError as error:
             raise HTTPException(413 if error.code == 1009 else 400, str(error)) from error

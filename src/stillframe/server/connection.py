@@ -22,11 +22,14 @@ from numpy.typing import NDArray
 from stillframe.live import EditedFrame, Session, SessionError
 from stillframe.server import messages
 from stillframe.server.chosen import Chosen
-from stillframe.server.guard import Rate, RefusedError
+from stillframe.server.guard import Rate, RefusedError, token_in
 from stillframe.server.hall import Hall
-from stillframe.server.messages import Command, Hello, ProtocolError, Update
+from stillframe.server.messages import Command, Hello, ProtocolError, Update, UpdateError
 from stillframe.server.outgoing import Outgoing
 from stillframe.server.pictures import decode_picture, encode_picture
+from stillframe.server.tasks import first_of
+from stillframe.server.timeline import Timeline
+from stillframe.server.unusable import Unusable
 
 __all__ = ["ABORT", "Connection", "StalledError"]
 
@@ -50,7 +53,7 @@ class Connection:
         self._socket, self._hall, self._limits = socket, hall, hall.limits
         self._id = secrets.token_hex(4)
         self._chosen = Chosen(holding=hall.holding)
-        self._newest: float | None = None
+        self._timeline, self._unusable = Timeline(), Unusable(self._frame_notice)
         self._last: NDArray[np.uint8] | None = None
         self._picture = b""
         self._frames = Rate(hall.limits.frames_per_second, time.monotonic)
@@ -84,8 +87,9 @@ class Connection:
         reason = " ".join(sentence.values()).encode()[:120].decode(errors="ignore")
         seconds = min(self._limits.stall_seconds, 5.0)
         try:
-            await asyncio.wait_for(self._part(code, reason, text), seconds)
-        except asyncio.TimeoutError:
+            async with asyncio.timeout(seconds):
+                await self._part(code, reason, text)
+        except TimeoutError:
             self._abort()
         except (WebSocketDisconnect, RuntimeError):  # it was faster
             return
@@ -102,15 +106,17 @@ class Connection:
             abort["abort"]()
 
     async def _converse(self) -> None:
+        seconds = self._limits.hello_seconds
         try:
-            first = await asyncio.wait_for(self._listen(), self._limits.hello_seconds)
-        except asyncio.TimeoutError as error:
-            raise ProtocolError(f"no hello within {self._limits.hello_seconds:g} s") from error
+            async with asyncio.timeout(seconds):
+                first = await self._listen()
+        except TimeoutError as error:
+            raise ProtocolError(f"no hello within {seconds:g} s") from error
         text = isinstance(first, str)
         said = messages.parse_text(str(first), self._limits.text_bytes) if text else None
         if not isinstance(said, Hello):
             raise ProtocolError("the first message is hello")
-        if not self._hall.gate.knows(said.token or self._socket.cookies.get("stillframe_token")):
+        if not self._hall.gate.knows(said.token or token_in(self._socket.cookies)):
             raise ProtocolError("the token is missing or wrong")
         with self._hall.seats.seat():
             await self._serve(said)
@@ -120,7 +126,7 @@ class Connection:
         width, height = self._hall.size(hello)
         policy = cast(Literal["latest", "all"], hello.policy or "latest")
         self._session = await self._off_loop(lambda: self._open(hello, policy, width, height))
-        self._policy, self._quality = policy, hello.quality or _QUALITY
+        self._quality = hello.quality or _QUALITY
         self._outgoing: Outgoing[str | bytes] = Outgoing(
             self._limits.queued_frames, drops=policy == "latest"
         )
@@ -131,13 +137,16 @@ class Connection:
             greeting = self._hall.greeting
             self._tell("ready", session=self._id, width=width, height=height, **greeting)
             pump.start()
-            await _first_of(self._receive(), self._send(), _wait(self._ended))
+            await first_of(self._receive(), self._send(), self._end_of_session())
         finally:
             self._hall.sessions.pop(self._id, None)
             self._outgoing.close()
             await self._off_loop(self._session.close)
             if pump.ident is not None:
                 await self._off_loop(pump.join)
+
+    async def _end_of_session(self) -> None:
+        await self._ended
 
     def _open(
         self, hello: Hello, policy: Literal["latest", "all"], width: int, height: int
@@ -180,8 +189,9 @@ class Connection:
         idle = self._limits.idle_seconds
         while True:
             try:
-                message = await asyncio.wait_for(self._listen(), idle)
-            except asyncio.TimeoutError as error:
+                async with asyncio.timeout(idle):
+                    message = await self._listen()
+            except TimeoutError as error:
                 raise ProtocolError(f"nothing was sent for {idle:g} s") from error
             if not isinstance(message, str):
                 await self._take_frame(message)
@@ -195,44 +205,49 @@ class Connection:
 
     async def _take_frame(self, data: Any) -> None:
         self._count_frame()
-        frame = messages.parse_frame(data, self._limits.message_bytes)
-        if self._newest is not None and frame.timestamp < self._newest:
-            raise ProtocolError(f"timestamps must rise, got {frame.timestamp} after {self._newest}")
-        if frame.timestamp == self._newest:  # browsers' clocks are coarse
-            return
         limits = self._limits
-        pixels = await self._off_loop(lambda: decode_picture(frame.picture, limits))
-        await self._push(pixels, frame.timestamp)
+        try:
+            frame = messages.parse_frame(data, limits.message_bytes)
+            time = self._timeline.take(frame.timestamp)
+            pixels = await self._off_loop(lambda: decode_picture(frame.picture, limits))
+            await self._push(pixels, time)
+        except (ProtocolError, ValueError) as error:  # the others may be good
+            self._unusable.add(str(error))
 
     async def _push(self, pixels: NDArray[np.uint8], timestamp: float) -> None:
-        """Give the session a frame: uint8 (H, W, 3), and seconds."""
-        self._newest = timestamp
-        session = self._session
+        """Give the session a frame: uint8 (H, W, 3), and seconds.
 
-        def push() -> bool:
-            return session.push(pixels, timestamp, timeout=0)
+        Raises:
+            ValueError: the frame cannot be used.
+        """
+        # where nothing is dropped this waits: the client is held back by not being read
+        await self._off_loop(lambda: self._session.push(pixels, timestamp))
 
-        try:
-            while not await self._off_loop(push):
-                if self._policy == "latest" or session.paused or session.state == "closed":
-                    return
-                await asyncio.sleep(0.01)  # the client is held back by not being read
-        except ValueError as error:
-            raise ProtocolError(str(error)) from error
+    def _frame_notice(self, message: str, count: int) -> None:
+        self._tell("notice", about="frame", message=message, unusable=count)
 
     async def _obey(self, text: str) -> bool:
-        """Do what a text message says; true if that is the end."""
+        """Do what a text message says; true if that is the end.
+
+        An update that is refused changes nothing, and ends nothing: the client is told.
+        """
         if not self._texts.allows():
             most = self._limits.texts_per_second
             raise ProtocolError(f"more than {most:g} text messages a second were sent")
-        said = messages.parse_text(text, self._limits.text_bytes)
-        if isinstance(said, Hello):
-            raise ProtocolError("hello was said before")
+        try:
+            said = messages.parse_text(text, self._limits.text_bytes)
+            if isinstance(said, Hello):
+                raise ProtocolError("hello was said before")
+            if isinstance(said, Update):
+                await self._change(said)
+        except UpdateError as error:
+            self._tell("notice", about="update", message=str(error))
+            return False
         if isinstance(said, Update):
-            await self._change(said)
-        elif said.name != "bye":
+            return False
+        if said.name != "bye":
             await self._off_loop(self._command(said))
-        return isinstance(said, Command) and said.name == "bye"
+        return said.name == "bye"
 
     def _command(self, said: Command) -> Callable[[], None]:
         session = self._session
@@ -250,7 +265,7 @@ class Connection:
         try:
             self._chosen = await self._off_loop(change)
         except ValueError as error:
-            raise ProtocolError(str(error)) from error
+            raise UpdateError(str(error)) from error
         last = self._session.telemetry.last
         # a block may be running, which is not affected
         started = self._session.state != "ready"
@@ -268,8 +283,9 @@ class Connection:
         while True:
             message = await self._outgoing.get()
             try:
-                await asyncio.wait_for(self._pass_on(message), self._limits.stall_seconds)
-            except asyncio.TimeoutError as error:
+                async with asyncio.timeout(self._limits.stall_seconds):
+                    await self._pass_on(message)
+            except TimeoutError as error:
                 raise StalledError from error
 
     async def _pass_on(self, message: str | bytes) -> None:
@@ -309,7 +325,12 @@ class Connection:
         if self._last is None or not np.array_equal(frame.pixels, self._last):
             self._last = frame.pixels
             self._picture = encode_picture(frame.pixels, self._quality)
-        self._outgoing.put(messages.pack_frame(frame.timestamp, self._picture), frame=True)
+        stamp = self._stamp(frame.timestamp)
+        self._outgoing.put(messages.pack_frame(stamp, self._picture), frame=True)
+
+    def _stamp(self, time: float) -> float:
+        """What the client knows a frame's time as."""
+        return self._timeline.of(time)
 
     def _unsent(self) -> int:
         """Edited frames that were dropped because the client is too slow."""
@@ -321,24 +342,7 @@ class Connection:
         percentiles = [session.telemetry.percentile("latency", share) for share in (0.5, 0.95)]
         for block in session.telemetry.blocks:
             if before < block.block <= frame.block:
-                text = messages.telemetry(block, percentiles, session.memory, self._unsent())
+                lost = self._unsent(), self._unusable.count
+                text = messages.telemetry(block, percentiles, session.memory, *lost)
                 self._outgoing.put(text)
-                self._outgoing.put(messages.pack_map(frame.timestamp, block.keep))
-
-
-async def _wait(future: asyncio.Future[None]) -> None:
-    await future
-
-
-async def _first_of(*work: Awaitable[None]) -> None:
-    """Wait until one ends, and stop the others; raises what it, or one of them, raised."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        done = [task for task in tasks if task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
+                self._outgoing.put(messages.pack_map(self._stamp(frame.timestamp), block.keep))

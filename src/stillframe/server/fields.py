@@ -13,6 +13,7 @@ from typing import Any
 from stillframe.control import Gop, Guard, Rate, Refresh
 from stillframe.control.rate import MODES
 from stillframe.errors import StillframeError
+from stillframe.prompts import clean_prompt
 
 __all__ = ["CHANGEABLE", "CONTROLS", "FIRST", "UNREADABLE", "Check", "ProtocolError", "checked"]
 
@@ -48,6 +49,17 @@ def _text(most: int, least: int = 1) -> Check:
         return value
 
     return check
+
+
+def _prompt(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        try:
+            value = clean_prompt(value)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+    if not isinstance(value, str) or len(value) > _PROMPT_LENGTH:
+        raise ProtocolError(f"{name} is a text of 0 to {_PROMPT_LENGTH} characters")
+    return value
 
 
 def _is_number(value: Any) -> bool:
@@ -131,7 +143,7 @@ CONTROLS: Mapping[str, Check] = {
 }
 #: What may change while a session runs, controls apart.
 CHANGEABLE: Mapping[str, Check] = {
-    "prompt": _text(_PROMPT_LENGTH, 0),
+    "prompt": _prompt,
     "method": _text(_NAME_LENGTH),
     "recovery": _text(_NAME_LENGTH),
     "tolerance": _number(0, 255),

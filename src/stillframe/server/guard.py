@@ -9,14 +9,28 @@ import hmac
 import ipaddress
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from stillframe.errors import StillframeError
 
-__all__ = ["Gate", "Rate", "RefusedError", "Seats", "is_loopback", "new_token", "packaged_file"]
+__all__ = [
+    "COOKIE",
+    "Gate",
+    "Rate",
+    "RefusedError",
+    "Seats",
+    "cookie_of",
+    "is_loopback",
+    "new_token",
+    "packaged_file",
+    "token_in",
+]
+
+#: The cookie that keeps a token.
+COOKIE = "stillframe_token"
 
 
 class RefusedError(StillframeError):
@@ -36,6 +50,17 @@ def is_loopback(host: str) -> bool:
 def new_token() -> str:
     """A token that cannot be guessed, safe in a URL."""
     return secrets.token_urlsafe(24)
+
+
+def cookie_of(token: str) -> str:
+    """A token as a cookie's value, which holds neither spaces nor letters beyond ASCII."""
+    return quote(token, safe="")
+
+
+def token_in(cookies: Mapping[str, str]) -> str | None:
+    """The token that a client's cookies hold, None if they hold none."""
+    value = cookies.get(COOKIE)
+    return None if value is None else unquote(value)
 
 
 def _host_and_port(netloc: str) -> tuple[str, int | None] | None:

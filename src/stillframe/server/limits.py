@@ -11,6 +11,8 @@ __all__ = ["Limits"]
 class Limits:
     """Bounds a client meets; beyond them its own socket is closed, nobody else's.
 
+    A picture beyond its bounds is dropped, and ends nothing.
+
     Attributes:
         message_bytes: of a binary message.
         text_bytes: of a text message.

@@ -36,6 +36,7 @@ __all__ = [
     "Incoming",
     "ProtocolError",
     "Update",
+    "UpdateError",
     "encode",
     "pack_frame",
     "pack_map",
@@ -53,6 +54,10 @@ _HEADER = struct.Struct("<B7sd")
 _MAP_SIZE = struct.Struct("<3H")
 _TOO_LARGE = 1009
 _NO_OBJECT = "a text message is a JSON object, and this is none"
+
+
+class UpdateError(ProtocolError):
+    """An update that cannot be used: it changes nothing, and its session goes on."""
 
 
 class Incoming(NamedTuple):
@@ -123,8 +128,9 @@ def parse_text(text: str, limit: int) -> Hello | Update | Command:
         limit: bytes that it may have.
 
     Raises:
-        ProtocolError: it is too long, no JSON object, of an unknown type, or a field is unknown, of
-            a wrong type or out of range.
+        UpdateError: an update has a field that is unknown, of a wrong type or out of range.
+        ProtocolError: the same of another message; or it is too long, no JSON object, or of an
+            unknown type.
     """
     if len(text) > limit or len(text.encode("utf-8", "replace")) > limit:
         raise ProtocolError(f"a text message may have {limit} bytes, this one has more", _TOO_LARGE)
@@ -152,9 +158,12 @@ def _hello(kind: str, message: Mapping[str, Any]) -> Hello:
 
 
 def _update(kind: str, message: Mapping[str, Any]) -> Update:
-    update = Update(**checked(kind, message, CHANGEABLE, controls=True))
+    try:
+        update = Update(**checked(kind, message, CHANGEABLE, controls=True))
+    except ProtocolError as error:
+        raise UpdateError(str(error)) from error
     if not update.what:
-        raise ProtocolError(f"update needs one of {', '.join([*CHANGEABLE, *CONTROLS])}")
+        raise UpdateError(f"update needs one of {', '.join([*CHANGEABLE, *CONTROLS])}")
     return update
 
 
@@ -187,6 +196,7 @@ def telemetry(
     percentiles: Sequence[float | None],
     memory: Mapping[str, int],
     unsent: int,
+    unusable: int = 0,
 ) -> str:
     """A block's record as a text message.
 
@@ -194,6 +204,7 @@ def telemetry(
         percentiles: median and 95th percentile of latency, in seconds.
         memory: bytes of ``cache`` and ``recovery``.
         unsent: edited frames dropped because the client read too slowly.
+        unusable: the client's frames that could not be used.
     """
     spent = block.milliseconds
     stages = {name: spent.get(name, 0.0) for name in STAGES}
@@ -215,7 +226,8 @@ def telemetry(
         p50_ms=p50,
         p95_ms=p95,
         queue=block.waiting,
-        dropped=block.dropped + unsent,
+        dropped=block.dropped + unsent + unusable,
+        unusable=unusable,
         cache_bytes=memory["cache"],
         recovery_bytes=memory["recovery"],
         **{name: told for name, told in held.items() if told is not None},

@@ -5,17 +5,18 @@ Knows JPEG and WebP headers and Pillow, not messages or sessions.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stillframe.server.limits import Limits
 from stillframe.server.messages import ProtocolError
 
-__all__ = ["decode_picture", "encode_picture", "picture_size"]
+__all__ = ["check_size", "decode_picture", "encode_picture", "picture_size"]
 
 Pixels = NDArray[np.uint8]
 
@@ -80,28 +81,45 @@ def _three(data: bytes, at: int) -> int:
     return data[at] | data[at + 1] << 8 | data[at + 2] << 16
 
 
-def decode_picture(data: bytes, limits: Limits) -> Pixels:
-    """Pixels of a JPEG or WebP picture, uint8 (H, W, 3).
+def check_size(width: int, height: int, limits: Limits) -> None:
+    """Refuse a picture that is too large.
 
     Raises:
-        ProtocolError: it is neither, damaged, cut off, or larger than it may be.
+        ProtocolError: it has more pixels, or longer sides, than it may have.
     """
-    size = width, height = picture_size(data)
-    if width * height > limits.picture_pixels or max(size) > limits.picture_side:
+    if width * height > limits.picture_pixels or max(width, height) > limits.picture_side:
         raise ProtocolError(
             f"a picture may have {limits.picture_pixels} pixels and sides of "
             f"{limits.picture_side}, this one is {width}x{height}",
             _TOO_LARGE,
         )
+
+
+def decode_picture(data: bytes, limits: Limits) -> Pixels:
+    """Pixels of a JPEG or WebP picture, uint8 (H, W, 3), turned as its EXIF orientation says.
+
+    Raises:
+        ProtocolError: it is neither, damaged, cut off, or larger than it may be.
+    """
+    size = picture_size(data)
+    check_size(*size, limits)
     if data[:1] == b"\xff" and data.count(b"\xff\xda") > _SCANS:
         raise ProtocolError(f"a JPEG picture may have {_SCANS} scans", _TOO_LARGE)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "WEBP")) as picture:
             if picture.size != size:
                 raise ValueError(f"it has two sizes, {size} and {picture.size}")
+            _turn(picture)
             return np.asarray(picture.convert("RGB"))
     except Exception as error:  # damaged pictures fail in every way there is
         raise ProtocolError(f"a picture cannot be decoded: {error}", _UNREADABLE) from error
+
+
+def _turn(picture: Image.Image) -> None:
+    """Turn a picture as it is to be seen; one whose EXIF data cannot be read stays as it lies."""
+    picture.load()  # what is damaged in the picture itself is the caller's to say
+    with contextlib.suppress(Exception):  # EXIF data is damaged in every way there is
+        ImageOps.exif_transpose(picture, in_place=True)
 
 
 def encode_picture(pixels: Pixels, quality: int) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI
@@ -59,13 +60,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(host: str, port: int, token: str | None = None) -> str:
-    """Where a browser finds the page."""
+    """Where a browser finds the page: a URL, with the token quoted."""
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()
     elif is_loopback(host):
         host = "127.0.0.1" if host == "localhost" else host
-    name = f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+    # of an IPv6 address, what follows % is the interface (RFC 6874)
+    name = f"[{host.replace('%', '%25')}]" if ":" in host else host
+    return f"http://{name}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
 
 
 def make_server(app: FastAPI, limits: Limits | None = None) -> uvicorn.Server:

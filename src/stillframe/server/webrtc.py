@@ -35,12 +35,13 @@ from stillframe.server.hall import Hall
 from stillframe.server.messages import Hello, ProtocolError
 from stillframe.server.offers import without_hidden_addresses
 from stillframe.server.outgoing import Outgoing
+from stillframe.server.pictures import check_size
 
 __all__ = ["Peer", "Peers"]
 
 _log = logging.getLogger(__name__)
 _CLOCK = Fraction(1, 90_000)
-_UNREADABLE, _TOO_LARGE = 1007, 1009
+_UNREADABLE = 1007
 _PACE = 0.95
 """Frames leave a little faster than they were taken, so that a delay wears off."""
 _MOST_WAITING = 64
@@ -136,8 +137,9 @@ class Peer(Connection):
         self.answer.set_result(self._peer.localDescription.sdp)
         seconds = self._limits.hello_seconds
         try:
-            await asyncio.wait_for(asyncio.shield(self._channel), seconds)
-        except asyncio.TimeoutError as error:
+            async with asyncio.timeout(seconds):
+                await asyncio.shield(self._channel)
+        except TimeoutError as error:
             raise ProtocolError(f"no data channel within {seconds:g} s") from error
         await super()._receive()
 
@@ -204,20 +206,19 @@ class Peer(Connection):
     async def _take_frame(self, data: Any) -> None:
         self._count_frame()
         frame = cast(VideoFrame, data)
-        time, limits = frame.time, self._limits
-        size = frame.width, frame.height
-        if size[0] * size[1] > limits.picture_pixels or max(size) > limits.picture_side:
-            raise ProtocolError(
-                f"a picture may have {limits.picture_pixels} pixels and sides of "
-                f"{limits.picture_side}, this one is {size[0]}x{size[1]}",
-                _TOO_LARGE,
-            )
-        if time is None or (self._newest is not None and time <= self._newest):
-            return
         # senders change the size with the bandwidth, and another size would begin another stream
         width, height = self._hall.size(self._hello)
-        small = await self._off_loop(lambda: frame.reformat(width, height, "rgb24").to_ndarray())
-        await self._push(cast("NDArray[np.uint8]", small), time)
+        try:
+            check_size(frame.width, frame.height, self._limits)
+            if frame.time is None:
+                raise ValueError("a frame has no time")
+            time = self._timeline.take(frame.time)
+            small = await self._off_loop(
+                lambda: frame.reformat(width, height, "rgb24").to_ndarray()
+            )
+            await self._push(cast("NDArray[np.uint8]", small), time)
+        except (ProtocolError, ValueError) as error:  # the others may be good
+            self._unusable.add(str(error))
 
     # out
 
@@ -225,6 +226,9 @@ class Peer(Connection):
         picture = VideoFrame.from_ndarray(frame.pixels, format="rgb24")
         picture.pts, picture.time_base = round(frame.timestamp / _CLOCK), _CLOCK
         self._edited.frames.put(picture, frame=True)
+
+    def _stamp(self, time: float) -> float:
+        return time  # an encoder's times must rise
 
     def _unsent(self) -> int:
         return self._edited.frames.dropped

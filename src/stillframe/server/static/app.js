@@ -9,12 +9,15 @@ import { RtcConnection, possible } from "./rtc.js";
 import { Settings } from "./settings.js";
 import { Source, cameras } from "./source.js";
 import { initTheme } from "./theme.js";
+import { Timer } from "./timer.js";
 import { View } from "./view.js";
 
 const element = (id) => document.getElementById(id);
 const WORDS = { idle: "Idle", connecting: "Connecting", running: "Running", paused: "Paused", refused: "Refused", ended: "Ended" };
 const FIRST = "The first frames are on their way.";
 const TYPING = "textarea, select, input:not([type=range], [type=radio], [type=checkbox])";
+const TROUBLE = 6; // seconds for which what went wrong is said at least
+const HIDDEN = 1000 / 30; // ms between pictures while nobody sees them: they may be recorded
 const token = new URLSearchParams(location.search).get("token");
 
 const source = new Source(element("source"));
@@ -26,6 +29,10 @@ const settings = new Settings(update);
 let connection = null;
 let state = "idle";
 let attempt = 0;
+let trouble = null; // {text, until} while something has gone wrong that does not end the stream
+let away = null; // {at, sent} when the page was hidden
+let sent = 0; // frames that have gone to the server
+const hiddenTimer = new Timer();
 
 /** Go to a state; text says why or what next, failed that it was not wished. */
 function enter(next, text = "", failed = false) {
@@ -56,15 +63,12 @@ async function start() {
   const mine = attempt;
   enter("connecting", settings.kind === "file" ? "Opening the file." : "Waiting for the picture.");
   try {
-    await source.open({ kind: settings.kind, device: element("device").value, file: element("file").files[0] });
+    if (!await source.open({ kind: settings.kind, device: element("device").value, file: element("file").files[0] })) return;
   } catch (error) {
     if (mine === attempt) enter("idle", error.message, true);
     return;
   }
-  if (mine !== attempt) {
-    source.close();
-    return;
-  }
+  trouble = null;
   listCameras();
   applySource();
   playback.clear();
@@ -78,8 +82,13 @@ async function start() {
     telemetry: (figures) => meters.block(figures),
     frame: (time, bitmap) => playback.came(time, bitmap, performance.now() / 1000),
     map: (time, map) => playback.mapped(time, map),
+    notice: ({ about, message }) => {
+      if (about === "update") settings.refused();
+      worry(`${message}.`.replace(/^./, (letter) => letter.toUpperCase()));
+    },
     updated: ({ what, from_block: block }) => {
       meters.changed(block);
+      trouble = null;
       say(`New ${[what].flat().join(", ").replaceAll("_", " ")} from block ${block}.`);
     },
     closed: ({ state: next, text }) => {
@@ -106,6 +115,7 @@ function send() {
     const mine = connection;
     const copy = createImageBitmap(canvas);
     const gone = await mine.frame(time, canvas);
+    if (gone) sent += 1;
     if (gone && mine === connection) playback.sent(time, await copy);
     else (await copy).close();
   });
@@ -158,8 +168,19 @@ function say(text) {
   if (state === "running" || state === "paused") element("message").textContent = text;
 }
 
+/** Say what has gone wrong while the stream goes on; it goes as things work again. */
+function worry(text) {
+  trouble = { text, until: performance.now() / 1000 + TROUBLE };
+  say(text);
+}
+
+function relieved() {
+  if (trouble && element("message").textContent === trouble.text) say("");
+  trouble = null;
+}
+
 function applySource() {
-  source.mirror = settings.kind === "camera" && element("mirror").checked;
+  source.mirror = source.kind === "camera" && element("mirror").checked;
   source.rate = Number(element("rate").value);
   playback.smooth = element("smooth").checked;
 }
@@ -172,15 +193,36 @@ async function listCameras() {
   select.value = found.some(({ id }) => id === value) ? value : "";
 }
 
-/** Show what is due, with every picture of the screen. */
+/** Show what is due with every picture of the screen, or by a timer while there is none. */
 function paint() {
   requestAnimationFrame(paint);
+  show();
+}
+
+function paintHidden() {
+  if (!document.hidden) return;
+  hiddenTimer.after(HIDDEN, paintHidden);
+  show();
+}
+
+function visibility() {
+  const now = performance.now() / 1000;
+  if (document.hidden) {
+    away = { at: now, sent };
+    paintHidden();
+  } else if (away && state === "running") {
+    say(`While the tab was hidden, ${((sent - away.sent) / (now - away.at)).toFixed(1)} frames a second went to the server.`);
+  }
+}
+
+function show() {
   if (!connection) return;
   const now = performance.now() / 1000;
   const frame = playback.next(now);
   if (frame) {
     view.show(frame);
     if (element("message").textContent === FIRST) say("");
+    if (trouble && now > trouble.until) relieved();
     meters.frame(now, frame.sure ? now - frame.time : null);
     const { dataset } = element("result");
     dataset.frames = Number(dataset.frames ?? 0) + 1;
@@ -221,18 +263,24 @@ function drops() {
 
 /** While a stream runs, another source takes its place without a new session. */
 async function switchSource() {
-  applySource();
+  // what could not be opened is not what is chosen now
+  if (state === "idle" && document.documentElement.hasAttribute("data-failed")) enter("idle");
   if (state !== "running" && state !== "paused") return;
   if (settings.kind === "file" && !element("file").files.length) return;
   const mine = attempt;
   try {
-    await source.open({ kind: settings.kind, device: element("device").value, file: element("file").files[0] });
+    if (!await source.open({ kind: settings.kind, device: element("device").value, file: element("file").files[0] })) return;
   } catch (error) {
-    if (mine === attempt) say(error.message);
+    if (mine !== attempt || !source.kind) return;
+    if (settings.kind === "file") element("file").value = "";
+    settings.kind = source.kind;
+    element("device").value = source.device;
+    worry(`${error.message} The ${source.kind} goes on.`);
     return;
   }
-  if (mine !== attempt || !connection) source.close();
-  else if (state === "running") send();
+  relieved();
+  applySource();
+  if (state === "running") send();
 }
 
 function connectControls() {
@@ -251,6 +299,7 @@ function connectControls() {
     enter("ended", "The source ended.");
   };
   addEventListener("pagehide", stop);
+  document.addEventListener("visibilitychange", visibility);
   if (!navigator.mediaDevices?.getDisplayMedia) document.querySelector("[name=kind][value=screen]").disabled = true;
   drops();
 }

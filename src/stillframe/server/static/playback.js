@@ -4,9 +4,11 @@
 const MARGIN = 0.03; // seconds
 const HISTORY = 8; // seconds over which the longest latency counts
 const MOST_SOURCES = 400;
+const MOST_FRAMES = 240; // edited frames that wait to be shown, and that wait to be decoded
 
 export class Playback {
   #frames = []; // {time, bitmap, sure}, edited, not yet shown
+  #decoding = 0; // how many are to become such
   #sources = []; // {time, bitmap}, sent
   #latencies = []; // {at, latency}
   #maps = []; // {time, map}, time of the first frame of the block
@@ -28,17 +30,30 @@ export class Playback {
     const time = known ?? this.#newest;
     this.#newest = Math.max(this.#newest, time);
     if (sure) this.#latencies.push({ at: now, latency: now - time });
-    const epoch = this.#epoch;
+    if (this.#latencies.length > MOST_FRAMES) this.#latencies.shift();
     picture.catch(() => {}); // said again below, in order
+    if (this.#decoding >= MOST_FRAMES) {
+      picture.then((bitmap) => bitmap.close(), () => {});
+      return;
+    }
+    this.#decoding += 1;
+    const epoch = this.#epoch;
     this.#order = this.#order.then(async () => {
       try {
         const bitmap = await picture;
-        if (epoch === this.#epoch) this.#frames.push({ time, bitmap, sure });
+        if (epoch === this.#epoch) this.#keep({ time, bitmap, sure });
         else bitmap.close();
       } catch {
         // a broken picture is left out
       }
+      this.#decoding -= 1;
     });
+  }
+
+  /** Add a frame; one more than may wait, and the oldest goes. */
+  #keep(frame) {
+    this.#frames.push(frame);
+    if (this.#frames.length > MOST_FRAMES) this.#frames.shift().bitmap.close();
   }
 
   /** Take the map of the block that begins at a time. */

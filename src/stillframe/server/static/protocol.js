@@ -25,7 +25,7 @@ export function parseMessage(data) {
     const message = JSON.parse(data);
     if (message.type === "refused") return { reason: { state: "refused", text: message.reason } };
     if (message.type === "error") return { reason: { state: "ended", text: message.message } };
-    return ["ready", "telemetry", "updated"].includes(message.type) ? message : {};
+    return ["ready", "telemetry", "updated", "notice"].includes(message.type) ? message : {};
   }
   if (data.byteLength < HEADER) return {};
   const view = new DataView(data);
@@ -34,7 +34,7 @@ export function parseMessage(data) {
   return kind === MAP ? { time, map: parseMap(view) } : {};
 }
 
-/** One connection. `on` holds: ready, frame(time, bitmap), map(time, map), telemetry, updated, closed;
+/** One connection. `on` holds: ready, frame(time, bitmap), map(time, map), telemetry, updated, notice, closed;
     the bitmap is a promise. */
 export class Connection {
   #socket;

@@ -15,7 +15,7 @@ export const possible = () =>
   && "requestVideoFrameCallback" in HTMLVideoElement.prototype
   && "captureStream" in HTMLCanvasElement.prototype;
 
-/** One connection. `on` holds: ready, frame(time or null, bitmap), map, telemetry, updated, closed. */
+/** One connection. `on` holds: ready, frame(time or null, bitmap), map, telemetry, updated, notice, closed. */
 export class RtcConnection {
   #on;
   #peer = new RTCPeerConnection({ iceServers: [] }); // nobody outside is asked

@@ -48,6 +48,11 @@ export class Settings {
     return document.querySelector("[name=kind]:checked").value;
   }
 
+  set kind(value) {
+    document.querySelector(`[name=kind][value=${value}]`).checked = true;
+    this.#kindChanged();
+  }
+
   get method() {
     return document.querySelector("[name=method]:checked")?.value ?? "prune";
   }
@@ -103,6 +108,12 @@ export class Settings {
   /** Lock what is fixed while a stream runs. */
   lock(running) {
     document.querySelectorAll("[data-at-start]").forEach((control) => { control.disabled = running; });
+  }
+
+  /** The server has not taken what was chosen last: it can be applied again. */
+  refused() {
+    this.#applied = null;
+    this.#promptEdited();
   }
 
   note(text) {

@@ -32,8 +32,11 @@ export class View {
 
   /** Show one edited frame with its source and the patches that were recomputed for it. */
   show({ bitmap, source, map, slot, block }) {
-    this.#result.drawImage(bitmap, 0, 0, this.#result.canvas.width, this.#result.canvas.height);
-    bitmap.close();
+    try {
+      this.#result.drawImage(bitmap, 0, 0, this.#result.canvas.width, this.#result.canvas.height);
+    } finally {
+      bitmap.close();
+    }
     if (source) {
       for (const context of [this.#matched, this.#split]) context.drawImage(source, 0, 0);
     }
