@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 
 from stillframe.errors import InputError
 from stillframe.video.damage import Damage
+from stillframe.video.library import TAGS_AS_BYTES
 from stillframe.video.pipes import PipeInput
 from stillframe.video.places import Source
 from stillframe.video.timing import InputClock
@@ -199,7 +200,7 @@ def _open(source: Source, pipe: PipeInput | None) -> InputContainer:
             "r",
             format=source.format,
             container_options={**_LIVE_OPTIONS, **_OPTIONS_BY_SCHEME.get(scheme, {})},
-            metadata_errors="replace",
+            **TAGS_AS_BYTES,
             buffer_size=_PIPE_BUFFER_BYTES,
             timeout=None if timeout is None else (timeout, timeout),
         )
@@ -228,7 +229,7 @@ def _open_file(path: Path, format: str | None) -> InputContainer:
         raise InputError(f"{path} is a folder, not a video file")
     try:
         # An absolute path cannot be taken for a protocol, as "clip:1.mp4" would be.
-        return av.open(str(path.resolve()), "r", format=format, metadata_errors="replace")
+        return av.open(str(path.resolve()), "r", format=format, **TAGS_AS_BYTES)
     except av.error.PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied") from error
     except av.error.EOFError as error:

@@ -19,6 +19,7 @@ from av.codec import Codec
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
+from stillframe.video.library import TAGS_AS_BYTES
 from stillframe.video.picture import FromRgb, tag_colours
 
 __all__ = ["CONTAINERS", "STREAMS", "Container", "Encoder", "Picture"]
@@ -167,7 +168,8 @@ class Encoder:
 
     def _open(self, address: str, codec: str, audio: AudioStream | None) -> None:
         options = _muxer_options(self._container, self._picture.grid, audio)
-        output = av.open(address, "w", format=self._container.format, container_options=options)
+        form = self._container.format
+        output = av.open(address, "w", format=form, container_options=options, **TAGS_AS_BYTES)
         try:
             self._video = self._add_video(output, codec)
             self._audio = None if audio is None else _copy_stream(output, audio)
@@ -250,7 +252,7 @@ def _codec_name(audio: AudioStream) -> str:
 def _movie_timescale(grid: Fraction, audio: AudioStream | None) -> int:
     """Ticks per second that hit every tick of the pictures, and of the sound if 31 bits allow."""
     scale = grid.denominator * -(-_COARSEST_TIMESCALE // grid.denominator)
-    if audio is not None and audio.time_base is not None:
+    if audio is not None and audio.time_base:
         common = math.lcm(scale, audio.time_base.denominator)
         scale = common if common < 2**31 else scale
     return scale

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from stillframe.errors import InputError
 from stillframe.video.damage import Damage
 from stillframe.video.demuxing import AudioSink, Demuxer
+from stillframe.video.library import fraction
 from stillframe.video.picture import Orientation, ToRgb
 from stillframe.video.places import Source
 from stillframe.video.timing import InputClock
@@ -110,7 +111,7 @@ class VideoReader:
     def _describe(self) -> None:
         stream, duration = self._demuxer.video, self._demuxer.duration
         self._stream = stream
-        self.time_base = stream.time_base or Fraction(1, 90_000)
+        self.time_base = fraction(stream.time_base) or Fraction(1, 90_000)
         self.fps = float(stream.average_rate or stream.guessed_rate or _FPS_IF_UNKNOWN)
         if self.source.is_live and self.fps > _HIGHEST_LIVE_FPS:
             self.fps = _FPS_IF_UNKNOWN
@@ -136,7 +137,7 @@ class VideoReader:
         self._orientation = Orientation.of(first)
         self.rotation = self._orientation.rotation
         self.width, self.height = first.width, first.height
-        self.sample_aspect_ratio = self._stream.sample_aspect_ratio or Fraction(1)
+        self.sample_aspect_ratio = fraction(self._stream.sample_aspect_ratio) or Fraction(1)
         if self._orientation.transpose:
             self.width, self.height = first.height, first.width
             self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
