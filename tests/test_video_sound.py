@@ -21,8 +21,8 @@ def copy(source: Path, target: Path) -> VideoWriter:
     with VideoReader(source) as reader:
         size = reader.width, reader.height
         with VideoWriter(target, *size, reader.time_base, reader.fps, audio_from=reader) as writer:
-            for pixels, pts, _ in reader:
-                writer.write(pixels, pts)
+            for frame in reader:
+                writer.write(frame.pixels, frame.pts, frame.duration)
     return writer
 
 
@@ -113,8 +113,8 @@ def test_sound_that_starts_late_is_late_to_the_sample(tmp_path: Path) -> None:
     )
     out = tmp_path / "out.mov"
     with VideoReader(path) as reader, VideoWriter(out, 64, 48, TICK, 25, audio_from=reader) as w:
-        for index, (pixels, _, _) in enumerate(reader):
-            w.write(pixels, index)
+        for index, frame in enumerate(reader):
+            w.write(frame.pixels, index)
     assert packets(out, "audio")[0][0] == pytest.approx(float(late), abs=1e-5)
     assert decode(out)[0][0] == 0
 

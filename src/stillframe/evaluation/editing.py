@@ -119,7 +119,7 @@ class _Recorder(VideoWriter):
         self.frames: list[Pixels] = []
         super().__init__(path, shape[2], shape[1], Fraction(1, _TICKS), fps)
 
-    def write(self, pixels: Pixels, pts: int) -> None:
+    def write(self, pixels: Pixels, pts: int, duration: int | None = None) -> None:
         """Keep and encode a frame."""
         self.frames.append(pixels.copy())
         super().write(pixels, pts)

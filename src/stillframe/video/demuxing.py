@@ -1,7 +1,7 @@
 """Open a video file or stream and take it apart into packets, once, from front to back.
 
 Knows containers, which stream is the picture and which the sound, and where the input itself is
-broken. Does not decode. Sound goes to a sink as it is met; without one it is dropped.
+broken. Does not decode. Sound goes its own way (`tracks`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from av.video.stream import VideoStream
 
 from stillframe.errors import InputError
 from stillframe.video.damage import Damage
+from stillframe.video.endings import is_whole_avi, is_whole_matroska, stated_end
 from stillframe.video.library import TAGS_AS_BYTES
 from stillframe.video.pipes import PipeInput
 from stillframe.video.places import Source
-from stillframe.video.timing import InputClock
+from stillframe.video.tracks import Tracks
 
-__all__ = ["AudioSink", "Demuxer"]
-
-AudioSink = Callable[["av.Packet[Any]"], None]
+__all__ = ["Demuxer"]
 
 _MICROSECOND = Fraction(1, 1_000_000)
 # FFmpeg opens text as video: these decoders draw characters.
@@ -39,6 +38,7 @@ _EARLY_END_S = 0.5
 # More than Matroska itself puts between two packets.
 _UNEXPLAINED_BYTES = 2048
 _READ_ATTEMPTS = 32
+_MOST_INTERLEAVED_S = 30.0
 # What looking at a stream may take before its first frame is decoded, unless its header says all.
 _LIVE_OPTIONS = {"analyzeduration": "2000000"}
 _OPTIONS_BY_SCHEME = {
@@ -58,6 +58,9 @@ class Demuxer:
         container: the open file.
         video: the picture stream: the first that is not cover art.
         audio: the first sound stream, None without sound.
+        tracks: sound on its way out.
+        picture_end: seconds from the file's start at which the last picture ends, as far as the
+            file says; complete when it was read to its end.
         start: seconds at which the earliest stream begins.
         duration: seconds, 0 if unknown.
         fell_silent: whether it was given up because nothing came any more.
@@ -77,9 +80,7 @@ class Demuxer:
         self._damage = damage
         self.fell_silent = False
         self._pipe: PipeInput | None = None
-        self._sink: AudioSink | None = None
-        self._early: list[av.Packet[Any]] | None = []
-        self._audio_clock: InputClock | None = None
+        self._source = source
         if source.kind == "pipe":
             self._pipe = _open_pipe(source, stop)
         try:
@@ -93,33 +94,47 @@ class Demuxer:
         # What pipes say is made up from sizes that they do not have.
         known = 0 if source.is_live else self.container.duration or 0
         self.duration = known * _MICROSECOND
+        self.picture_end = self._last_start = 0.0
+        self._pictures = 0
+        self.tracks = Tracks([] if self.audio is None else [self.audio], self.start)
+        self._packets = self._split()
 
     def seconds(self, packet: av.Packet[Any]) -> float | None:
         """When the packet is shown or heard, from the file's start; None if it does not say."""
         stamp = packet.dts if packet.pts is None else packet.pts
         return None if stamp is None else float(stamp * packet.time_base - self.start)
 
-    def connect_audio(self, sink: AudioSink | None) -> None:
-        """Send sound to `sink` from now on, and first what was met while the file was probed."""
-        self._sink = sink
-        if sink is not None:
-            for packet in self._early or ():
-                sink(packet)
-            self._early = None
-
-    def end_of_probing(self) -> None:
-        """Let go of sound that nobody asked for yet."""
-        self._early = None
-
     def packets(self) -> Iterator[av.Packet[VideoStream]]:
-        """Packets of video that hold data, in file order; sound leaves by the sink on the way."""
+        """Packets of video that hold data, in file order; sound leaves by `tracks` on the way.
+
+        Like an open file it has one position: it goes on where another call stopped.
+        """
+        return self._packets
+
+    def finish_tracks(self, end: float) -> None:
+        """Read on until all sound up to `end`, in seconds, has left; pictures are skipped.
+
+        Containers may put sound behind the pictures that it is for, but not by more than this
+        gives them; otherwise the rest of a long file would be read for a track that has ended.
+        """
+        for packet in self._packets:
+            seconds = self.seconds(packet) or 0.0
+            if self.tracks.has_reached(end) or seconds > end + _MOST_INTERLEAVED_S:
+                break
+        self.tracks.finish(end)
+
+    def _split(self) -> Iterator[av.Packet[VideoStream]]:
         is_sequential = "matroska" in self.container.format.name
         expected_position: int | None = None
         last_end = 0.0
         for packet in self._all_packets():
             seconds = self.seconds(packet)
             if seconds is not None:
-                last_end = max(last_end, seconds + float((packet.duration or 0) * packet.time_base))
+                end = seconds + float((packet.duration or 0) * packet.time_base)
+                last_end = max(last_end, end)
+                if packet.stream_index == self.video.index:
+                    self.picture_end = max(self.picture_end, end)
+                    self._last_start = max(self._last_start, seconds)
             if packet.is_corrupt:
                 self._damage.torn.add(seconds)
             if is_sequential and packet.pos is not None:
@@ -127,20 +142,26 @@ class Demuxer:
                 if gap > _UNEXPLAINED_BYTES:
                     self._damage.skipped_bytes.add(seconds, gap)
                 expected_position = packet.pos + packet.size
+            if not packet.size:
+                continue
             if packet.stream_index == self.video.index:
+                self._pictures += 1
                 yield packet
-            elif self.audio is not None and packet.stream_index == self.audio.index:
-                self._hand_over(packet)
-        self._note_early_end(last_end)
+            elif packet.stream_index in self.tracks:
+                self.tracks.take(packet)
+        self._end(last_end)
 
     def _all_packets(self) -> Iterator[av.Packet[Any]]:
-        """Every packet with data, going on after errors of the container as long as it moves."""
+        """Every packet of the file, going on after errors of the container as long as it moves.
+
+        Those without data say how long something lasts.
+        """
         failures = 0
         while failures < _READ_ATTEMPTS:
             try:
                 for packet in self.container.demux():
-                    if packet.size:
-                        failures = 0
+                    failures = 0 if packet.size else failures
+                    if packet.size or packet.dts is not None:
                         yield packet
                 return
             except av.error.ExitError:
@@ -151,29 +172,30 @@ class Demuxer:
                     self._damage.unread.add(None)
                 failures += 1
 
-    def _hand_over(self, packet: av.Packet[Any]) -> None:
-        if packet.dts is None:
-            return
-        if self._audio_clock is None:
-            rate = 1 / ((packet.duration or 1024) * packet.time_base)
-            start = round(self.start / packet.time_base)
-            self._audio_clock = InputClock(packet.time_base, float(rate), start, lowest=None)
-        delay = 0 if packet.pts is None else packet.pts - packet.dts
-        packet.dts = self._audio_clock(packet.dts)
-        packet.pts = packet.dts + delay
-        if self._sink is not None:
-            self._sink(packet)
-        elif self._early is not None:
-            self._early.append(packet)
-
-    def _note_early_end(self, last_end: float) -> None:
+    def _end(self, last_end: float) -> None:
+        """Say how long the last picture lasts, and whether something is missing."""
+        if self._is_whole():
+            stated = stated_end(self.container, self.video)
+            if stated is not None and stated - self.start > self._last_start:
+                # durations of packets follow the order of decoding in MP4
+                self.picture_end = float(stated - self.start)
+            last_end = max(last_end, self.picture_end)
         is_known = any(name in self.container.format.name for name in _FORMATS_WITH_DURATION)
         if is_known and last_end + _EARLY_END_S < self.duration:
             self._damage.early_end = last_end, float(self.duration)
 
+    def _is_whole(self) -> bool:
+        """Whether all pictures of a file were met, as far as it says how many it has."""
+        if self._source.is_live or self._damage.unread.count or self._damage.skipped_bytes.count:
+            return False
+        if "matroska" in self.container.format.name:
+            return is_whole_matroska(Path(self._source.text))
+        if self.container.format.name == "avi":
+            return is_whole_avi(Path(self._source.text))
+        return 0 < self.video.frames <= self._pictures
+
     def close(self) -> None:
         """Release the file or stream."""
-        self._sink = None
         container: InputContainer | None = getattr(self, "container", None)
         if container is not None:
             container.close()

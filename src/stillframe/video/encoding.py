@@ -11,7 +11,7 @@ import contextlib
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import av
 from av.audio.stream import AudioStream
@@ -27,6 +27,7 @@ __all__ = ["CONTAINERS", "STREAMS", "Container", "Encoder", "Picture"]
 _FINEST_TICK = Fraction(1, 1_000_000)
 _COARSEST_TIMESCALE = 1000
 _LAMBDA_PER_QSCALE = 118
+_SLOW_FPS = 10
 _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 # Who joins a stream late sees nothing before the next whole picture.
 _LIVE_KEYFRAME_S = 2
@@ -44,6 +45,9 @@ class Container(NamedTuple):
         stream: its name as a stream, which is sent at once and never gone back to; None: a file.
         keeps_gaps: a frame that comes late stays late; otherwise it follows the one before it.
         sounds: codecs of sound that it holds; None: whatever its muxer accepts.
+        ending: how the end of the last picture is written. "duration": as its duration. "sum": as
+            the sum of all durations, which follow the order of decoding. "repeat": not at all, so
+            that a picture that lasts is shown again.
     """
 
     format: str
@@ -53,9 +57,13 @@ class Container(NamedTuple):
     stream: str | None = None
     keeps_gaps: bool = True
     sounds: frozenset[str] | None = None
+    ending: Literal["duration", "sum", "repeat"] = "duration"
 
     def grid(self, time_base: Fraction, rate: Fraction) -> Fraction:
         """The time base to write in: `time_base` itself wherever the container can hold it."""
+        if self.constant_rate and self.keeps_gaps and rate < _SLOW_FPS:
+            # of pictures that come now and then, an average rate says little about their times
+            return 1 / (rate * math.ceil(2 * _SLOW_FPS / rate))
         if self.constant_rate:
             return 1 / rate
         if self.tick is not None:
@@ -66,9 +74,9 @@ class Container(NamedTuple):
 
 _MILLISECOND = Fraction(1, 1000)
 CONTAINERS = {
-    ".mp4": Container("mp4", "libx264"),
-    ".m4v": Container("mp4", "libx264"),
-    ".mov": Container("mov", "libx264"),
+    ".mp4": Container("mp4", "libx264", ending="sum"),
+    ".m4v": Container("mp4", "libx264", ending="sum"),
+    ".mov": Container("mov", "libx264", ending="sum"),
     ".mkv": Container("matroska", "libx264", tick=_MILLISECOND),
     ".webm": Container("webm", "libvpx-vp9", tick=_MILLISECOND),
     ".avi": Container("avi", "mpeg4", constant_rate=True),
@@ -86,10 +94,15 @@ STREAMS = {
         sounds=frozenset(),
     ),
     "mpegts": Container(
-        "mpegts", "libx264", Fraction(1, 90_000), stream="mpegts", sounds=_MPEGTS_SOUNDS
+        "mpegts",
+        "libx264",
+        Fraction(1, 90_000),
+        stream="mpegts",
+        sounds=_MPEGTS_SOUNDS,
+        ending="repeat",
     ),
     "matroska": Container("matroska", "libx264", _MILLISECOND, stream="matroska"),
-    "flv": Container("flv", "libx264", _MILLISECOND, stream="flv"),
+    "flv": Container("flv", "libx264", _MILLISECOND, stream="flv", ending="repeat"),
 }
 
 
@@ -149,6 +162,11 @@ class Encoder:
         self._duration = max(1, round(1 / (picture.rate * picture.grid)))
         self._convert = FromRgb(self.width, self.height, picture.grid, self._pixel_format)
         self._last_audio_tick: int | None = None
+        self._durations: dict[int, int] = {}
+        self._first_tick: int | None = None
+        self._first_dts = self._end = 0
+        self._last: av.VideoFrame | None = None
+        self._late: av.Packet[Any] | None = None
         kept = None if audio is None or not self._may_hold(audio) else audio
         try:
             self._open(address, codec, kept)
@@ -196,9 +214,20 @@ class Encoder:
         return stream
 
     def add(self, frame: av.VideoFrame) -> None:
-        """Encode an rgb24 frame of the file's size, its pts in ticks of the grid."""
+        """Encode an rgb24 frame of the file's size, its pts in ticks of the grid.
+
+        Its duration, in the same ticks, is that of the file's end if it is the last one; 0 for
+        that of the nominal rate.
+        """
         frame.time_base = self._picture.grid
-        self._mux(self._video.encode(self._convert(frame)))
+        tick = frame.pts or 0
+        self._first_tick = tick if self._first_tick is None else self._first_tick
+        self._durations[tick] = frame.duration or self._duration
+        self._end = tick + self._durations[tick]
+        picture = self._convert(frame)
+        if self._container.ending == "repeat":
+            self._last = picture
+        self._mux(self._video.encode(picture))
 
     def add_audio(self, packet: av.Packet[Any]) -> None:
         """Copy a packet of the input's audio stream; one that is not after the last is left out."""
@@ -213,7 +242,15 @@ class Encoder:
 
     def finish(self) -> None:
         """Write what the encoder still holds, then the index."""
+        if self._last is not None and self._end - (self._last.pts or 0) > 1.5 * self._duration:
+            self._last.pts = self._end - self._duration
+            self._mux(self._video.encode(self._last))
         self._mux(self._video.encode(None))
+        if self._late is not None:
+            decoded = (self._late.dts or 0) - self._first_dts
+            left = self._end - (self._first_tick or 0) - decoded
+            self._late.duration = max(self._late.duration or 0, left)
+            self._output.mux(self._late)
         self._output.close()
 
     def abandon(self) -> None:
@@ -223,8 +260,15 @@ class Encoder:
 
     def _mux(self, packets: list[av.Packet[Any]]) -> None:
         for packet in packets:
-            packet.duration = packet.duration or self._duration
-            self._output.mux(packet)
+            packet.duration = self._durations.pop(packet.pts or 0, self._duration)
+            if self._container.ending == "sum":
+                if self._late is None:
+                    self._first_dts = packet.dts or 0
+                else:
+                    self._output.mux(self._late)
+                self._late = packet
+            else:
+                self._output.mux(packet)
 
 
 def _muxer_options(

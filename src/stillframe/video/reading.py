@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 
 from stillframe.errors import InputError
 from stillframe.video.damage import Damage
-from stillframe.video.demuxing import AudioSink, Demuxer
+from stillframe.video.demuxing import Demuxer
 from stillframe.video.library import fraction
 from stillframe.video.picture import Orientation, ToRgb
 from stillframe.video.places import Source
 from stillframe.video.timing import InputClock
+from stillframe.video.tracks import PacketSink
 from stillframe.video.vectors import CODECS, BlockMotion, export_vectors, read_motion
 
 __all__ = ["Frame", "VideoReader"]
@@ -42,11 +44,14 @@ class Frame(NamedTuple):
         pixels: uint8 (height, width, 3), RGB, upright.
         pts: presentation time in ticks of the reader's `time_base`, counted from the file's start.
         motion: what its codec moved, where the reader was asked for it.
+        duration: ticks for which it is shown; None if nothing says so. Of a file's frames it is the
+            time to the next one.
     """
 
     pixels: NDArray[np.uint8]
     pts: int
     motion: BlockMotion | None = None
+    duration: int | None = None
 
 
 class VideoReader:
@@ -67,6 +72,8 @@ class VideoReader:
         source: a path, a URL, a device, "-" for standard input, or a `Source`.
         stop: asked before every read of a pipe and while it is silent; true ends it.
         motion: whether to tell of every frame what its codec moved.
+        max_frames: stop after so many frames; sound stops where the last of them ends, wherever
+            the container keeps it.
 
     Attributes:
         source: where the video comes from.
@@ -91,6 +98,7 @@ class VideoReader:
         *,
         stop: Callable[[], bool] | None = None,
         motion: bool = False,
+        max_frames: int | None = None,
     ) -> None:
         self.source = Source.of(source)
         self.path = Path(self.source.text) if self.source.kind == "file" else None
@@ -103,7 +111,8 @@ class VideoReader:
             if motion:
                 self._ask_for_motion()
             self._pictures = self._decode()
-            self._frames = self._read(self._probe())
+            read = self._read(self._probe())
+            self._frames = read if max_frames is None else self._first(max_frames, read)
         except BaseException:
             self._demuxer.close()
             raise
@@ -173,13 +182,13 @@ class VideoReader:
         """Whether it ended because nothing came for its `Source.timeout`."""
         return self._demuxer.fell_silent
 
-    def connect_audio(self, sink: AudioSink | None) -> None:
+    def connect_audio(self, sink: PacketSink | None) -> None:
         """Hand every audio packet to `sink` as it is met, in the thread that iterates.
 
         Nothing is stored: whoever connects after the first frame was taken misses the packets
         before it. Times count from the file's start, as those of frames do. None disconnects.
         """
-        self._demuxer.connect_audio(sink)
+        self._demuxer.tracks.connect(sink)
 
     def __iter__(self) -> Iterator[Frame]:
         return self._frames
@@ -201,18 +210,50 @@ class VideoReader:
         self._pictures.close()
         self._demuxer.close()
 
+    def _first(
+        self, count: int, frames: Generator[Frame, None, None]
+    ) -> Generator[Frame, None, None]:
+        """The first frames, with sound to the end of the last one and no further."""
+        tracks, tick = self._demuxer.tracks, float(self.time_base)
+        tracks.hold()
+        end = 0
+        for frame in islice(frames, count):
+            tracks.release(frame.pts * tick)
+            end = frame.pts + (frame.duration or max(1, round(1 / self.fps / tick)))
+            count -= 1
+            yield frame
+        if count:
+            tracks.release()
+        else:
+            self._demuxer.finish_tracks(end * tick)
+
     def _read(self, first: av.VideoFrame) -> Generator[Frame, None, None]:
         start = round(self._demuxer.start / self.time_base)
         clock = InputClock(self.time_base, self.fps, start)
         to_rgb = ToRgb()
         width, height = first.width, first.height
-        self._demuxer.end_of_probing()
+        self._demuxer.tracks.begin()
+        held: Frame | None = None
         picture: av.VideoFrame | None = first
         while picture is not None:
             pixels = self._orientation.apply(to_rgb(picture, width, height))
             motion = read_motion(picture, self._orientation) if self._motion else None
-            yield Frame(pixels, clock(picture.dts if picture.pts is None else picture.pts), motion)
+            pts = clock(picture.dts if picture.pts is None else picture.pts)
+            frame = Frame(pixels, pts, motion, picture.duration or None)
+            if self.source.is_live:
+                # the next one may be long in coming
+                yield frame
+            elif held is not None:
+                yield held._replace(duration=pts - held.pts)
+            held = frame
             picture = next(self._pictures, None)
+        if held is not None and not self.source.is_live:
+            yield held._replace(duration=self._last_duration(held, clock.is_file_time))
+
+    def _last_duration(self, frame: Frame, is_file_time: bool) -> int | None:
+        """Ticks from a frame to the end of the file, if times are still those of the file."""
+        end = round(self._demuxer.picture_end / float(self.time_base))
+        return end - frame.pts if is_file_time and end > frame.pts else frame.duration
 
     def _decode(self) -> Generator[av.VideoFrame, None, None]:
         """Pictures in order of presentation; packets that do not decode are counted and skipped."""

@@ -22,6 +22,9 @@ class InputClock:
         fps: frame rate with which gaps are filled.
         start: ticks at which the file begins; they become 0.
         lowest: the earliest time that the first may have; None if any.
+
+    Attributes:
+        is_file_time: whether times still are those of the file, counted from `start`.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class InputClock:
         self._step = max(1, round(1 / (Fraction(fps) * time_base)))
         self._second = max(1, round(1 / time_base))
         self._shift = -start
+        self.is_file_time = True
         self._lowest = lowest
         self._last: int | None = None
 
@@ -44,6 +48,7 @@ class InputClock:
             now = pts + self._shift
             if self._last - now > self._second:
                 self._shift += self._last + self._step - now
+                self.is_file_time = False
                 now = self._last + self._step
             now = max(now, self._last + 1)
         self._last = now
@@ -77,3 +82,7 @@ class OutputClock:
         self._last_given = pts
         self._last = max(round(pts * self._ratio), self._last + 1)
         return self._last
+
+    def ticks(self, duration: int) -> int:
+        """A duration in ticks of `time_base` -> of `grid`, one at least."""
+        return max(1, round(duration * self._ratio))

@@ -56,7 +56,7 @@ class VideoWriter:
         path: the file to make, whose extension names the container; or a URL, "-" or a `Sink`.
         width, height: of the frames that `write` will get, in pixels.
         time_base: seconds per tick of the times that `write` will get.
-        fps: nominal frame rate, for the header and for the duration of the last frame.
+        fps: nominal frame rate, for the header and for frames whose duration is not given.
         codec: FFmpeg's name of a video encoder; None for the container's usual one.
         crf: quality on libx264's scale, 0 (lossless) to 51; others are set to look about the same.
         sample_aspect_ratio: width of a pixel divided by its height.
@@ -145,12 +145,13 @@ class VideoWriter:
         """Why the sound of `audio_from` is not in the file; None if it is or there was none."""
         return self._encoder.audio_dropped
 
-    def write(self, pixels: NDArray[np.uint8], pts: int) -> None:
+    def write(self, pixels: NDArray[np.uint8], pts: int, duration: int | None = None) -> None:
         """Add a frame.
 
         Args:
             pixels: uint8 (height, width, 3), RGB; copied, so it may be reused.
             pts: presentation time in ticks of `time_base`, 0 or more, greater than the one before.
+            duration: ticks for which it is shown if it is the last one; None for 1/fps.
 
         Raises:
             OutputError: this or an earlier frame could not be written; nothing is left behind.
@@ -171,6 +172,7 @@ class VideoWriter:
         cropped = np.ascontiguousarray(pixels[: self.height, : self.width])
         frame = av.VideoFrame.from_ndarray(cropped, format="rgb24")
         frame.pts = tick
+        frame.duration = 0 if duration is None else self._clock.ticks(duration)
         self._submit(self._encoder.add, frame)
         self.frames_written += 1
 
