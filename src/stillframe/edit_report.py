@@ -94,7 +94,7 @@ def _differences(run: RunReport, full: RunReport, comparison: Comparison) -> dic
 
 
 def _warnings(reader: VideoReader, loop: FileLoop) -> tuple[str, ...]:
-    told, writer = [], loop.writer
+    told, writer = list(reader.notes), loop.writer
     if reader.damage is not None:
         told.append(f"a part of {reader.name} was lost: {reader.damage}")
     if reader.fell_silent:

@@ -1,8 +1,7 @@
 """One picture: between a codec's pixel format and upright 8-bit RGB, same colours both ways.
 
 Knows YUV matrices and ranges, what to assume where a file does not say, and display matrices. Does
-not know files or time, nor HDR: pictures with a PQ or HLG curve are reduced to 8 bits as they are
-and look flat. Transfer curves and primaries are never converted.
+not know files or time. Of transfer curves and primaries, only those of HDR are converted (`tone`).
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from av.filter import Graph
 from av.filter.context import FilterContext
 from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
+
+from stillframe.video.tone import ToneMap, hdr_curve
 
 __all__ = ["FromRgb", "Orientation", "ToRgb", "tag_colours"]
 
@@ -36,16 +37,28 @@ def _is_bt709(width: int, height: int) -> bool:
 
 
 class ToRgb:
-    """Converts decoded pictures, keeping libswscale's tables from one to the next."""
+    """Converts decoded pictures, keeping libswscale's tables from one to the next.
+
+    Attributes:
+        curve: of HDR if a picture had one, PQ or HLG; else None.
+    """
 
     def __init__(self) -> None:
+        self.curve: str | None = None
         self._reformatter = VideoReformatter()
+        self._tone: ToneMap | None = None
 
     def __call__(self, frame: av.VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
         """Any picture as uint8 (height, width, 3) RGB, scaled if it has another size.
 
-        Alpha is dropped; more than 8 bits are rounded.
+        Alpha is dropped; more than 8 bits are rounded; HDR becomes SDR.
         """
+        curve = hdr_curve(frame)
+        if curve is not None:
+            self.curve = curve
+            if self._tone is None or not self._tone.fits(frame):
+                self._tone = ToneMap(frame)
+            frame = self._tone(frame)
         matrix = None
         if frame.colorspace in _UNKNOWN_MATRICES:
             is_bt709 = _is_bt709(frame.width, frame.height)

@@ -1,7 +1,6 @@
 """Decode a video file or stream into upright 8-bit RGB frames, one at a time.
 
-Knows decoding, sizes and times. Does not know who reads. Handles neither HDR (see `picture`) nor
-interlacing nor still images.
+Knows decoding, sizes and times. Does not know who reads. Still images are refused.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from stillframe.errors import InputError
 from stillframe.video.damage import Damage
+from stillframe.video.deinterlacing import Deinterlacer
 from stillframe.video.demuxing import Demuxer
 from stillframe.video.library import fraction
 from stillframe.video.picture import Orientation, ToRgb
@@ -61,7 +61,8 @@ class VideoReader:
     Use it as a context manager.
 
     What cannot be decoded is skipped and told in `damage`. Frames of another size than the first
-    are scaled to it. HDR is not handled: it is reduced to 8 bits as it is and looks flat.
+    are scaled to it. HDR becomes SDR (see `tone`); frames that say that they are interlaced are
+    deinterlaced.
     Presentation times are the file's own (variable frame rates included), counted from the start of
     its earliest stream, and repaired where they do not increase.
 
@@ -104,6 +105,7 @@ class VideoReader:
         self.path = Path(self.source.text) if self.source.kind == "file" else None
         self.name = self.source.name
         self._damage = Damage()
+        self._to_rgb = ToRgb()
         self._demuxer = Demuxer(self.source, self._damage, stop)
         try:
             self._describe()
@@ -178,6 +180,14 @@ class VideoReader:
         return self._damage.sentence()
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the pictures so far that one may want to know, a sentence each, without
+        a full stop."""
+        curve = self._to_rgb.curve
+        told = f"{self.name} is HDR ({curve}): its pictures were tone-mapped to SDR"
+        return () if curve is None else (told,)
+
+    @property
     def fell_silent(self) -> bool:
         """Whether it ended because nothing came for its `Source.timeout`."""
         return self._demuxer.fell_silent
@@ -230,7 +240,7 @@ class VideoReader:
     def _read(self, first: av.VideoFrame) -> Generator[Frame, None, None]:
         start = round(self._demuxer.start / self.time_base)
         clock = InputClock(self.time_base, self.fps, start)
-        to_rgb = ToRgb()
+        to_rgb = self._to_rgb
         width, height = first.width, first.height
         self._demuxer.tracks.begin()
         held: Frame | None = None
@@ -256,7 +266,14 @@ class VideoReader:
         return end - frame.pts if is_file_time and end > frame.pts else frame.duration
 
     def _decode(self) -> Generator[av.VideoFrame, None, None]:
-        """Pictures in order of presentation; packets that do not decode are counted and skipped."""
+        """Whole pictures in order of presentation."""
+        deinterlacer = Deinterlacer(self.time_base)
+        for picture in self._decode_stored():
+            yield from deinterlacer.push(picture)
+        yield from deinterlacer.flush()
+
+    def _decode_stored(self) -> Generator[av.VideoFrame, None, None]:
+        """Pictures as they are stored; packets that do not decode are counted and skipped."""
         seconds = None
         for packet in self._demuxer.packets():
             seconds = self._demuxer.seconds(packet)
