@@ -71,14 +71,16 @@ class ToneMap:
         deep.link_to(planar)
         planar.link_to(look_up, 0, 0)
         table.link_to(look_up, 0, 1)
-        look_up.link_to(self._graph.add("buffersink"))
+        sink = self._graph.add("buffersink")
+        look_up.link_to(sink)
         self._graph.configure()
         colours = av.VideoFrame.from_ndarray(
             _table(int(frame.color_trc), int(frame.color_primaries) != _BT709), format="rgb48le"
         )
         colours.pts, colours.time_base = 0, time_base
-        self._graph.push(colours, at=1)
-        self._graph.push(None, at=1)
+        table.push(colours)
+        table.push(None)
+        self._source, self._sink = source, sink
         self._count = 0
 
     def fits(self, frame: av.VideoFrame) -> bool:
@@ -89,8 +91,8 @@ class ToneMap:
         """The same picture in SDR: 16-bit RGB; its times are lost."""
         frame.pts, frame.time_base = self._count, Fraction(1)
         self._count += 1
-        self._graph.push(frame, at=0)
-        mapped: Any = self._graph.pull()
+        self._source.push(frame)
+        mapped: Any = self._sink.pull()
         return mapped
 
 
