@@ -1,7 +1,7 @@
 """Open a video file or stream and take it apart into packets, once, from front to back.
 
-Knows containers, which stream is the picture and which the sound, and where the input itself is
-broken. Does not decode. Sound goes its own way (`tracks`).
+Knows containers, which stream is the picture, and where the input itself is broken. Does not
+decode. Sound and subtitles go their own way (`tracks`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import av
-from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from stillframe.errors import InputError
+from stillframe.video.companions import find_companions
 from stillframe.video.damage import Damage
 from stillframe.video.endings import is_whole_avi, is_whole_matroska, stated_end
 from stillframe.video.library import TAGS_AS_BYTES
@@ -57,8 +57,8 @@ class Demuxer:
     Attributes:
         container: the open file.
         video: the picture stream: the first that is not cover art.
-        audio: the first sound stream, None without sound.
-        tracks: sound on its way out.
+        companions: what it has beside its pictures.
+        tracks: sound and subtitles on their way out.
         picture_end: seconds from the file's start at which the last picture ends, as far as the
             file says; complete when it was read to its end.
         start: seconds at which the earliest stream begins.
@@ -89,14 +89,15 @@ class Demuxer:
         except InputError:
             self.close()
             raise
-        self.audio: AudioStream | None = next(iter(self.container.streams.audio), None)
         self.start = (self.container.start_time or 0) * _MICROSECOND
         # What pipes say is made up from sizes that they do not have.
         known = 0 if source.is_live else self.container.duration or 0
         self.duration = known * _MICROSECOND
         self.picture_end = self._last_start = 0.0
         self._pictures = 0
-        self.tracks = Tracks([] if self.audio is None else [self.audio], self.start)
+        self.companions = find_companions(self.container, self.video, self.start)
+        kept = [*self.companions.sounds, *self.companions.subtitles]
+        self.tracks = Tracks(kept, self.start)
         self._packets = self._split()
 
     def seconds(self, packet: av.Packet[Any]) -> float | None:
@@ -105,7 +106,7 @@ class Demuxer:
         return None if stamp is None else float(stamp * packet.time_base - self.start)
 
     def packets(self) -> Iterator[av.Packet[VideoStream]]:
-        """Packets of video that hold data, in file order; sound leaves by `tracks` on the way.
+        """Packets of video that hold data, in file order; all else leaves by `tracks`.
 
         Like an open file it has one position: it goes on where another call stopped.
         """

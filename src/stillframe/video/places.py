@@ -16,7 +16,7 @@ from typing import Literal
 from av.format import ContainerFormat
 
 from stillframe.errors import InputError, OutputError
-from stillframe.video.encoding import STREAMS
+from stillframe.video.containers import STREAMS
 
 __all__ = ["Sink", "Source"]
 
@@ -112,7 +112,7 @@ class Sink:
     Attributes:
         text: a path, a URL, or "-" for standard output.
         kind: which of these it is.
-        format: one of `encoding.STREAMS`; None for files, whose extension says it.
+        format: one of `containers.STREAMS`; None for files, whose extension says it.
         descriptor: of the file to write if ``text`` is "-".
     """
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from stillframe.errors import InputError
+from stillframe.video.companions import Companions
 from stillframe.video.damage import Damage
 from stillframe.video.deinterlacing import Deinterlacer
 from stillframe.video.demuxing import Demuxer
@@ -110,6 +110,7 @@ class VideoReader:
         try:
             self._describe()
             self._motion = motion
+            self._end = None if max_frames is None else Fraction(max_frames) / Fraction(self.fps)
             if motion:
                 self._ask_for_motion()
             self._pictures = self._decode()
@@ -160,14 +161,18 @@ class VideoReader:
         return first
 
     @property
-    def audio_stream(self) -> AudioStream | None:
-        """The stream whose packets `connect_audio` hands over; None without sound."""
-        return self._demuxer.audio
+    def companions(self) -> Companions:
+        """What the file has beside its pictures; packets of it are what `connect_audio` hands over.
+
+        Of the first `max_frames`, chapters that begin later are left out.
+        """
+        found = self._demuxer.companions
+        return found if self._end is None else found.until(self._end)
 
     @property
     def has_audio(self) -> bool:
-        """Whether there is a sound track that a `VideoWriter` may copy."""
-        return self._demuxer.audio is not None
+        """Whether there is a sound track that a `VideoWriter` may keep."""
+        return bool(self._demuxer.companions.sounds)
 
     @property
     def lost_packets(self) -> int:
@@ -193,7 +198,7 @@ class VideoReader:
         return self._demuxer.fell_silent
 
     def connect_audio(self, sink: PacketSink | None) -> None:
-        """Hand every audio packet to `sink` as it is met, in the thread that iterates.
+        """Hand every packet of sound and subtitles to `sink`, in the thread that iterates.
 
         Nothing is stored: whoever connects after the first frame was taken misses the packets
         before it. Times count from the file's start, as those of frames do. None disconnects.

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from stillframe.errors import OutputClosedError, OutputError
-from stillframe.video.encoding import CONTAINERS, STREAMS
+from stillframe.video.containers import CONTAINERS, STREAMS
 from stillframe.video.places import Sink
 
 __all__ = ["FileTarget", "StreamTarget", "check_output", "find_target"]

@@ -39,7 +39,7 @@ class Tracks:
         self._sink: PacketSink | None = None
         self._waiting: deque[tuple[float, av.Packet[Any]]] = deque()
         self._passes = self._is_held = False
-        self._clocks: dict[int, InputClock | None] = {stream.index: None for stream in streams}
+        self._clocks: dict[int, InputClock | None] = dict.fromkeys(s.index for s in streams)
         self._reached = {stream.index: 0.0 for stream in streams if stream.type == "audio"}
 
     def __contains__(self, index: int) -> bool:
@@ -80,8 +80,18 @@ class Tracks:
         return all(reached >= end for reached in self._reached.values())
 
     def take(self, packet: av.Packet[Any]) -> None:
-        """A packet of one of the streams, whose times are repaired in place."""
+        """A packet of one of the streams, whose times are made to count from the file's start.
+
+        Those of sound are repaired, too.
+        """
+        packet.dts = packet.pts if packet.dts is None else packet.dts
         if packet.dts is None:
+            return
+        if packet.stream_index not in self._reached:
+            start = round(self._start / packet.time_base)
+            packet.dts -= start
+            packet.pts = packet.dts if packet.pts is None else packet.pts - start
+            self._pass_on(packet)
             return
         clock = self._clocks[packet.stream_index]
         if clock is None:
@@ -92,13 +102,14 @@ class Tracks:
         delay = 0 if packet.pts is None else packet.pts - packet.dts
         packet.dts = clock(packet.dts)
         packet.pts = packet.dts + delay
-        seconds = float(packet.pts * packet.time_base)
-        if packet.stream_index in self._reached:
-            self._reached[packet.stream_index] = seconds
+        self._reached[packet.stream_index] = float(packet.pts * packet.time_base)
+        self._pass_on(packet)
+
+    def _pass_on(self, packet: av.Packet[Any]) -> None:
         if self._passes:
             self._give(packet)
         else:
-            self._waiting.append((seconds, packet))
+            self._waiting.append((float((packet.pts or 0) * packet.time_base), packet))
 
     def _give(self, packet: av.Packet[Any]) -> None:
         if self._sink is not None:

@@ -1,7 +1,7 @@
 """Write frames to a video file that is complete or not there, or to a stream as they come.
 
 Knows what happens to an output on errors and on Ctrl-C. Does not know encoders (`encoding`), what
-becomes of files (`targets`) nor where frames come from; sound is copied from a reader as it is met.
+becomes of files (`targets`) nor where frames come from; sound comes from a reader as it is met.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import av
 import numpy as np
-from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from stillframe.errors import OutputClosedError, OutputError
+from stillframe.video.companions import Companions
 from stillframe.video.encoding import Encoder, Picture
 from stillframe.video.places import Sink
 from stillframe.video.reading import VideoReader
@@ -60,8 +60,9 @@ class VideoWriter:
         codec: FFmpeg's name of a video encoder; None for the container's usual one.
         crf: quality on libx264's scale, 0 (lossless) to 51; others are set to look about the same.
         sample_aspect_ratio: width of a pixel divided by its height.
-        audio_from: a reader whose sound is copied unchanged while it is read; make the writer
-            before taking the reader's first frame.
+        audio_from: a reader whose sound, subtitles, chapters and tags go along while it is read, as
+            far as the container holds them; make the writer before taking the reader's first frame.
+            Sound is copied unchanged, or else transcoded to the container's usual codec.
         stop: asked while a stream takes nothing; once true it is given 2 seconds to go on.
 
     Attributes:
@@ -76,7 +77,7 @@ class VideoWriter:
         ValueError: an argument makes no sense, or the container cannot hold what `codec` makes.
 
     Warns:
-        UserWarning: the container cannot hold the sound, which is left out.
+        UserWarning: the container cannot hold something, which is left out, or holds it otherwise.
     """
 
     def __init__(
@@ -109,23 +110,23 @@ class VideoWriter:
         rate = Fraction(fps).limit_denominator(_LARGEST_RATE_DENOMINATOR)
         self._clock = OutputClock(time_base, container.grid(time_base, rate))
         picture = Picture(width, height, self._clock.grid, rate, sample_aspect_ratio, crf)
-        audio = audio_from.audio_stream if audio_from else None
-        self._encoder = self._open(codec or container.codec, picture, audio)
+        companions = audio_from.companions if audio_from else Companions()
+        self._encoder = self._open(codec or container.codec, picture, companions)
         self.width, self.height = self._encoder.width, self._encoder.height
         self._worker = Worker(_QUEUE, None if container.stream is None else stop)
         self._audio_from = audio_from
-        if self.audio_dropped is not None:
-            self._warn(f"{self.name} will have no sound: {self.audio_dropped}")
-        elif audio_from is not None:
+        if audio_from is not None:
             audio_from.connect_audio(self._accept_audio)
+        for loss in self.losses:
+            self._warn(loss)
 
-    def _open(self, codec: str, picture: Picture, audio: AudioStream | None) -> Encoder:
+    def _open(self, codec: str, picture: Picture, companions: Companions) -> Encoder:
         try:
             address = self._target.open()
         except OSError as error:
             raise self._target.explain(error) from error
         try:
-            return Encoder(address, self._target.container, codec, picture, audio)
+            return Encoder(address, self._target.container, codec, picture, companions)
         except BaseException as error:
             self._target.discard()
             if isinstance(error, (OSError, av.FFmpegError)):
@@ -144,6 +145,19 @@ class VideoWriter:
     def audio_dropped(self) -> str | None:
         """Why the sound of `audio_from` is not in the file; None if it is or there was none."""
         return self._encoder.audio_dropped
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What of `audio_from` is not in the file as it was there, a sentence each without a full
+        stop."""
+        told = []
+        if self.audio_dropped is not None:
+            told.append(f"{self.name} has no sound: {self.audio_dropped}")
+        if self._encoder.left_out:
+            told.append(f"{self.name} is without {', '.join(self._encoder.left_out)}")
+        if self._encoder.transcoded:
+            told.append(f"{self.name} has {', '.join(self._encoder.transcoded)}")
+        return tuple(told)
 
     def write(self, pixels: NDArray[np.uint8], pts: int, duration: int | None = None) -> None:
         """Add a frame.
@@ -211,7 +225,7 @@ class VideoWriter:
         self.close(keep=exc_type is None)
 
     def _accept_audio(self, packet: av.Packet[Any]) -> None:
-        self._submit(self._encoder.add_audio, packet)
+        self._submit(self._encoder.add_companion, packet)
 
     def _submit(self, job: Callable[..., None], argument: object) -> None:
         try:
