@@ -93,6 +93,7 @@ class Demuxer:
         # What pipes say is made up from sizes that they do not have.
         known = 0 if source.is_live else self.container.duration or 0
         self.duration = known * _MICROSECOND
+        self._has_no_times = self.container.format.name == "avi"
         self.picture_end = self._last_start = 0.0
         self._pictures = 0
         self.companions = find_companions(self.container, self.video, self.start)
@@ -102,7 +103,9 @@ class Demuxer:
 
     def seconds(self, packet: av.Packet[Any]) -> float | None:
         """When the packet is shown or heard, from the file's start; None if it does not say."""
-        stamp = packet.dts if packet.pts is None else packet.pts
+        # AVI has no other time of a picture; what FFmpeg makes of it is one frame and more too late
+        has_pts = packet.pts is not None and not self._has_no_times
+        stamp = packet.pts if has_pts else packet.dts
         return None if stamp is None else float(stamp * packet.time_base - self.start)
 
     def packets(self) -> Iterator[av.Packet[VideoStream]]:

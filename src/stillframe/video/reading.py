@@ -25,7 +25,7 @@ from stillframe.video.demuxing import Demuxer
 from stillframe.video.library import fraction
 from stillframe.video.picture import Orientation, ToRgb
 from stillframe.video.places import Source
-from stillframe.video.timing import InputClock
+from stillframe.video.timing import DecodingOrder, InputClock
 from stillframe.video.tracks import PacketSink
 from stillframe.video.vectors import CODECS, BlockMotion, export_vectors, read_motion
 
@@ -124,10 +124,16 @@ class VideoReader:
         stream, duration = self._demuxer.video, self._demuxer.duration
         self._stream = stream
         self.time_base = fraction(stream.time_base) or Fraction(1, 90_000)
+        self._has_no_times = self._demuxer.container.format.name == "avi"
         self.fps = float(stream.average_rate or stream.guessed_rate or _FPS_IF_UNKNOWN)
+        if self._has_no_times and stream.guessed_rate:
+            # it counts ticks without a picture, too
+            self.fps = min(self.fps, float(stream.guessed_rate))
         if self.source.is_live and self.fps > _HIGHEST_LIVE_FPS:
             self.fps = _FPS_IF_UNKNOWN
         self.frames_estimate: int | None = None if self.source.is_live else stream.frames or None
+        if self._has_no_times:
+            self.frames_estimate = None
         if self.frames_estimate is None and duration:
             self.frames_estimate = max(1, round(duration * Fraction(self.fps)))
 
@@ -280,18 +286,30 @@ class VideoReader:
     def _decode_stored(self) -> Generator[av.VideoFrame, None, None]:
         """Pictures as they are stored; packets that do not decode are counted and skipped."""
         seconds = None
+        order = DecodingOrder()
         for packet in self._demuxer.packets():
             seconds = self._demuxer.seconds(packet)
+            if packet.dts is not None:
+                order.decode(packet.dts, packet.is_keyframe)
             try:
                 pictures = self._stream.decode(packet)
             except av.FFmpegError:
                 self._damage.undecoded.add(seconds)
+                order.fail()
                 continue
             for picture in pictures:
                 if picture.is_corrupt:
                     self._damage.concealed.add(seconds)
-                yield picture
+                yield self._timed(picture, order)
         try:
-            yield from self._stream.decode(None)
+            for picture in self._stream.decode(None):
+                yield self._timed(picture, order)
         except av.FFmpegError:
             self._damage.undecoded.add(seconds)
+
+    def _timed(self, picture: av.VideoFrame, order: DecodingOrder) -> av.VideoFrame:
+        """A picture with a time of presentation, which AVI does not have."""
+        time = order.show(bool(picture.key_frame))
+        if (self._has_no_times or picture.pts is None) and time is not None:
+            picture.pts = time
+        return picture
