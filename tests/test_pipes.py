@@ -459,3 +459,21 @@ print("after")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "video after\n"
     assert sorted(done.stderr.split()) == ["printed", "written"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_an_index_at_the_end_is_named_with_its_cure(tmp_path: Path, suffix: str) -> None:
+    pictures = [noise(index, 256, 192) for index in range(20)]
+    path = make_video(tmp_path / f"a{suffix}", pictures)
+    assert path.stat().st_size > 1 << 18, "FFmpeg goes back within what it has buffered"
+    with feeding(path.read_bytes()) as end, pytest.raises(InputError) as caught:
+        VideoReader(stdin(end))
+    message = str(caught.value)
+    assert "moov" in message
+    assert "-movflags +faststart" in message
+    assert "\n" not in message
+    front = make_video(
+        tmp_path / f"b{suffix}", pictures, container_options={"movflags": "+faststart"}
+    )
+    with feeding(front.read_bytes()) as end, VideoReader(stdin(end)) as reader:
+        assert len(list(reader)) == 20

@@ -39,6 +39,7 @@ class Container(NamedTuple):
         most_sounds: how many tracks of sound it holds.
         tags: of `_TAGS`, those that it holds.
         has_chapters: whether it holds chapters.
+        least_ticks: how long a picture is shown at least; others are left out.
         ending: how the end of the last picture is written. "duration": as its duration. "sum": as
             the sum of all durations, which follow the order of decoding. "repeat": not at all, so
             that a picture that lasts is shown again.
@@ -57,6 +58,7 @@ class Container(NamedTuple):
     most_sounds: int = 1000
     tags: frozenset[str] = _TAGS
     has_chapters: bool = True
+    least_ticks: int = 1
     ending: Literal["duration", "sum", "repeat"] = "duration"
 
     def grid(self, time_base: Fraction, rate: Fraction) -> Fraction:
@@ -98,6 +100,8 @@ CONTAINERS = {
         "gif",
         "gif",
         tick=Fraction(1, 100),
+        # browsers show for 100 ms what is to be shown for less than 20
+        least_ticks=2,
         sounds=_NOTHING,
         subtitles=_NOTHING,
         tags=_NOTHING,

@@ -38,6 +38,8 @@ _EARLY_END_S = 0.5
 # More than Matroska itself puts between two packets.
 _UNEXPLAINED_BYTES = 2048
 _READ_ATTEMPTS = 32
+# What an MP4 or MOV begins with.
+_MP4_BOXES = frozenset({b"ftyp", b"mdat", b"wide", b"free", b"skip"})
 _MOST_INTERLEAVED_S = 30.0
 # What looking at a stream may take before its first frame is decoded, unless its header says all.
 _LIVE_OPTIONS = {"analyzeduration": "2000000"}
@@ -107,6 +109,15 @@ class Demuxer:
         has_pts = packet.pts is not None and not self._has_no_times
         stamp = packet.pts if has_pts else packet.dts
         return None if stamp is None else float(stamp * packet.time_base - self.start)
+
+    @property
+    def why_empty(self) -> str:
+        """A sentence for a file that opened and has no picture, without a full stop."""
+        if self._pipe is not None and self._pipe.head[4:8] in _MP4_BOXES:
+            return _index_at_end(self._source.name)
+        lost = self._damage.sentence()
+        told = f"{self._source.name} has a video stream but not one readable frame"
+        return told if lost is None else f"{told}: {lost}"
 
     def packets(self) -> Iterator[av.Packet[VideoStream]]:
         """Packets of video that hold data, in file order; all else leaves by `tracks`.
@@ -238,14 +249,25 @@ def _open(source: Source, pipe: PipeInput | None) -> InputContainer:
 
 
 def _why_unreadable(source: Source, pipe: PipeInput | None, error: OSError | av.FFmpegError) -> str:
-    if pipe is not None and pipe.is_empty:
+    if pipe is not None and not pipe.head:
         return f"{source.name} ends before its first byte"
+    is_garbled = isinstance(error, (av.error.EOFError, av.error.InvalidDataError))
+    if is_garbled and pipe is not None and pipe.head[4:8] in _MP4_BOXES:
+        return _index_at_end(source.name)
     if isinstance(error, av.error.EOFError):
         return f"{source.name} ends before its first frame"
     if isinstance(error, av.error.InvalidDataError):
         hint = "; a pipe carries y4m, mpegts or matroska" if pipe is not None else ""
         return f"{source.name} is not a video that can be read{hint}"
     return f"{source.name} cannot be opened: {error.strerror or error}"
+
+
+def _index_at_end(name: str) -> str:
+    return (
+        f"{name} is an MP4 with its index (moov) at the end, which a pipe cannot go forward to and "
+        "come back from; give it as a file, or remux it first with "
+        "ffmpeg -i IN.mp4 -c copy -movflags +faststart OUT.mp4"
+    )
 
 
 def _open_file(path: Path, format: str | None) -> InputContainer:

@@ -21,7 +21,7 @@ from stillframe.video.companions import Companions, describe
 from stillframe.video.containers import Container
 from stillframe.video.copying import OutputTrack, Plan, make_plan
 from stillframe.video.library import TAGS_AS_BYTES
-from stillframe.video.picture import FromRgb, tag_colours
+from stillframe.video.picture import FromRgb, tag_colours, tell_mpeg4_colours
 
 __all__ = ["Encoder", "Picture"]
 
@@ -86,8 +86,8 @@ class Encoder:
         self.width = picture.width - (picture.width % 2 if even else 0)
         self.height = picture.height - (picture.height % 2 if even else 0)
         self.audio_dropped: str | None = None
-        self._picture, self._container = picture, container
-        self._duration = max(1, round(1 / (picture.rate * picture.grid)))
+        self._picture, self._container, self._codec = picture, container, codec
+        self._duration = max(container.least_ticks, round(1 / (picture.rate * picture.grid)))
         self._convert = FromRgb(self.width, self.height, picture.grid, self._pixel_format)
         self._durations: dict[int, int] = {}
         self._first_tick: int | None = None
@@ -180,9 +180,22 @@ class Encoder:
         with contextlib.suppress(av.FFmpegError, OSError):
             self._output.close()
 
+    def _tagged(self, packet: av.Packet[Any]) -> av.Packet[Any]:
+        """A packet that says its colours, where neither container nor encoder does."""
+        data = bytes(packet) if self._codec == "mpeg4" and packet.is_keyframe else b""
+        told = tell_mpeg4_colours(data, self.width, self.height)
+        if told == data:
+            return packet
+        new: av.Packet[Any] = av.Packet(told)
+        new.stream, new.time_base = self._video, packet.time_base
+        new.pts, new.dts, new.duration = packet.pts, packet.dts, packet.duration
+        new.is_keyframe = True
+        return new
+
     def _mux(self, packets: list[av.Packet[Any]]) -> None:
         for packet in packets:
             packet.duration = self._durations.pop(packet.pts or 0, self._duration)
+            packet = self._tagged(packet)
             if self._container.ending == "sum":
                 if self._late is None:
                     self._first_dts = packet.dts or 0

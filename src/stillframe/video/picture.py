@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stillframe.video.tone import ToneMap, hdr_curve
 
-__all__ = ["FromRgb", "Orientation", "ToRgb", "tag_colours"]
+__all__ = ["FromRgb", "Orientation", "ToRgb", "tag_colours", "tell_mpeg4_colours"]
 
 # libswscale: bilinear, accurate rounding, full chroma interpolation. Without the last two it takes
 # table-driven short cuts that darken every round trip by more than one grey level.
@@ -125,6 +125,34 @@ def tag_colours(codec_context: Any, width: int, height: int) -> None:
     codec_context.color_range = _LIMITED_RANGE_TAG
     codec_context.color_primaries = _BT709_TAG
     codec_context.color_trc = _BT709_TAG
+
+
+def tell_mpeg4_colours(data: bytes, width: int, height: int) -> bytes:
+    """A coded MPEG-4 picture that declares the same, which FFmpeg's encoder leaves out.
+
+    Its visual object header says "no signal type"; one with a signal type takes its place. Source:
+    ISO/IEC 14496-2, 6.2.2, `video_signal_type`.
+
+    Args:
+        data: a packet; returned as it is if it has no such header.
+        width, height: of the picture in pixels.
+    """
+    matrix = _BT709_TAG if _is_bt709(width, height) else _BT601_TAG
+    bits = _MPEG4_OBJECT + "1" + _MPEG4_UNSPECIFIED_FORMAT + "0" + "1"
+    bits += "".join(f"{tag:08b}" for tag in (_BT709_TAG, _BT709_TAG, matrix)) + "0"
+    header = _aligned(_MPEG4_OBJECT + "0" + "0")
+    return data.replace(header, _aligned(bits), 1)
+
+
+# video object, of version 1, with priority 1
+_MPEG4_OBJECT = "1" + "0001" + "001" + "0001"
+_MPEG4_UNSPECIFIED_FORMAT = "101"
+
+
+def _aligned(bits: str) -> bytes:
+    """A visual object header; the 0 at its end begins the stuffing, which goes on with 1s."""
+    bits += "1" * (-len(bits) % 8)
+    return b"\0\0\1\xb5" + int(bits, 2).to_bytes(len(bits) // 8, "big")
 
 
 class Orientation(NamedTuple):

@@ -150,8 +150,7 @@ class VideoReader:
         """Decode the first frame: only it tells the true size and the orientation."""
         first = next(self._pictures, None)
         if first is None:
-            lost = f": {self.damage}" if self.damage else ""
-            raise InputError(f"{self.name} has a video stream but not one readable frame{lost}")
+            raise InputError(self._demuxer.why_empty)
         self._orientation = Orientation.of(first)
         self.rotation = self._orientation.rotation
         self.width, self.height = first.width, first.height

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from stillframe.errors import OutputClosedError, OutputError
 from stillframe.video.containers import CONTAINERS, STREAMS
 from stillframe.video.places import Sink
+from stillframe.whole_file import name_beside
 
 __all__ = ["FileTarget", "StreamTarget", "check_output", "find_target"]
 
@@ -190,7 +191,7 @@ def _create_part(target: Path) -> Path:
     """Create the empty file that grows beside `target`, under a name that nobody has."""
     for attempt in count(1):
         middle = ".part" if attempt == 1 else f".part{attempt}"
-        part = target.with_name(target.stem + middle + target.suffix)
+        part = target.with_name(name_beside(target.name, middle))
         with contextlib.suppress(FileExistsError):
             os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             return part

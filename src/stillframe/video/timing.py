@@ -103,16 +103,22 @@ class OutputClock:
     """Ticks of one time base on the grid of another, strictly increasing.
 
     Exact where `grid` divides `time_base`; rounded to the nearest free tick otherwise.
+
+    Args:
+        time_base: seconds per tick of the times given.
+        grid: seconds per tick of the times returned.
+        least: ticks of `grid` from one time to the next; what comes sooner is to be left out.
     """
 
-    def __init__(self, time_base: Fraction, grid: Fraction) -> None:
+    def __init__(self, time_base: Fraction, grid: Fraction, least: int = 1) -> None:
         self.grid = grid
         self._ratio = time_base / grid
+        self._least = least
         self._last_given: int | None = None
-        self._last = -1
+        self._last: int | None = None
 
-    def __call__(self, pts: int) -> int:
-        """`pts`, in ticks of `time_base` -> ticks of `grid`.
+    def __call__(self, pts: int) -> int | None:
+        """`pts`, in ticks of `time_base` -> ticks of `grid`, None if it comes too soon.
 
         Raises:
             ValueError: `pts` is negative or not greater than the one before.
@@ -124,9 +130,14 @@ class OutputClock:
                 f"presentation times must increase: {pts} does not follow {self._last_given}"
             )
         self._last_given = pts
-        self._last = max(round(pts * self._ratio), self._last + 1)
-        return self._last
+        tick = round(pts * self._ratio)
+        if self._last is not None and tick < self._last + self._least:
+            if self._least > 1:
+                return None
+            tick = self._last + 1
+        self._last = tick
+        return tick
 
     def ticks(self, duration: int) -> int:
-        """A duration in ticks of `time_base` -> of `grid`, one at least."""
-        return max(1, round(duration * self._ratio))
+        """A duration in ticks of `time_base` -> of `grid`, the least at least."""
+        return max(self._least, round(duration * self._ratio))

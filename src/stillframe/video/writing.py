@@ -69,6 +69,7 @@ class VideoWriter:
         name: what to call the output.
         width, height: of the pictures in the file: one less than asked where H.264 needs them even.
         frames_written: how many frames were accepted.
+        frames_left_out: how many of them came too soon for the container and are not in the file.
         gaps: how many frames came late and were moved up, because a stream does not hold times.
 
     Raises:
@@ -101,14 +102,14 @@ class VideoWriter:
             )
         self._target = find_target(Sink.of(path), audio_from.path if audio_from else None)
         self.name = self._target.name
-        self.frames_written = self.gaps = 0
+        self.frames_written = self.frames_left_out = self.gaps = 0
         self._last_tick = 0
         self._shape = (height, width, 3)
         self._failure: Exception | None = None
         self._closed = self._is_stuck = False
         container = self._target.container
         rate = Fraction(fps).limit_denominator(_LARGEST_RATE_DENOMINATOR)
-        self._clock = OutputClock(time_base, container.grid(time_base, rate))
+        self._clock = OutputClock(time_base, container.grid(time_base, rate), container.least_ticks)
         picture = Picture(width, height, self._clock.grid, rate, sample_aspect_ratio, crf)
         companions = audio_from.companions if audio_from else Companions()
         self._encoder = self._open(codec or container.codec, picture, companions)
@@ -157,6 +158,11 @@ class VideoWriter:
             told.append(f"{self.name} is without {', '.join(self._encoder.left_out)}")
         if self._encoder.transcoded:
             told.append(f"{self.name} has {', '.join(self._encoder.transcoded)}")
+        if self.frames_left_out:
+            told.append(
+                f"{self.name} is without {self.frames_left_out} of {self.frames_written} frames: "
+                "browsers slow down what a GIF shows for less than 20 ms"
+            )
         return tuple(told)
 
     def write(self, pixels: NDArray[np.uint8], pts: int, duration: int | None = None) -> None:
@@ -180,7 +186,11 @@ class VideoWriter:
                 f"frames of {self.name} are uint8 {self._shape}, not {pixels.dtype} {pixels.shape}"
             )
         tick = self._clock(pts)
-        if not self._target.container.keeps_gaps and self.frames_written:
+        self.frames_written += 1
+        if tick is None:
+            self.frames_left_out += 1
+            return
+        if not self._target.container.keeps_gaps and self.frames_written > 1:
             self.gaps += tick > self._last_tick + 1
         self._last_tick = tick
         cropped = np.ascontiguousarray(pixels[: self.height, : self.width])
@@ -188,7 +198,6 @@ class VideoWriter:
         frame.pts = tick
         frame.duration = 0 if duration is None else self._clock.ticks(duration)
         self._submit(self._encoder.add, frame)
-        self.frames_written += 1
 
     def close(self, *, keep: bool = True) -> None:
         """Complete the file and give it its name, or with `keep=False` delete it. Idempotent.
