@@ -11,9 +11,10 @@ import av
 import numpy as np
 import pytest
 from av.filter import Graph
+from numpy.typing import NDArray
 from tests.video_samples import Pixels, gradient, make_video
 
-from stillframe.video import VideoReader
+from stillframe.video import Source, VideoReader
 from stillframe.video.deinterlacing import Deinterlacer
 from stillframe.video.tone import to_sdr
 
@@ -195,3 +196,90 @@ def test_progressive_frames_pass_at_once_and_as_they_are(tmp_path: Path) -> None
         for picture in container.decode(video=0):
             assert deinterlacer.push(picture) == [picture]
     assert deinterlacer.flush() == []
+
+
+SHADES = (0, 64, 128, 255)
+
+
+def transparent(lower: tuple[int, int, int] = (200, 30, 60)) -> NDArray[np.uint8]:
+    """Four columns of one colour, from transparent to opaque: RGBA, 64x48."""
+    picture = np.zeros((48, 64, 4), np.uint8)
+    picture[..., :3] = lower
+    for index, shade in enumerate(SHADES):
+        picture[:, 16 * index : 16 * index + 16, 3] = shade
+    return picture
+
+
+def make_transparent(path: Path, codec: str, pixel_format: str) -> Path:
+    """A file of such pictures."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pixel_format
+        if codec.startswith("libvpx"):
+            stream.codec_context.options = {"crf": "4", "b": "0", "auto-alt-ref": "0"}
+            stream.metadata["alpha_mode"] = "1"
+        for index in range(3):
+            picture = av.VideoFrame.from_ndarray(transparent(), format="rgba")
+            picture.pts, picture.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("background", ["black", "white"])
+@pytest.mark.parametrize(
+    ("name", "codec", "pixel_format", "limit"),
+    [
+        ("a.mov", "png", "rgba", 1),
+        ("a.mov", "qtrle", "argb", 1),
+        ("a.mkv", "ffv1", "yuva444p", 4),
+        ("a.webm", "libvpx-vp9", "yuva420p", 12),
+        ("a.webm", "libvpx", "yuva420p", 14),
+    ],
+)
+def test_transparent_pictures_are_shown_on_what_was_asked_for(
+    tmp_path: Path, background: str, name: str, codec: str, pixel_format: str, limit: int
+) -> None:
+    path = make_transparent(tmp_path / name, codec, pixel_format)
+    with VideoReader(Source.of(path, background=background)) as reader:
+        frames = list(reader)
+    assert len(frames) == 3
+    level = {"black": 0, "white": 255}[background]
+    for index, shade in enumerate(SHADES):
+        # away from the edges, where coders blur
+        shown = frames[0].pixels[8:40, 16 * index + 4 : 16 * index + 12].mean(axis=(0, 1))
+        share = shade / 255
+        right = np.array([200, 30, 60]) * share + level * (1 - share)
+        assert np.abs(shown - right).max() <= limit, shade
+
+
+def test_black_is_the_background_unless_asked(tmp_path: Path) -> None:
+    path = make_transparent(tmp_path / "a.mov", "png", "rgba")
+    assert shown(path)[:, :16].max() == 0
+    with pytest.raises(ValueError, match="black or white, not 'pink'"):
+        Source.of(path, background="pink")
+
+
+def test_what_is_transparent_in_a_gif_shows_the_background(tmp_path: Path) -> None:
+    """One of its colours may be transparent; written by hand, as FFmpeg's encoder avoids it."""
+    colours = bytes([255, 0, 0, 0, 0, 255])
+    codes = {0: 0, 1: 1}
+    bits = "".join(
+        f"{code:03b}"[::-1]
+        for index in range(16 * 16)
+        for code in ([4] if index % 2 == 0 else []) + [codes[index % 16 // 8]]
+    )
+    # a clear code before every other pixel keeps codes at three bits
+    bits += f"{5:03b}"[::-1]
+    bits += "0" * (-len(bits) % 8)
+    data = bytes(int(bits[at : at + 8][::-1], 2) for at in range(0, len(bits), 8))
+    size = (16).to_bytes(2, "little") * 2
+    frame = b"!\xf9\x04\x01\x0a\0\0\0" + b",\0\0\0\0" + size + b"\0\x02"
+    frame += bytes([len(data)]) + data + b"\0"
+    path = tmp_path / "a.gif"
+    path.write_bytes(b"GIF89a" + size + b"\x80\0\0" + colours + frame * 2 + b";")
+    for background, level in (("black", 0), ("white", 255)):
+        with VideoReader(Source.of(path, background=background)) as reader:
+            pixels = next(iter(reader)).pixels
+        assert (pixels[:, :8] == level).all()
+        assert (pixels[:, 8:] == [0, 0, 255]).all()

@@ -204,6 +204,9 @@ def edit(
     input_timeout: Annotated[
         float, typer.Option(help="Seconds of silence after which a URL counts as dead.")
     ] = 10.0,
+    background: Annotated[
+        str, typer.Option(help="What transparent pictures are shown on: black or white.")
+    ] = "black",
     report: ReportOption = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also edit without pruning and report both.")
@@ -212,7 +215,9 @@ def edit(
 ) -> None:
     """Edit a video file or stream."""
     with one_sentence_errors(), ExitStack() as stack:
-        read, written = named_places(source, input_format, input_timeout, out, output_format)
+        read, written = named_places(
+            source, input_format, input_timeout, out, output_format, background
+        )
         check_files(read, written, map_path, report, masks_out)
         written = stack.enter_context(kept_clean(written))
         levels = parse_sigmas(sigmas)

@@ -39,11 +39,15 @@ def _is_bt709(width: int, height: int) -> bool:
 class ToRgb:
     """Converts decoded pictures, keeping libswscale's tables from one to the next.
 
+    Args:
+        background: grey level that shows through where a picture is transparent.
+
     Attributes:
         curve: of HDR if a picture had one, PQ or HLG; else None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, background: int = 0) -> None:
+        self._background = background
         self.curve: str | None = None
         self._reformatter = VideoReformatter()
         self._tone: ToneMap | None = None
@@ -51,7 +55,8 @@ class ToRgb:
     def __call__(self, frame: av.VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
         """Any picture as uint8 (height, width, 3) RGB, scaled if it has another size.
 
-        Alpha is dropped; more than 8 bits are rounded; HDR becomes SDR.
+        More than 8 bits are rounded; HDR becomes SDR; alpha, which is taken not to be multiplied
+        into the colours, lets the background through.
         """
         curve = hdr_curve(frame)
         if curve is not None:
@@ -63,10 +68,27 @@ class ToRgb:
         if frame.colorspace in _UNKNOWN_MATRICES:
             is_bt709 = _is_bt709(frame.width, frame.height)
             matrix = Colorspace.ITU709 if is_bt709 else Colorspace.ITU601
+        has_alpha = any(part.is_alpha for part in frame.format.components)
+        has_alpha = has_alpha or frame.format.name == "pal8"
         rgb = self._reformatter.reformat(
-            frame, width, height, "rgb24", src_colorspace=matrix, interpolation=_ACCURATE
+            frame,
+            width,
+            height,
+            "rgba" if has_alpha else "rgb24",
+            src_colorspace=matrix,
+            interpolation=_ACCURATE,
         )
-        return np.asarray(rgb.to_ndarray(), dtype=np.uint8)
+        pixels = np.asarray(rgb.to_ndarray(), dtype=np.uint8)
+        return self._composite(pixels) if has_alpha else pixels
+
+    def _composite(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """RGBA over the background: RGB."""
+        alpha = pixels[..., 3:]
+        if alpha.min() == 255:
+            return np.ascontiguousarray(pixels[..., :3])
+        weight = alpha.astype(np.uint16)
+        mixed = pixels[..., :3] * weight + self._background * (255 - weight) + 127
+        return (mixed // 255).astype(np.uint8)
 
 
 class FromRgb:

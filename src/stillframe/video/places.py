@@ -18,7 +18,10 @@ from av.format import ContainerFormat
 from stillframe.errors import InputError, OutputError
 from stillframe.video.containers import STREAMS
 
-__all__ = ["Sink", "Source"]
+__all__ = ["BACKGROUNDS", "Sink", "Source"]
+
+#: Grey levels of what transparent pictures are shown on.
+BACKGROUNDS = {"black": 0, "white": 255}
 
 Kind = Literal["file", "pipe", "network", "device"]
 
@@ -50,6 +53,7 @@ class Source:
         format: FFmpeg's name of the container or device; None: found out by looking.
         timeout: seconds of silence after which a network source counts as dead.
         descriptor: of the file to read if ``text`` is "-".
+        background: what transparent pictures are shown on, black or white.
     """
 
     text: str
@@ -57,6 +61,7 @@ class Source:
     format: str | None = None
     timeout: float = _PATIENCE_S
     descriptor: int = 0
+    background: str = "black"
 
     @classmethod
     def of(
@@ -64,6 +69,7 @@ class Source:
         place: str | PathLike[str] | Source,
         format: str | None = None,
         timeout: float | None = None,
+        background: str = "black",
     ) -> Source:
         """What somebody typed.
 
@@ -71,15 +77,19 @@ class Source:
             place: a path, a URL, a device's name, or "-"; a `Source` is returned as it is.
             format: FFmpeg's name of the container or device, or y4m, ts, mkv; None to find out.
             timeout: seconds; None for 10.
+            background: black or white, for transparent pictures.
 
         Raises:
             InputError: nothing can be read there, whatever answers.
-            ValueError: there is no such format, or the timeout is not positive.
+            ValueError: there is no such format or background, or the timeout is not positive.
         """
         if isinstance(place, Source):
             return place
         if timeout is not None and timeout <= 0:
             raise ValueError(f"a source must be given more than 0 seconds to answer, got {timeout}")
+        if background not in BACKGROUNDS:
+            known = " or ".join(BACKGROUNDS)
+            raise ValueError(f"a background is {known}, not {background!r}")
         text = os.fspath(place)
         asked = None if format is None else _input_format(format)
         kind = "device" if asked in _DEVICE_FORMATS else _kind(text)
@@ -92,7 +102,8 @@ class Source:
             _check_stdin()
         if kind == "file" and asked is None and not os.path.exists(text):
             _refuse_camera_name(text)
-        return cls(text, kind, asked, _PATIENCE_S if timeout is None else timeout)
+        patience = _PATIENCE_S if timeout is None else timeout
+        return cls(text, kind, asked, patience, background=background)
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ Knows decoding, sizes and times. Does not know who reads. Still images are refus
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from itertools import islice
@@ -24,7 +25,7 @@ from stillframe.video.deinterlacing import Deinterlacer
 from stillframe.video.demuxing import Demuxer
 from stillframe.video.library import fraction
 from stillframe.video.picture import Orientation, ToRgb
-from stillframe.video.places import Source
+from stillframe.video.places import BACKGROUNDS, Source
 from stillframe.video.timing import DecodingOrder, InputClock
 from stillframe.video.tracks import PacketSink
 from stillframe.video.vectors import CODECS, BlockMotion, export_vectors, read_motion
@@ -32,6 +33,7 @@ from stillframe.video.vectors import CODECS, BlockMotion, export_vectors, read_m
 __all__ = ["Frame", "VideoReader"]
 
 _SMALLEST = 16
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _FPS_IF_UNKNOWN = 25.0
 # Where a stream does not know its rate, FFmpeg guesses up to that of its clock.
 _HIGHEST_LIVE_FPS = 240.0
@@ -62,7 +64,7 @@ class VideoReader:
 
     What cannot be decoded is skipped and told in `damage`. Frames of another size than the first
     are scaled to it. HDR becomes SDR (see `tone`); frames that say that they are interlaced are
-    deinterlaced.
+    deinterlaced; transparent ones are shown on `Source.background`.
     Presentation times are the file's own (variable frame rates included), counted from the start of
     its earliest stream, and repaired where they do not increase.
 
@@ -105,7 +107,7 @@ class VideoReader:
         self.path = Path(self.source.text) if self.source.kind == "file" else None
         self.name = self.source.name
         self._damage = Damage()
-        self._to_rgb = ToRgb()
+        self._to_rgb = ToRgb(BACKGROUNDS[self.source.background])
         self._demuxer = Demuxer(self.source, self._damage, stop)
         try:
             self._describe()
@@ -123,6 +125,11 @@ class VideoReader:
     def _describe(self) -> None:
         stream, duration = self._demuxer.video, self._demuxer.duration
         self._stream = stream
+        self._decoder: Any = stream.codec_context
+        if "1" in (stream.metadata.get("alpha_mode"), stream.metadata.get("ALPHA_MODE")):
+            # FFmpeg's own decoders of VP8 and VP9 leave alpha out
+            with contextlib.suppress(ValueError, KeyError):
+                self._decoder = av.CodecContext.create(_WITH_ALPHA[self._decoder.name], "r")
         self.time_base = fraction(stream.time_base) or Fraction(1, 90_000)
         self._has_no_times = self._demuxer.container.format.name == "avi"
         self.fps = float(stream.average_rate or stream.guessed_rate or _FPS_IF_UNKNOWN)
@@ -291,7 +298,7 @@ class VideoReader:
             if packet.dts is not None:
                 order.decode(packet.dts, packet.is_keyframe)
             try:
-                pictures = self._stream.decode(packet)
+                pictures = self._decoder.decode(packet)
             except av.FFmpegError:
                 self._damage.undecoded.add(seconds)
                 order.fail()
@@ -301,7 +308,7 @@ class VideoReader:
                     self._damage.concealed.add(seconds)
                 yield self._timed(picture, order)
         try:
-            for picture in self._stream.decode(None):
+            for picture in self._decoder.decode(None):
                 yield self._timed(picture, order)
         except av.FFmpegError:
             self._damage.undecoded.add(seconds)
