@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-__all__ = ["CONTAINERS", "STREAMS", "Container"]
+__all__ = ["CONTAINERS", "SEQUENCES", "STREAMS", "Container"]
 
 _FINEST_TICK = Fraction(1, 1_000_000)
 _SLOW_FPS = 10
@@ -107,6 +107,19 @@ CONTAINERS = {
         tags=_NOTHING,
         has_chapters=False,
     ),
+}
+# Numbered pictures, one a file.
+SEQUENCES = {
+    ".png": Container(
+        "image2",
+        "png",
+        constant_rate=True,
+        keeps_gaps=False,
+        sounds=_NOTHING,
+        subtitles=_NOTHING,
+        tags=_NOTHING,
+        has_chapters=False,
+    )
 }
 # FFmpeg puts anything into a transport stream, and players find only these in it.
 _MPEGTS_SOUNDS = frozenset({"aac", "ac3", "dts", "eac3", "mp2", "mp3", "opus"})

@@ -232,12 +232,15 @@ def _movie_timescale(grid: Fraction, sound: Fraction | None) -> int:
 
 
 def _pixel_format(codec: str) -> str:
-    """The pixel format to give an encoder: yuv420p, which plays everywhere, if it takes that."""
+    """The pixel format to give an encoder: yuv420p, which plays everywhere, if it takes that.
+
+    Otherwise all colours if it takes them, and the best 256 if not.
+    """
     try:
         formats = [video_format.name for video_format in Codec(codec, "w").video_formats or ()]
     except ValueError as error:
         raise ValueError(f"there is no video encoder named {codec!r}") from error
-    for preferred in ("yuv420p", "pal8"):
+    for preferred in ("yuv420p", "rgb24", "pal8"):
         if preferred in formats or not formats:
             return preferred
     return formats[0]

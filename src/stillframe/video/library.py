@@ -7,7 +7,7 @@ from typing import Any
 
 import av
 
-__all__ = ["TAGS_AS_BYTES", "fraction"]
+__all__ = ["TAGS_AS_BYTES", "fraction", "side_data"]
 
 #: Keywords of ``av.open`` that keep tags in whatever encoding byte for byte. From 19 on there are
 #: none, because it always does.
@@ -23,3 +23,15 @@ def fraction(value: Any) -> Fraction | None:
     stands for unknown.
     """
     return Fraction(value.numerator, value.denominator) if value else None
+
+
+def side_data(frame: av.VideoFrame, kind: str) -> Any:
+    """What a frame has beside its pixels of a kind by PyAV's name; None if nothing.
+
+    Up to 18, a kind that PyAV does not know (Exif, of JPEG and TIFF) hides all others.
+    """
+    try:
+        found: Any = frame.side_data
+        return found.get(kind)
+    except ValueError:
+        return None

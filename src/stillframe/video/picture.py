@@ -17,6 +17,7 @@ from av.filter.context import FilterContext
 from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
+from stillframe.video.library import side_data
 from stillframe.video.tone import ToneMap, hdr_curve
 
 __all__ = ["FromRgb", "Orientation", "ToRgb", "tag_colours", "tell_mpeg4_colours"]
@@ -195,10 +196,10 @@ class Orientation(NamedTuple):
         The matrix (a b u; c d v; x y w) takes column p and row q to column ap + cq, row bp + dq.
         Source: ISO/IEC 14496-12, track header.
         """
-        side_data: Any = frame.side_data.get("DISPLAYMATRIX")
-        if side_data is None:
+        matrix = side_data(frame, "DISPLAYMATRIX")
+        if matrix is None:
             return cls()
-        a, b, _, c, d = np.frombuffer(side_data, dtype=np.int32)[:5].tolist()
+        a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
         is_mirrored = a * d < b * c
         degrees = math.degrees(math.atan2(b, -a if is_mirrored else a))
         rotation = round(degrees / 90) * 90 % 360

@@ -11,22 +11,24 @@ import stat
 import sys
 from dataclasses import dataclass
 from os import PathLike
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from av.format import ContainerFormat
 
 from stillframe.errors import InputError, OutputError
 from stillframe.video.containers import STREAMS
 
-__all__ = ["BACKGROUNDS", "Sink", "Source"]
+__all__ = ["BACKGROUNDS", "Pattern", "Sink", "Source", "split_pattern"]
 
 #: Grey levels of what transparent pictures are shown on.
 BACKGROUNDS = {"black": 0, "white": 255}
 
-Kind = Literal["file", "pipe", "network", "device"]
+Kind = Literal["file", "images", "pipe", "network", "device"]
 
 #: Seconds without an answer or data after which a network source counts as dead.
 _PATIENCE_S = 10.0
+_NUMBER = re.compile(r"%0?(\d*)d")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _READABLE = ("http", "https", "rtmp", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
 # What listeners of each protocol expect.
@@ -43,13 +45,46 @@ _CAMERA_NAMES = (
 )
 
 
+class Pattern(NamedTuple):
+    """Names of numbered files in one folder, as frames/%04d.png stands for.
+
+    Attributes:
+        folder: where they are.
+        before, after: what stands around the number; `after` with the extension.
+        digits: how many a number has at least.
+    """
+
+    folder: Path
+    before: str
+    digits: int
+    after: str
+
+    def matches(self, name: str) -> bool:
+        """Whether a file of the folder is one of them."""
+        number = name[len(self.before) : len(name) - len(self.after)]
+        is_number = number.isascii() and number.isdigit() and len(number) >= self.digits
+        is_padded = len(number) == self.digits or number[:1] != "0" or number == "0"
+        return is_number and is_padded and name == self.before + number + self.after
+
+
+def split_pattern(text: str) -> Pattern | None:
+    """What a name with a %d or %04d in it stands for; None for others, and for what is there."""
+    folder, name = os.path.split(text)
+    found = _NUMBER.findall(name)
+    if len(found) != 1 or os.path.exists(text):
+        return None
+    before, after = _NUMBER.sub("%d", name).split("%d")
+    return Pattern(Path(folder or "."), before, int(found[0] or 1), after)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where video is read.
 
     Attributes:
         text: a path, a URL, a device's name, or "-" for standard input.
-        kind: which of these it is; a named pipe is a "pipe".
+        kind: which of these it is; a named pipe is a "pipe"; a folder and a pattern as
+            frames/%04d.png are "images".
         format: FFmpeg's name of the container or device; None: found out by looking.
         timeout: seconds of silence after which a network source counts as dead.
         descriptor: of the file to read if ``text`` is "-".
@@ -113,7 +148,7 @@ class Source:
     @property
     def is_live(self) -> bool:
         """Whether it can be read only once, as it comes."""
-        return self.kind != "file"
+        return self.kind not in ("file", "images")
 
 
 @dataclass(frozen=True)
@@ -201,7 +236,9 @@ def _kind(text: str) -> Kind:
     try:
         mode = os.stat(text).st_mode
     except (OSError, ValueError):
-        return "file"
+        return "file" if split_pattern(text) is None else "images"
+    if stat.S_ISDIR(mode):
+        return "images"
     if stat.S_ISFIFO(mode):
         return "pipe"
     is_camera = stat.S_ISCHR(mode) and os.path.realpath(text).startswith("/dev/video")

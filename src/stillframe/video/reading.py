@@ -26,6 +26,7 @@ from stillframe.video.demuxing import Demuxer
 from stillframe.video.library import fraction
 from stillframe.video.picture import Orientation, ToRgb
 from stillframe.video.places import BACKGROUNDS, Source
+from stillframe.video.stills import Stills, is_animated_webp
 from stillframe.video.timing import DecodingOrder, InputClock
 from stillframe.video.tracks import PacketSink
 from stillframe.video.vectors import CODECS, BlockMotion, export_vectors, read_motion
@@ -72,7 +73,8 @@ class VideoReader:
     only), or `stop` says so.
 
     Args:
-        source: a path, a URL, a device, "-" for standard input, or a `Source`.
+        source: a path, a folder of pictures, a pattern as frames/%04d.png, a URL, a device, "-" for
+            standard input, or a `Source`.
         stop: asked before every read of a pipe and while it is silent; true ends it.
         motion: whether to tell of every frame what its codec moved.
         max_frames: stop after so many frames; sound stops where the last of them ends, wherever
@@ -108,7 +110,7 @@ class VideoReader:
         self.name = self.source.name
         self._damage = Damage()
         self._to_rgb = ToRgb(BACKGROUNDS[self.source.background])
-        self._demuxer = Demuxer(self.source, self._damage, stop)
+        self._demuxer = self._open(stop)
         try:
             self._describe()
             self._motion = motion
@@ -122,30 +124,44 @@ class VideoReader:
             self._demuxer.close()
             raise
 
+    def _open(self, stop: Callable[[], bool] | None) -> Demuxer | Stills:
+        is_webp = self.path is not None and is_animated_webp(self.path)
+        if is_webp or self.source.kind == "images":
+            return Stills(self.source, self._damage)
+        return Demuxer(self.source, self._damage, stop)
+
     def _describe(self) -> None:
-        stream, duration = self._demuxer.video, self._demuxer.duration
+        stream: Any = self._demuxer.video
+        duration = self._demuxer.duration
         self._stream = stream
-        self._decoder: Any = stream.codec_context
-        if "1" in (stream.metadata.get("alpha_mode"), stream.metadata.get("ALPHA_MODE")):
-            # FFmpeg's own decoders of VP8 and VP9 leave alpha out
-            with contextlib.suppress(ValueError, KeyError):
-                self._decoder = av.CodecContext.create(_WITH_ALPHA[self._decoder.name], "r")
+        self._decoder = stream.codec_context
+        self._has_no_times = False
+        if isinstance(self._demuxer, Demuxer):
+            self._find_decoder(self._demuxer.container.format.name)
         self.time_base = fraction(stream.time_base) or Fraction(1, 90_000)
-        self._has_no_times = self._demuxer.container.format.name == "avi"
         self.fps = float(stream.average_rate or stream.guessed_rate or _FPS_IF_UNKNOWN)
         if self._has_no_times and stream.guessed_rate:
             # it counts ticks without a picture, too
             self.fps = min(self.fps, float(stream.guessed_rate))
         if self.source.is_live and self.fps > _HIGHEST_LIVE_FPS:
             self.fps = _FPS_IF_UNKNOWN
-        self.frames_estimate: int | None = None if self.source.is_live else stream.frames or None
-        if self._has_no_times:
-            self.frames_estimate = None
+        is_counted = not self.source.is_live and not self._has_no_times
+        self.frames_estimate: int | None = stream.frames or None if is_counted else None
         if self.frames_estimate is None and duration:
             self.frames_estimate = max(1, round(duration * Fraction(self.fps)))
 
+    def _find_decoder(self, container: str) -> None:
+        stream = self._stream
+        self._has_no_times = container == "avi"
+        if "1" in (stream.metadata.get("alpha_mode"), stream.metadata.get("ALPHA_MODE")):
+            # FFmpeg's own decoders of VP8 and VP9 leave alpha out
+            with contextlib.suppress(ValueError, KeyError):
+                self._decoder = av.CodecContext.create(_WITH_ALPHA[self._decoder.name], "r")
+
     def _ask_for_motion(self) -> None:
         codec: Any = self._stream.codec_context
+        if codec is None:
+            raise InputError(f"{self.name} is of single pictures, which have no motion vectors")
         if codec.name not in CODECS:
             raise InputError(
                 f"{self.name} is coded as {codec.name}, whose decoder tells no motion vectors; "
@@ -291,6 +307,9 @@ class VideoReader:
 
     def _decode_stored(self) -> Generator[av.VideoFrame, None, None]:
         """Pictures as they are stored; packets that do not decode are counted and skipped."""
+        if isinstance(self._demuxer, Stills):
+            yield from self._demuxer.pictures()
+            return
         seconds = None
         order = DecodingOrder()
         for packet in self._demuxer.packets():
