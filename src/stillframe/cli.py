@@ -129,13 +129,18 @@ def edit(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="IN", help="The video to edit: a file, a URL, a camera, or - for stdin."
+            metavar="IN",
+            help="The video to edit: a file, a folder of pictures or frames/%04d.png, "
+            "a URL, a camera, or - for stdin.",
         ),
     ],
     out: Annotated[
         str,
         typer.Option(
-            "--out", "-o", metavar="OUT", help="What to write: a file, a URL, or - for stdout."
+            "--out",
+            "-o",
+            metavar="OUT",
+            help="What to write: a file, out/%04d.png, a URL, or - for stdout.",
         ),
     ],
     prompt: Annotated[str | None, typer.Option(help="What it should look like.")] = None,

@@ -88,10 +88,15 @@ class ToneMap:
         return self.kind == _kind(frame)
 
     def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """The same picture in SDR: 16-bit RGB; its times are lost."""
+        """The same picture in SDR, as 16-bit RGB, with no time of its own."""
+        times = frame.pts, frame.time_base
+        # the table has but one, which all must come after
         frame.pts, frame.time_base = self._count, Fraction(1)
         self._count += 1
         self._source.push(frame)
+        frame.pts = times[0]
+        if times[1]:
+            frame.time_base = times[1]
         mapped: Any = self._sink.pull()
         return mapped
 
