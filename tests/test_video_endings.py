@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from itertools import count, pairwise
 from pathlib import Path
@@ -91,6 +92,42 @@ def test_a_file_lasts_as_long_as_its_source(tmp_path: Path, source: str, target:
         assert reader.damage is None
     assert len(frames) == len(UNEVEN)
     assert ends == pytest.approx([*UNEVEN[1:], END], abs=tolerance / 2 + 0.001)
+
+
+def test_a_duration_in_the_header_alone_is_that_of_the_last_picture(tmp_path: Path) -> None:
+    """Recorders write how long a Matroska file lasts, and not how long its last picture does."""
+    path = make_video(
+        tmp_path / "a.mkv",
+        [gradient(index) for index in range(26)],
+        options={"tune": "zerolatency"},
+    )
+    data = path.read_bytes()
+    at = data.index(bytes.fromhex("448988")) + 3
+    assert struct.unpack(">d", data[at : at + 8]) == (1040.0,)
+    tag = b"00:00:01.040000000"
+    assert data.count(tag) == 1
+    data = data[:at] + struct.pack(">d", 4000.0) + data[at + 8 :]
+    for stated in (data, data.replace(tag, b"00:00:04.000000000")):
+        path.write_bytes(stated)
+        with VideoReader(path) as reader:
+            last = list(reader)[-1]
+            seconds = float((last.pts + (last.duration or 0)) * reader.time_base)
+            assert seconds == pytest.approx(4.0, abs=0.001)
+            assert reader.damage is None
+    copy(path, tmp_path / "out.mp4")
+    assert length(tmp_path / "out.mp4") == pytest.approx(4.0, abs=0.001)
+
+
+def test_pictures_without_times_all_last_as_long(tmp_path: Path) -> None:
+    frames = [gradient(index) for index in range(20)]
+    path = make_video(tmp_path / "a.h264", frames)
+    with VideoReader(path) as reader:
+        got = list(reader)
+        times = [float(frame.pts * reader.time_base) for frame in got]
+        rate = reader.fps
+    copy(path, tmp_path / "out.mp4")
+    assert times == pytest.approx([index / rate for index in range(20)])
+    assert length(tmp_path / "out.mp4") == pytest.approx(20 / rate, abs=0.001)
 
 
 @pytest.mark.parametrize("format", ["mpegts", "flv"])

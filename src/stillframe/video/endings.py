@@ -28,13 +28,14 @@ def stated_end(container: InputContainer, video: VideoStream) -> Fraction | None
     """
     if video.duration and video.time_base:
         return Fraction(((video.start_time or 0) + video.duration) * video.time_base)
+    ends: list[Fraction] = []
     tag = _TIME.fullmatch(video.metadata.get("DURATION", "").strip())
     if tag is not None:
         hours, minutes, seconds = tag.groups()
-        return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
+        ends.append(int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds))
     if container.duration and len(container.streams) == 1:
-        return ((container.start_time or 0) + container.duration) * _MICROSECOND
-    return None
+        ends.append(((container.start_time or 0) + container.duration) * _MICROSECOND)
+    return max(ends, default=None)
 
 
 def is_whole_matroska(path: Path) -> bool:

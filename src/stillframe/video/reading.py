@@ -281,8 +281,10 @@ class VideoReader:
         while picture is not None:
             pixels = self._orientation.apply(to_rgb(picture, width, height))
             motion = read_motion(picture, self._orientation) if self._motion else None
-            pts = clock(picture.dts if picture.pts is None else picture.pts)
-            frame = Frame(pixels, pts, motion, picture.duration or None)
+            given = picture.dts if picture.pts is None else picture.pts
+            pts = clock(given)
+            shown = None if given is None else picture.duration or None
+            frame = Frame(pixels, pts, motion, shown)
             if self.source.is_live:
                 # the next one may be long in coming
                 yield frame
@@ -294,7 +296,10 @@ class VideoReader:
             yield held._replace(duration=self._last_duration(held, clock.is_file_time))
 
     def _last_duration(self, frame: Frame, is_file_time: bool) -> int | None:
-        """Ticks from a frame to the end of the file, if times are still those of the file."""
+        """Ticks from a frame to the end of the file, if times are still those of the file.
+
+        Made-up times go on at the frame rate, which durations may contradict.
+        """
         end = round(self._demuxer.picture_end / float(self.time_base))
         return end - frame.pts if is_file_time and end > frame.pts else frame.duration
 

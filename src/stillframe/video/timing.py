@@ -47,6 +47,7 @@ class InputClock:
 
     def __call__(self, pts: int | None) -> int:
         """The repaired time of the next frame, whose file time is `pts` (None: not given)."""
+        self.is_file_time = self.is_file_time and pts is not None
         if self._last is None:
             now = 0 if pts is None else pts + self._shift
             now = now if self._lowest is None else max(now, self._lowest)
