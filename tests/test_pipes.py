@@ -477,3 +477,15 @@ def test_an_index_at_the_end_is_named_with_its_cure(tmp_path: Path, suffix: str)
     )
     with feeding(front.read_bytes()) as end, VideoReader(stdin(end)) as reader:
         assert len(list(reader)) == 20
+
+
+def test_a_source_without_sound_sends_no_more_than_the_frames_asked_for() -> None:
+    """The pipe stays open, and whoever waits for more of it waits for ever."""
+    out, into = os.pipe()
+    os.write(into, y4m(6))
+    try:
+        with VideoReader(stdin(out, "yuv4mpegpipe"), max_frames=4) as reader:
+            assert len(list(reader)) == 4
+    finally:
+        os.close(into)
+        os.close(out)

@@ -132,9 +132,10 @@ class Demuxer:
         Containers may put sound behind the pictures that it is for, but not by more than this
         gives them; otherwise the rest of a long file would be read for a track that has ended.
         """
-        for packet in self._packets:
-            seconds = self.seconds(packet) or 0.0
-            if self.tracks.has_reached(end) or seconds > end + _MOST_INTERLEAVED_S:
+        # asked first: a source without sound need not send anything more
+        while not self.tracks.has_reached(end):
+            packet = next(self._packets, None)
+            if packet is None or (self.seconds(packet) or 0.0) > end + _MOST_INTERLEAVED_S:
                 break
         self.tracks.finish(end)
 
