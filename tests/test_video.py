@@ -320,3 +320,19 @@ def test_sound_that_nobody_takes_is_not_kept(tmp_path: Path) -> None:
         tmp_path / "a.mov", pictures, time_base=second, sound="pcm_s16le", sound_seconds=120
     )
     assert growth(path, 20) < 6_000_000
+
+
+def test_tags_in_another_encoding_are_no_obstacle(tmp_path: Path) -> None:
+    """A Latin-1 title, as old programs wrote it, is no UTF-8."""
+    path = make_video(tmp_path / "a.mkv", [gradient(index) for index in range(3)])
+    with av.open(str(path)) as old, av.open(str(tmp_path / "b.mkv"), "w") as new:
+        new.metadata["title"] = "Caf#"
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    tagged = tmp_path / "b.mkv"
+    tagged.write_bytes(tagged.read_bytes().replace(b"Caf#", b"Caf\xe9"))
+    assert b"Caf\xe9" in tagged.read_bytes()
+    assert len(read(tagged)) == 3

@@ -113,6 +113,23 @@ def test_an_untagged_matrix_is_taken_by_size(tmp_path: Path, width: int, height:
     assert np.abs(got - colour).max() <= 2
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".webm", ".avi"])
+@pytest.mark.parametrize(("width", "height", "matrix"), [(64, 48, 6), (1280, 720, 1)])
+def test_every_container_says_which_matrix_it_has(
+    tmp_path: Path, suffix: str, width: int, height: int, matrix: int
+) -> None:
+    """Players take a file that does not say so for whatever they like."""
+    path = tmp_path / f"a{suffix}"
+    with VideoWriter(path, width, height, TICK, 25) as writer:
+        for index in range(3):
+            writer.write(gradient(index, width, height), index)
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            assert (frame.colorspace, frame.color_range) == (matrix, 1)
+            shown = frame.to_ndarray(format="rgb24").astype(int)
+            assert np.abs(shown - gradient(0, width, height)).mean() < 8
+
+
 @pytest.mark.parametrize(("width", "height", "matrix"), [(64, 48, 6), (1280, 720, 1)])
 def test_colours_survive_and_are_declared(
     tmp_path: Path, width: int, height: int, matrix: int

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from types import FrameType
 
+import av
 import numpy as np
 import pytest
 from tests.video_samples import Pixels, decode, gradient, make_video, noise, packets
@@ -19,6 +20,7 @@ from tests.video_samples import Pixels, decode, gradient, make_video, noise, pac
 from stillframe.errors import OutputError
 from stillframe.video import VideoReader, VideoWriter, check_output
 from stillframe.video.timing import OutputClock
+from stillframe.whole_file import name_beside, write_whole
 
 TICK = Fraction(1, 25)
 
@@ -308,3 +310,57 @@ def test_other_encoders_can_be_asked_for(tmp_path: Path, codec: str, suffix: str
     assert [seconds for seconds, _ in got] == [index * TICK for index in range(6)]
     for (_, pixels), frame in zip(got, frames, strict=True):
         assert np.abs(pixels.astype(int) - frame).mean() < 5
+
+
+@pytest.mark.parametrize("fps", [60, 75, 100, 144, 240])
+def test_no_gif_frame_is_too_short_for_browsers(tmp_path: Path, fps: int) -> None:
+    """Less than 20 ms are shown for 100."""
+    path, count = tmp_path / "a.gif", fps // 2
+    with VideoWriter(path, 64, 48, Fraction(1, fps), fps) as writer:
+        for index in range(count):
+            writer.write(gradient(index), index)
+    with av.open(str(path)) as container:
+        found = [packet for packet in container.demux(video=0) if packet.size]
+    shown = [float((packet.duration or 0) * packet.time_base) for packet in found]
+    assert min(shown) >= 0.02
+    assert sum(shown) == pytest.approx(0.5, abs=0.031)
+    assert len(found) + writer.frames_left_out == count == writer.frames_written
+    assert any("20 ms" in loss for loss in writer.losses)
+    for packet in found:
+        # each is where it would have been
+        place = float((packet.pts or 0) * packet.time_base) * fps
+        assert abs(place - round(place)) * 1000 / fps <= 5.1
+
+
+def test_a_gif_of_fifty_a_second_has_all_frames(tmp_path: Path) -> None:
+    path = tmp_path / "a.gif"
+    with VideoWriter(path, 64, 48, Fraction(1, 50), 50) as writer:
+        for index in range(20):
+            writer.write(gradient(index), index)
+    assert writer.losses == ()
+    assert len(decode(path)) == 20
+
+
+@pytest.mark.parametrize(("name", "length"), [("a", 255), ("a", 251), ("ä", 255), ("夏", 254)])
+def test_names_as_long_as_file_systems_allow(tmp_path: Path, name: str, length: int) -> None:
+    size = len(name.encode())
+    whole = (length - len(".mp4")) // size
+    path = tmp_path / (name * whole + "b" * (length - len(".mp4") - whole * size) + ".mp4")
+    assert len(path.name.encode()) == length
+    with VideoWriter(path, 64, 48, TICK, 25) as writer:
+        writer.write(gradient(), 0)
+        (growing,) = os.listdir(tmp_path)
+        assert growing.endswith(".part.mp4")
+        writer.write(gradient(1), 1)
+    assert os.listdir(tmp_path) == [path.name]
+    report = tmp_path / (path.stem + "s" * (255 - length) + ".txt")
+    write_whole(report, [b"whole"])
+    assert report.read_bytes() == b"whole"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_a_shortened_name_keeps_its_end() -> None:
+    assert name_beside("a.mp4", ".part") == "a.part.mp4"
+    long = name_beside("夏" * 83 + ".mp4", ".part")
+    assert long.endswith("夏.part.mp4")
+    assert 253 <= len(long.encode()) <= 255

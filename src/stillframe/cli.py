@@ -133,13 +133,18 @@ def edit(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="IN", help="The video to edit: a file, a URL, a camera, or - for stdin."
+            metavar="IN",
+            help="The video to edit: a file, a folder of pictures or frames/%04d.png, "
+            "a URL, a camera, or - for stdin.",
         ),
     ],
     out: Annotated[
         str,
         typer.Option(
-            "--out", "-o", metavar="OUT", help="What to write: a file, a URL, or - for stdout."
+            "--out",
+            "-o",
+            metavar="OUT",
+            help="What to write: a file, out/%04d.png, a URL, or - for stdout.",
         ),
     ],
     prompt: Annotated[str | None, typer.Option(help="What it should look like.")] = None,
@@ -209,6 +214,9 @@ def edit(
     input_timeout: Annotated[
         float, typer.Option(help="Seconds of silence after which a URL counts as dead.")
     ] = 10.0,
+    background: Annotated[
+        str, typer.Option(help="What transparent pictures are shown on: black or white.")
+    ] = "black",
     report: ReportOption = None,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also edit without pruning and report both.")
@@ -217,7 +225,9 @@ def edit(
 ) -> None:
     """Edit a video file or stream."""
     with one_sentence_errors(), ExitStack() as stack:
-        read, written = named_places(source, input_format, input_timeout, out, output_format)
+        read, written = named_places(
+            source, input_format, input_timeout, out, output_format, background
+        )
         check_files(read, written, map_path, report, masks_out)
         written = stack.enter_context(kept_clean(written))
         levels = parse_sigmas(sigmas)

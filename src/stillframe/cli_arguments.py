@@ -25,12 +25,17 @@ __all__ = [
 
 
 def named_places(
-    source: str, input_format: str | None, timeout: float, out: str, output_format: str | None
+    source: str,
+    input_format: str | None,
+    timeout: float,
+    out: str,
+    output_format: str | None,
+    background: str = "black",
 ) -> tuple[Source, Sink]:
     """What is meant by the names that were typed."""
     from stillframe.video import Sink, Source
 
-    return Source.of(source, input_format, timeout), Sink.of(out, output_format)
+    return Source.of(source, input_format, timeout, background), Sink.of(out, output_format)
 
 
 def check_files(

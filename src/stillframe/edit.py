@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,7 +129,7 @@ def edit_file(
     started = time.perf_counter()
     with ExitStack() as stack:
         motion = control is not None and control.detector is not None
-        reader = stack.enter_context(_open_reader(source, stop, motion))
+        reader = stack.enter_context(_open_reader(source, stop, motion, max_frames))
         fit = fit_to_grid(
             reader.width,
             reader.height,
@@ -168,7 +167,7 @@ def edit_file(
         loop = FileLoop(fit, pipe.compute_device, lanes, writer, map_video, comparison)
         forget_peak(pipe.compute_device)
         tell = _teller(on_progress, loop, reader, max_frames)
-        loop.run(islice(reader, max_frames), stop, tell)
+        loop.run(iter(reader), stop, tell)
         loop.close()
         if masks_out is not None and writer.frames_written:
             recorder.masks(replace(header, frames=writer.frames_written)).write(masks_out)
@@ -225,9 +224,11 @@ def _fitted(
     return control.fitted(fit.source_width, fit.source_height, extent, clock)
 
 
-def _open_reader(source: Source, stop: Callable[[], bool] | None, motion: bool) -> VideoReader:
+def _open_reader(
+    source: Source, stop: Callable[[], bool] | None, motion: bool, max_frames: int | None
+) -> VideoReader:
     try:
-        return VideoReader(source, stop=stop, motion=motion)
+        return VideoReader(source, stop=stop, motion=motion, max_frames=max_frames)
     except InputError as error:
         if stop is not None and stop():
             raise KeyboardInterrupt from error

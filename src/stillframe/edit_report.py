@@ -96,13 +96,12 @@ def _differences(run: RunReport, full: RunReport, comparison: Comparison) -> dic
 
 
 def _warnings(reader: VideoReader, loop: FileLoop) -> tuple[str, ...]:
-    told, writer = [], loop.writer
+    told, writer = list(reader.notes), loop.writer
     if reader.damage is not None:
         told.append(f"a part of {reader.name} was lost: {reader.damage}")
     if reader.fell_silent:
         told.append(f"{reader.name} ended because nothing came for {reader.source.timeout:g} s")
-    if writer.audio_dropped is not None:
-        told.append(f"{writer.name} has no sound: {writer.audio_dropped}")
+    told += writer.losses
     if writer.gaps:
         told.append(
             f"{writer.name} is in a format without times: {writer.gaps} "

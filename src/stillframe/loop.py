@@ -36,6 +36,7 @@ class Waiting(NamedTuple):
     """A frame between reading and writing; ``source`` only where someone will look at it."""
 
     pts: int
+    duration: int | None
     source: Pixels | None
 
 
@@ -182,7 +183,8 @@ class MapVideo:
         """Draw and write the map of the next frame."""
         assert waiting.source is not None
         keep = self._track.at(self.writer.frames_written)
-        self.writer.write(draw_map(waiting.source, keep, self._patch), waiting.pts)
+        drawn = draw_map(waiting.source, keep, self._patch)
+        self.writer.write(drawn, waiting.pts, waiting.duration)
 
 
 class Comparison:
@@ -302,7 +304,7 @@ class FileLoop:
         """Put a frame on the list of those whose edit has yet to come out."""
         self.frames_in += 1
         source = self._pixels(picture)[0] if self._watched else None
-        self._waiting.append(Waiting(frame.pts, source))
+        self._waiting.append(Waiting(frame.pts, frame.duration, source))
         for lane in self.lanes:
             controlled = lane.stream.controlled
             if controlled is not None and controlled.motion is not None:
@@ -329,7 +331,7 @@ class FileLoop:
         for number, pixels in enumerate(frames):
             waiting = self._waiting.popleft()
             with self.clock("write"):
-                self.writer.write(pixels, waiting.pts)
+                self.writer.write(pixels, waiting.pts, waiting.duration)
             if self._map is not None:
                 self._map.write(waiting)
             if self._comparison is not None:

@@ -13,7 +13,23 @@ from pathlib import Path
 
 from stillframe.errors import OutputError
 
-__all__ = ["write_whole"]
+__all__ = ["name_beside", "write_whole"]
+
+# bytes: what file systems allow, all of the usual ones alike
+_LONGEST_NAME = 255
+
+
+def name_beside(name: str, mark: str) -> str:
+    """A name for something that is to become the file `name`: marked before its extension.
+
+    A long one is shortened to what file systems allow, and keeps its extension.
+    """
+    stem, suffix = os.path.splitext(name)
+    room = _LONGEST_NAME - len(os.fsencode(mark + suffix))
+    # whole characters only
+    while len(os.fsencode(stem)) > room:
+        stem = stem[:-1]
+    return stem + mark + suffix
 
 
 def write_whole(path: str | PathLike[str], parts: Iterable[bytes]) -> None:
@@ -23,7 +39,7 @@ def write_whole(path: str | PathLike[str], parts: Iterable[bytes]) -> None:
         OutputError: it cannot be written.
     """
     target = Path(os.path.realpath(path))
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    part = target.with_name(name_beside(f"{target.name}.part", f".{os.getpid()}"))
     try:
         with open(part, "xb") as file:
             file.writelines(parts)

@@ -29,6 +29,7 @@ from stillframe.methods import Method, find_method
 from stillframe.pipeline import CausalWanPipeline
 from stillframe.report import DENOISING_STAGES, RunReport
 from stillframe.video import Frame, VideoWriter
+from stillframe.whole_file import name_beside
 
 __all__ = ["Edit", "Prepared", "as_video", "edit_frames", "keep_array", "prepare", "write_video"]
 
@@ -102,7 +103,7 @@ def keep_array(path: Path, frames: Pixels) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(name_beside(f"{path.name}.part", f".{os.getpid()}"))
     try:
         with part.open("wb") as file:
             np.save(file, frames)
@@ -119,7 +120,7 @@ class _Recorder(VideoWriter):
         self.frames: list[Pixels] = []
         super().__init__(path, shape[2], shape[1], Fraction(1, _TICKS), fps)
 
-    def write(self, pixels: Pixels, pts: int) -> None:
+    def write(self, pixels: Pixels, pts: int, duration: int | None = None) -> None:
         """Keep and encode a frame."""
         self.frames.append(pixels.copy())
         super().write(pixels, pts)

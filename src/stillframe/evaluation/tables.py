@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillframe.errors import OutputError
+from stillframe.whole_file import name_beside
 
 __all__ = ["write_table", "write_text"]
 
@@ -26,7 +27,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(name_beside(f"{path.name}.part", f".{os.getpid()}"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(content)

@@ -1,7 +1,7 @@
 """Open a video file or stream and take it apart into packets, once, from front to back.
 
-Knows containers, which stream is the picture and which the sound, and where the input itself is
-broken. Does not decode. Sound goes to a sink as it is met; without one it is dropped.
+Knows containers, which stream is the picture, and where the input itself is broken. Does not
+decode. Sound and subtitles go their own way (`tracks`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import av
-from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from stillframe.errors import InputError
+from stillframe.video.companions import find_companions
 from stillframe.video.damage import Damage
+from stillframe.video.endings import is_whole_avi, is_whole_matroska, stated_end
+from stillframe.video.library import TAGS_AS_BYTES
 from stillframe.video.pipes import PipeInput
 from stillframe.video.places import Source
-from stillframe.video.timing import InputClock
+from stillframe.video.tracks import Tracks
 
-__all__ = ["AudioSink", "Demuxer"]
-
-AudioSink = Callable[["av.Packet[Any]"], None]
+__all__ = ["Demuxer"]
 
 _MICROSECOND = Fraction(1, 1_000_000)
 # FFmpeg opens text as video: these decoders draw characters.
@@ -38,6 +38,9 @@ _EARLY_END_S = 0.5
 # More than Matroska itself puts between two packets.
 _UNEXPLAINED_BYTES = 2048
 _READ_ATTEMPTS = 32
+# What an MP4 or MOV begins with.
+_MP4_BOXES = frozenset({b"ftyp", b"mdat", b"wide", b"free", b"skip"})
+_MOST_INTERLEAVED_S = 30.0
 # What looking at a stream may take before its first frame is decoded, unless its header says all.
 _LIVE_OPTIONS = {"analyzeduration": "2000000"}
 _OPTIONS_BY_SCHEME = {
@@ -56,7 +59,10 @@ class Demuxer:
     Attributes:
         container: the open file.
         video: the picture stream: the first that is not cover art.
-        audio: the first sound stream, None without sound.
+        companions: what it has beside its pictures.
+        tracks: sound and subtitles on their way out.
+        picture_end: seconds from the file's start at which the last picture ends, as far as the
+            file says; complete when it was read to its end.
         start: seconds at which the earliest stream begins.
         duration: seconds, 0 if unknown.
         fell_silent: whether it was given up because nothing came any more.
@@ -76,9 +82,7 @@ class Demuxer:
         self._damage = damage
         self.fell_silent = False
         self._pipe: PipeInput | None = None
-        self._sink: AudioSink | None = None
-        self._early: list[av.Packet[Any]] | None = []
-        self._audio_clock: InputClock | None = None
+        self._source = source
         if source.kind == "pipe":
             self._pipe = _open_pipe(source, stop)
         try:
@@ -87,38 +91,66 @@ class Demuxer:
         except InputError:
             self.close()
             raise
-        self.audio: AudioStream | None = next(iter(self.container.streams.audio), None)
         self.start = (self.container.start_time or 0) * _MICROSECOND
         # What pipes say is made up from sizes that they do not have.
         known = 0 if source.is_live else self.container.duration or 0
         self.duration = known * _MICROSECOND
+        self._has_no_times = self.container.format.name == "avi"
+        self.picture_end = self._last_start = 0.0
+        self._pictures = 0
+        self.companions = find_companions(self.container, self.video, self.start)
+        kept = [*self.companions.sounds, *self.companions.subtitles]
+        self.tracks = Tracks(kept, self.start)
+        self._packets = self._split()
 
     def seconds(self, packet: av.Packet[Any]) -> float | None:
         """When the packet is shown or heard, from the file's start; None if it does not say."""
-        stamp = packet.dts if packet.pts is None else packet.pts
+        # AVI has no other time of a picture; what FFmpeg makes of it is one frame and more too late
+        has_pts = packet.pts is not None and not self._has_no_times
+        stamp = packet.pts if has_pts else packet.dts
         return None if stamp is None else float(stamp * packet.time_base - self.start)
 
-    def connect_audio(self, sink: AudioSink | None) -> None:
-        """Send sound to `sink` from now on, and first what was met while the file was probed."""
-        self._sink = sink
-        if sink is not None:
-            for packet in self._early or ():
-                sink(packet)
-            self._early = None
-
-    def end_of_probing(self) -> None:
-        """Let go of sound that nobody asked for yet."""
-        self._early = None
+    @property
+    def why_empty(self) -> str:
+        """A sentence for a file that opened and has no picture, without a full stop."""
+        if self._pipe is not None and self._pipe.head[4:8] in _MP4_BOXES:
+            return _index_at_end(self._source.name)
+        lost = self._damage.sentence()
+        told = f"{self._source.name} has a video stream but not one readable frame"
+        return told if lost is None else f"{told}: {lost}"
 
     def packets(self) -> Iterator[av.Packet[VideoStream]]:
-        """Packets of video that hold data, in file order; sound leaves by the sink on the way."""
+        """Packets of video that hold data, in file order; all else leaves by `tracks`.
+
+        Like an open file it has one position: it goes on where another call stopped.
+        """
+        return self._packets
+
+    def finish_tracks(self, end: float) -> None:
+        """Read on until all sound up to `end`, in seconds, has left; pictures are skipped.
+
+        Containers may put sound behind the pictures that it is for, but not by more than this
+        gives them; otherwise the rest of a long file would be read for a track that has ended.
+        """
+        # asked first: a source without sound need not send anything more
+        while not self.tracks.has_reached(end):
+            packet = next(self._packets, None)
+            if packet is None or (self.seconds(packet) or 0.0) > end + _MOST_INTERLEAVED_S:
+                break
+        self.tracks.finish(end)
+
+    def _split(self) -> Iterator[av.Packet[VideoStream]]:
         is_sequential = "matroska" in self.container.format.name
         expected_position: int | None = None
         last_end = 0.0
         for packet in self._all_packets():
             seconds = self.seconds(packet)
             if seconds is not None:
-                last_end = max(last_end, seconds + float((packet.duration or 0) * packet.time_base))
+                end = seconds + float((packet.duration or 0) * packet.time_base)
+                last_end = max(last_end, end)
+                if packet.stream_index == self.video.index:
+                    self.picture_end = max(self.picture_end, end)
+                    self._last_start = max(self._last_start, seconds)
             if packet.is_corrupt:
                 self._damage.torn.add(seconds)
             if is_sequential and packet.pos is not None:
@@ -126,20 +158,26 @@ class Demuxer:
                 if gap > _UNEXPLAINED_BYTES:
                     self._damage.skipped_bytes.add(seconds, gap)
                 expected_position = packet.pos + packet.size
+            if not packet.size:
+                continue
             if packet.stream_index == self.video.index:
+                self._pictures += 1
                 yield packet
-            elif self.audio is not None and packet.stream_index == self.audio.index:
-                self._hand_over(packet)
-        self._note_early_end(last_end)
+            elif packet.stream_index in self.tracks:
+                self.tracks.take(packet)
+        self._end(last_end)
 
     def _all_packets(self) -> Iterator[av.Packet[Any]]:
-        """Every packet with data, going on after errors of the container as long as it moves."""
+        """Every packet of the file, going on after errors of the container as long as it moves.
+
+        Those without data say how long something lasts.
+        """
         failures = 0
         while failures < _READ_ATTEMPTS:
             try:
                 for packet in self.container.demux():
-                    if packet.size:
-                        failures = 0
+                    failures = 0 if packet.size else failures
+                    if packet.size or packet.dts is not None:
                         yield packet
                 return
             except av.error.ExitError:
@@ -150,29 +188,30 @@ class Demuxer:
                     self._damage.unread.add(None)
                 failures += 1
 
-    def _hand_over(self, packet: av.Packet[Any]) -> None:
-        if packet.dts is None:
-            return
-        if self._audio_clock is None:
-            rate = 1 / ((packet.duration or 1024) * packet.time_base)
-            start = round(self.start / packet.time_base)
-            self._audio_clock = InputClock(packet.time_base, float(rate), start, lowest=None)
-        delay = 0 if packet.pts is None else packet.pts - packet.dts
-        packet.dts = self._audio_clock(packet.dts)
-        packet.pts = packet.dts + delay
-        if self._sink is not None:
-            self._sink(packet)
-        elif self._early is not None:
-            self._early.append(packet)
-
-    def _note_early_end(self, last_end: float) -> None:
+    def _end(self, last_end: float) -> None:
+        """Say how long the last picture lasts, and whether something is missing."""
+        if self._is_whole():
+            stated = stated_end(self.container, self.video)
+            if stated is not None and stated - self.start > self._last_start:
+                # durations of packets follow the order of decoding in MP4
+                self.picture_end = float(stated - self.start)
+            last_end = max(last_end, self.picture_end)
         is_known = any(name in self.container.format.name for name in _FORMATS_WITH_DURATION)
         if is_known and last_end + _EARLY_END_S < self.duration:
             self._damage.early_end = last_end, float(self.duration)
 
+    def _is_whole(self) -> bool:
+        """Whether all pictures of a file were met, as far as it says how many it has."""
+        if self._source.is_live or self._damage.unread.count or self._damage.skipped_bytes.count:
+            return False
+        if "matroska" in self.container.format.name:
+            return is_whole_matroska(Path(self._source.text))
+        if self.container.format.name == "avi":
+            return is_whole_avi(Path(self._source.text))
+        return 0 < self.video.frames <= self._pictures
+
     def close(self) -> None:
         """Release the file or stream."""
-        self._sink = None
         container: InputContainer | None = getattr(self, "container", None)
         if container is not None:
             container.close()
@@ -199,7 +238,7 @@ def _open(source: Source, pipe: PipeInput | None) -> InputContainer:
             "r",
             format=source.format,
             container_options={**_LIVE_OPTIONS, **_OPTIONS_BY_SCHEME.get(scheme, {})},
-            metadata_errors="replace",
+            **TAGS_AS_BYTES,
             buffer_size=_PIPE_BUFFER_BYTES,
             timeout=None if timeout is None else (timeout, timeout),
         )
@@ -211,14 +250,25 @@ def _open(source: Source, pipe: PipeInput | None) -> InputContainer:
 
 
 def _why_unreadable(source: Source, pipe: PipeInput | None, error: OSError | av.FFmpegError) -> str:
-    if pipe is not None and pipe.is_empty:
+    if pipe is not None and not pipe.head:
         return f"{source.name} ends before its first byte"
+    is_garbled = isinstance(error, (av.error.EOFError, av.error.InvalidDataError))
+    if is_garbled and pipe is not None and pipe.head[4:8] in _MP4_BOXES:
+        return _index_at_end(source.name)
     if isinstance(error, av.error.EOFError):
         return f"{source.name} ends before its first frame"
     if isinstance(error, av.error.InvalidDataError):
         hint = "; a pipe carries y4m, mpegts or matroska" if pipe is not None else ""
         return f"{source.name} is not a video that can be read{hint}"
     return f"{source.name} cannot be opened: {error.strerror or error}"
+
+
+def _index_at_end(name: str) -> str:
+    return (
+        f"{name} is an MP4 with its index (moov) at the end, which a pipe cannot go forward to and "
+        "come back from; give it as a file, or remux it first with "
+        "ffmpeg -i IN.mp4 -c copy -movflags +faststart OUT.mp4"
+    )
 
 
 def _open_file(path: Path, format: str | None) -> InputContainer:
@@ -228,7 +278,7 @@ def _open_file(path: Path, format: str | None) -> InputContainer:
         raise InputError(f"{path} is a folder, not a video file")
     try:
         # An absolute path cannot be taken for a protocol, as "clip:1.mp4" would be.
-        return av.open(str(path.resolve()), "r", format=format, metadata_errors="replace")
+        return av.open(str(path.resolve()), "r", format=format, **TAGS_AS_BYTES)
     except av.error.PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied") from error
     except av.error.EOFError as error:

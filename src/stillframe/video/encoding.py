@@ -1,8 +1,7 @@
-"""Encoders and containers: pictures and copied sound in, an open file or stream out.
+"""Encoders and muxers: pictures and what goes along with them in, an open file or stream out.
 
-Knows which container an extension or the name of a stream means, what its encoders want and which
-times it can hold. Does not know whether the file may be written, when it is complete, or what
-becomes of it after an error.
+Knows what encoders and muxers want. Does not know whether the file may be written, when it is
+complete, or what becomes of it after an error.
 """
 
 from __future__ import annotations
@@ -14,82 +13,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
-from av.audio.stream import AudioStream
 from av.codec import Codec
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
-from stillframe.video.picture import FromRgb, tag_colours
+from stillframe.video.companions import Companions, describe
+from stillframe.video.containers import Container
+from stillframe.video.copying import OutputTrack, Plan, make_plan
+from stillframe.video.library import TAGS_AS_BYTES
+from stillframe.video.picture import FromRgb, tag_colours, tell_mpeg4_colours
 
-__all__ = ["CONTAINERS", "STREAMS", "Container", "Encoder", "Picture"]
+__all__ = ["Encoder", "Picture"]
 
-_FINEST_TICK = Fraction(1, 1_000_000)
 _COARSEST_TIMESCALE = 1000
 _LAMBDA_PER_QSCALE = 118
-_USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 # Who joins a stream late sees nothing before the next whole picture.
 _LIVE_KEYFRAME_S = 2
 _EVEN_FORMATS = ("yuv420", "yuvj420", "nv12", "p010")
-
-
-class Container(NamedTuple):
-    """What an extension or the name of a stream stands for.
-
-    Attributes:
-        format: FFmpeg's name of the muxer.
-        codec: the encoder used unless another is asked for.
-        tick: the only time base that it can hold; None if it holds any.
-        constant_rate: times are multiples of one frame's duration.
-        stream: its name as a stream, which is sent at once and never gone back to; None: a file.
-        keeps_gaps: a frame that comes late stays late; otherwise it follows the one before it.
-        sounds: codecs of sound that it holds; None: whatever its muxer accepts.
-    """
-
-    format: str
-    codec: str
-    tick: Fraction | None = None
-    constant_rate: bool = False
-    stream: str | None = None
-    keeps_gaps: bool = True
-    sounds: frozenset[str] | None = None
-
-    def grid(self, time_base: Fraction, rate: Fraction) -> Fraction:
-        """The time base to write in: `time_base` itself wherever the container can hold it."""
-        if self.constant_rate:
-            return 1 / rate
-        if self.tick is not None:
-            return self.tick
-        # Finer ticks overflow the 32-bit durations of MP4 after a few seconds without a frame.
-        return max(time_base, _FINEST_TICK)
-
-
-_MILLISECOND = Fraction(1, 1000)
-CONTAINERS = {
-    ".mp4": Container("mp4", "libx264"),
-    ".m4v": Container("mp4", "libx264"),
-    ".mov": Container("mov", "libx264"),
-    ".mkv": Container("matroska", "libx264", tick=_MILLISECOND),
-    ".webm": Container("webm", "libvpx-vp9", tick=_MILLISECOND),
-    ".avi": Container("avi", "mpeg4", constant_rate=True),
-    ".gif": Container("gif", "gif", tick=Fraction(1, 100)),
-}
-# FFmpeg puts any sound into a transport stream, and players find only these in it.
-_MPEGTS_SOUNDS = frozenset({"aac", "ac3", "dts", "eac3", "mp2", "mp3", "opus"})
-STREAMS = {
-    "y4m": Container(
-        "yuv4mpegpipe",
-        "rawvideo",
-        constant_rate=True,
-        stream="y4m",
-        keeps_gaps=False,
-        sounds=frozenset(),
-    ),
-    "mpegts": Container(
-        "mpegts", "libx264", Fraction(1, 90_000), stream="mpegts", sounds=_MPEGTS_SOUNDS
-    ),
-    "matroska": Container("matroska", "libx264", _MILLISECOND, stream="matroska"),
-    "flv": Container("flv", "libx264", _MILLISECOND, stream="flv"),
-}
 
 
 class Picture(NamedTuple):
@@ -120,11 +60,13 @@ class Encoder:
         codec: FFmpeg's name of a video encoder.
         picture: size, times and quality; an odd size loses a row or column where the pixel format
             cannot hold it.
-        audio: stream of an open input to copy, or None.
+        companions: what an open input has beside its pictures.
 
     Attributes:
         width, height: of the pictures in the file.
-        audio_dropped: why `audio` is not copied, None if it is.
+        audio_dropped: why there is no sound, None if there is or there was none.
+        left_out: what else of the companions is left out, in words.
+        transcoded: what of them is transcoded, in words.
 
     Raises:
         ValueError: there is no such encoder, or the container does not take what it makes.
@@ -137,40 +79,43 @@ class Encoder:
         container: Container,
         codec: str,
         picture: Picture,
-        audio: AudioStream | None,
+        companions: Companions,
     ) -> None:
         self._pixel_format = _pixel_format(codec)
         even = self._pixel_format.startswith(_EVEN_FORMATS)
         self.width = picture.width - (picture.width % 2 if even else 0)
         self.height = picture.height - (picture.height % 2 if even else 0)
         self.audio_dropped: str | None = None
-        self._picture, self._container = picture, container
-        self._duration = max(1, round(1 / (picture.rate * picture.grid)))
+        self._picture, self._container, self._codec = picture, container, codec
+        self._duration = max(container.least_ticks, round(1 / (picture.rate * picture.grid)))
         self._convert = FromRgb(self.width, self.height, picture.grid, self._pixel_format)
-        self._last_audio_tick: int | None = None
-        kept = None if audio is None or not self._may_hold(audio) else audio
+        self._durations: dict[int, int] = {}
+        self._first_tick: int | None = None
+        self._first_dts = self._end = 0
+        self._last: av.VideoFrame | None = None
+        self._late: av.Packet[Any] | None = None
+        self._tracks: dict[int, OutputTrack] = {}
+        plan = make_plan(container, companions)
         try:
-            self._open(address, codec, kept)
+            self._open(address, codec, plan)
         except (ValueError, av.FFmpegError) as error:
-            if kept is None or isinstance(error, OSError):
+            if plan.is_empty or isinstance(error, OSError):
                 raise
-            kept = None
-            self._open(address, codec, None)
-        if audio is not None and kept is None:
+            plan = plan.without_tracks()
+            self._open(address, codec, plan)
+        self.left_out, self.transcoded = plan.left_out, plan.transcoded
+        if companions.sounds and not plan.has_sound:
             kind = f"{Path(address).suffix} files"
             kind = kind if container.stream is None else f"{container.stream} streams"
-            self.audio_dropped = f"{kind} cannot hold {_codec_name(audio)} sound"
+            self.audio_dropped = f"{kind} cannot hold {describe(companions.sounds[0])}"
 
-    def _may_hold(self, audio: AudioStream) -> bool:
-        sounds = self._container.sounds
-        return sounds is None or _codec_name(audio) in sounds
-
-    def _open(self, address: str, codec: str, audio: AudioStream | None) -> None:
-        options = _muxer_options(self._container, self._picture.grid, audio)
-        output = av.open(address, "w", format=self._container.format, container_options=options)
+    def _open(self, address: str, codec: str, plan: Plan) -> None:
+        options = _muxer_options(self._container, self._picture.grid, plan)
+        form = self._container.format
+        output = av.open(address, "w", format=form, container_options=options, **TAGS_AS_BYTES)
         try:
             self._video = self._add_video(output, codec)
-            self._audio = None if audio is None else _copy_stream(output, audio)
+            self._tracks = plan.carry_out(output)
             output.start_encoding()
         except BaseException:
             with contextlib.suppress(av.FFmpegError):
@@ -194,24 +139,40 @@ class Encoder:
         return stream
 
     def add(self, frame: av.VideoFrame) -> None:
-        """Encode an rgb24 frame of the file's size, its pts in ticks of the grid."""
-        frame.time_base = self._picture.grid
-        self._mux(self._video.encode(self._convert(frame)))
+        """Encode an rgb24 frame of the file's size, its pts in ticks of the grid.
 
-    def add_audio(self, packet: av.Packet[Any]) -> None:
-        """Copy a packet of the input's audio stream; one that is not after the last is left out."""
-        if self._audio is None or packet.dts is None:
-            return
-        tick = round(packet.dts * packet.time_base / (self._audio.time_base or packet.time_base))
-        if self._last_audio_tick is not None and tick <= self._last_audio_tick:
-            return
-        self._last_audio_tick = tick
-        packet.stream = self._audio
-        self._output.mux(packet)
+        Its duration, in the same ticks, is that of the file's end if it is the last one; 0 for
+        that of the nominal rate.
+        """
+        frame.time_base = self._picture.grid
+        tick = frame.pts or 0
+        self._first_tick = tick if self._first_tick is None else self._first_tick
+        self._durations[tick] = frame.duration or self._duration
+        self._end = tick + self._durations[tick]
+        picture = self._convert(frame)
+        if self._container.ending == "repeat":
+            self._last = picture
+        self._mux(self._video.encode(picture))
+
+    def add_companion(self, packet: av.Packet[Any]) -> None:
+        """Take a packet of sound or subtitles of the input."""
+        track = self._tracks.get(packet.stream_index)
+        if track is not None:
+            track.add(packet)
 
     def finish(self) -> None:
         """Write what the encoder still holds, then the index."""
+        if self._last is not None and self._end - (self._last.pts or 0) > 1.5 * self._duration:
+            self._last.pts = self._end - self._duration
+            self._mux(self._video.encode(self._last))
         self._mux(self._video.encode(None))
+        if self._late is not None:
+            decoded = (self._late.dts or 0) - self._first_dts
+            left = self._end - (self._first_tick or 0) - decoded
+            self._late.duration = max(self._late.duration or 0, left)
+            self._output.mux(self._late)
+        for track in self._tracks.values():
+            track.finish()
         self._output.close()
 
     def abandon(self) -> None:
@@ -219,18 +180,36 @@ class Encoder:
         with contextlib.suppress(av.FFmpegError, OSError):
             self._output.close()
 
+    def _tagged(self, packet: av.Packet[Any]) -> av.Packet[Any]:
+        """A packet that says its colours, where neither container nor encoder does."""
+        data = bytes(packet) if self._codec == "mpeg4" and packet.is_keyframe else b""
+        told = tell_mpeg4_colours(data, self.width, self.height)
+        if told == data:
+            return packet
+        new: av.Packet[Any] = av.Packet(told)
+        new.stream, new.time_base = self._video, packet.time_base
+        new.pts, new.dts, new.duration = packet.pts, packet.dts, packet.duration
+        new.is_keyframe = True
+        return new
+
     def _mux(self, packets: list[av.Packet[Any]]) -> None:
         for packet in packets:
-            packet.duration = packet.duration or self._duration
-            self._output.mux(packet)
+            packet.duration = self._durations.pop(packet.pts or 0, self._duration)
+            packet = self._tagged(packet)
+            if self._container.ending == "sum":
+                if self._late is None:
+                    self._first_dts = packet.dts or 0
+                else:
+                    self._output.mux(self._late)
+                self._late = packet
+            else:
+                self._output.mux(packet)
 
 
-def _muxer_options(
-    container: Container, grid: Fraction, audio: AudioStream | None
-) -> dict[str, str]:
+def _muxer_options(container: Container, grid: Fraction, plan: Plan) -> dict[str, str]:
     if container.format in ("mp4", "mov") and container.stream is None:
         # Moves the index to the front; lets late starts be as exact as the times themselves.
-        scale = _movie_timescale(grid, audio)
+        scale = _movie_timescale(grid, plan.sound_time_base)
         return {"movflags": "+faststart", "movie_timescale": str(scale)}
     if container.stream is None:
         return {}
@@ -243,36 +222,25 @@ def _muxer_options(
     return options
 
 
-def _codec_name(audio: AudioStream) -> str:
-    return audio.codec_context.name if audio.codec_context else "unknown"
-
-
-def _movie_timescale(grid: Fraction, audio: AudioStream | None) -> int:
+def _movie_timescale(grid: Fraction, sound: Fraction | None) -> int:
     """Ticks per second that hit every tick of the pictures, and of the sound if 31 bits allow."""
     scale = grid.denominator * -(-_COARSEST_TIMESCALE // grid.denominator)
-    if audio is not None and audio.time_base is not None:
-        common = math.lcm(scale, audio.time_base.denominator)
+    if sound is not None:
+        common = math.lcm(scale, sound.denominator)
         scale = common if common < 2**31 else scale
     return scale
 
 
-def _copy_stream(output: OutputContainer, audio: AudioStream) -> AudioStream:
-    stream = output.add_stream_from_template(audio)
-    # AVI and WAV count channels without naming them; MP4 fails on that, only at the very end.
-    layout: Any = stream.codec_context.layout
-    channels = layout.nb_channels
-    if layout.name == f"{channels} channels" and channels in _USUAL_LAYOUTS:
-        stream.codec_context.layout = _USUAL_LAYOUTS[channels]
-    return stream
-
-
 def _pixel_format(codec: str) -> str:
-    """The pixel format to give an encoder: yuv420p, which plays everywhere, if it takes that."""
+    """The pixel format to give an encoder: yuv420p, which plays everywhere, if it takes that.
+
+    Otherwise all colours if it takes them, and the best 256 if not.
+    """
     try:
         formats = [video_format.name for video_format in Codec(codec, "w").video_formats or ()]
     except ValueError as error:
         raise ValueError(f"there is no video encoder named {codec!r}") from error
-    for preferred in ("yuv420p", "pal8"):
+    for preferred in ("yuv420p", "rgb24", "pal8"):
         if preferred in formats or not formats:
             return preferred
     return formats[0]

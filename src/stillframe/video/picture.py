@@ -1,8 +1,7 @@
 """One picture: between a codec's pixel format and upright 8-bit RGB, same colours both ways.
 
 Knows YUV matrices and ranges, what to assume where a file does not say, and display matrices. Does
-not know files or time, nor HDR: pictures with a PQ or HLG curve are reduced to 8 bits as they are
-and look flat. Transfer curves and primaries are never converted.
+not know files or time. Of transfer curves and primaries, only those of HDR are converted (`tone`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,10 @@ from av.filter.context import FilterContext
 from av.video.reformatter import Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
-__all__ = ["FromRgb", "Orientation", "ToRgb", "tag_colours"]
+from stillframe.video.library import side_data
+from stillframe.video.tone import ToneMap, hdr_curve
+
+__all__ = ["FromRgb", "Orientation", "ToRgb", "tag_colours", "tell_mpeg4_colours"]
 
 # libswscale: bilinear, accurate rounding, full chroma interpolation. Without the last two it takes
 # table-driven short cuts that darken every round trip by more than one grey level.
@@ -36,24 +38,58 @@ def _is_bt709(width: int, height: int) -> bool:
 
 
 class ToRgb:
-    """Converts decoded pictures, keeping libswscale's tables from one to the next."""
+    """Converts decoded pictures, keeping libswscale's tables from one to the next.
 
-    def __init__(self) -> None:
+    Args:
+        background: grey level that shows through where a picture is transparent.
+
+    Attributes:
+        curve: of HDR if a picture had one, PQ or HLG; else None.
+    """
+
+    def __init__(self, background: int = 0) -> None:
+        self._background = background
+        self.curve: str | None = None
         self._reformatter = VideoReformatter()
+        self._tone: ToneMap | None = None
 
     def __call__(self, frame: av.VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
         """Any picture as uint8 (height, width, 3) RGB, scaled if it has another size.
 
-        Alpha is dropped; more than 8 bits are rounded.
+        More than 8 bits are rounded; HDR becomes SDR; alpha, which is taken not to be multiplied
+        into the colours, lets the background through.
         """
+        curve = hdr_curve(frame)
+        if curve is not None:
+            self.curve = curve
+            if self._tone is None or not self._tone.fits(frame):
+                self._tone = ToneMap(frame)
+            frame = self._tone(frame)
         matrix = None
         if frame.colorspace in _UNKNOWN_MATRICES:
             is_bt709 = _is_bt709(frame.width, frame.height)
             matrix = Colorspace.ITU709 if is_bt709 else Colorspace.ITU601
+        has_alpha = any(part.is_alpha for part in frame.format.components)
+        has_alpha = has_alpha or frame.format.name == "pal8"
         rgb = self._reformatter.reformat(
-            frame, width, height, "rgb24", src_colorspace=matrix, interpolation=_ACCURATE
+            frame,
+            width,
+            height,
+            "rgba" if has_alpha else "rgb24",
+            src_colorspace=matrix,
+            interpolation=_ACCURATE,
         )
-        return np.asarray(rgb.to_ndarray(), dtype=np.uint8)
+        pixels = np.asarray(rgb.to_ndarray(), dtype=np.uint8)
+        return self._composite(pixels) if has_alpha else pixels
+
+    def _composite(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """RGBA over the background: RGB."""
+        alpha = pixels[..., 3:]
+        if alpha.min() == 255:
+            return np.ascontiguousarray(pixels[..., :3])
+        weight = alpha.astype(np.uint16)
+        mixed = pixels[..., :3] * weight + self._background * (255 - weight) + 127
+        return (mixed // 255).astype(np.uint8)
 
 
 class FromRgb:
@@ -114,6 +150,34 @@ def tag_colours(codec_context: Any, width: int, height: int) -> None:
     codec_context.color_trc = _BT709_TAG
 
 
+def tell_mpeg4_colours(data: bytes, width: int, height: int) -> bytes:
+    """A coded MPEG-4 picture that declares the same, which FFmpeg's encoder leaves out.
+
+    Its visual object header says "no signal type"; one with a signal type takes its place. Source:
+    ISO/IEC 14496-2, 6.2.2, `video_signal_type`.
+
+    Args:
+        data: a packet; returned as it is if it has no such header.
+        width, height: of the picture in pixels.
+    """
+    matrix = _BT709_TAG if _is_bt709(width, height) else _BT601_TAG
+    bits = _MPEG4_OBJECT + "1" + _MPEG4_UNSPECIFIED_FORMAT + "0" + "1"
+    bits += "".join(f"{tag:08b}" for tag in (_BT709_TAG, _BT709_TAG, matrix)) + "0"
+    header = _aligned(_MPEG4_OBJECT + "0" + "0")
+    return data.replace(header, _aligned(bits), 1)
+
+
+# video object, of version 1, with priority 1
+_MPEG4_OBJECT = "1" + "0001" + "001" + "0001"
+_MPEG4_UNSPECIFIED_FORMAT = "101"
+
+
+def _aligned(bits: str) -> bytes:
+    """A visual object header; the 0 at its end begins the stuffing, which goes on with 1s."""
+    bits += "1" * (-len(bits) % 8)
+    return b"\0\0\1\xb5" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+
+
 class Orientation(NamedTuple):
     """How stored pixels become upright: transpose, then mirror columns (x) and rows (y).
 
@@ -132,10 +196,10 @@ class Orientation(NamedTuple):
         The matrix (a b u; c d v; x y w) takes column p and row q to column ap + cq, row bp + dq.
         Source: ISO/IEC 14496-12, track header.
         """
-        side_data: Any = frame.side_data.get("DISPLAYMATRIX")
-        if side_data is None:
+        matrix = side_data(frame, "DISPLAYMATRIX")
+        if matrix is None:
             return cls()
-        a, b, _, c, d = np.frombuffer(side_data, dtype=np.int32)[:5].tolist()
+        a, b, _, c, d = np.frombuffer(matrix, dtype=np.int32)[:5].tolist()
         is_mirrored = a * d < b * c
         degrees = math.degrees(math.atan2(b, -a if is_mirrored else a))
         rotation = round(degrees / 90) * 90 % 360

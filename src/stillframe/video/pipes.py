@@ -19,6 +19,8 @@ __all__ = ["PipeInput", "video_on_stdout"]
 _STDOUT, _STDERR = 1, 2
 # How late a wish to stop may be noticed while nothing comes.
 _LOOK_AGAIN_S = 0.2
+# Enough to tell containers apart.
+_HEAD_BYTES = 16
 
 
 class PipeInput:
@@ -32,7 +34,7 @@ class PipeInput:
         stop: asked before every read and while nothing comes; true ends the input.
 
     Attributes:
-        is_empty: whether nothing has come so far.
+        head: the first bytes that came.
 
     Raises:
         OSError: a named pipe cannot be opened.
@@ -40,7 +42,7 @@ class PipeInput:
 
     def __init__(self, source: Source, stop: Callable[[], bool] | None = None) -> None:
         self.name = source.name
-        self.is_empty = True
+        self.head = b""
         self._stop = stop
         self._is_own = source.text != "-"
         self._descriptor = source.descriptor
@@ -52,7 +54,8 @@ class PipeInput:
         while self._stop is None or not self._stop():
             if self._has_data():
                 data = os.read(self._descriptor, count)
-                self.is_empty = self.is_empty and not data
+                if len(self.head) < _HEAD_BYTES:
+                    self.head += data[:_HEAD_BYTES]
                 return data
         return b""
 

@@ -11,19 +11,24 @@ import stat
 import sys
 from dataclasses import dataclass
 from os import PathLike
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 from av.format import ContainerFormat
 
 from stillframe.errors import InputError, OutputError
-from stillframe.video.encoding import STREAMS
+from stillframe.video.containers import STREAMS
 
-__all__ = ["Sink", "Source"]
+__all__ = ["BACKGROUNDS", "Pattern", "Sink", "Source", "split_pattern"]
 
-Kind = Literal["file", "pipe", "network", "device"]
+#: Grey levels of what transparent pictures are shown on.
+BACKGROUNDS = {"black": 0, "white": 255}
+
+Kind = Literal["file", "images", "pipe", "network", "device"]
 
 #: Seconds without an answer or data after which a network source counts as dead.
 _PATIENCE_S = 10.0
+_NUMBER = re.compile(r"%0?(\d*)d")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _READABLE = ("http", "https", "rtmp", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
 # What listeners of each protocol expect.
@@ -40,16 +45,50 @@ _CAMERA_NAMES = (
 )
 
 
+class Pattern(NamedTuple):
+    """Names of numbered files in one folder, as frames/%04d.png stands for.
+
+    Attributes:
+        folder: where they are.
+        before, after: what stands around the number; `after` with the extension.
+        digits: how many a number has at least.
+    """
+
+    folder: Path
+    before: str
+    digits: int
+    after: str
+
+    def matches(self, name: str) -> bool:
+        """Whether a file of the folder is one of them."""
+        number = name[len(self.before) : len(name) - len(self.after)]
+        is_number = number.isascii() and number.isdigit() and len(number) >= self.digits
+        is_padded = len(number) == self.digits or number[:1] != "0" or number == "0"
+        return is_number and is_padded and name == self.before + number + self.after
+
+
+def split_pattern(text: str) -> Pattern | None:
+    """What a name with a %d or %04d in it stands for; None for others, and for what is there."""
+    folder, name = os.path.split(text)
+    found = _NUMBER.findall(name)
+    if len(found) != 1 or os.path.exists(text):
+        return None
+    before, after = _NUMBER.sub("%d", name).split("%d")
+    return Pattern(Path(folder or "."), before, int(found[0] or 1), after)
+
+
 @dataclass(frozen=True)
 class Source:
     """Where video is read.
 
     Attributes:
         text: a path, a URL, a device's name, or "-" for standard input.
-        kind: which of these it is; a named pipe is a "pipe".
+        kind: which of these it is; a named pipe is a "pipe"; a folder and a pattern as
+            frames/%04d.png are "images".
         format: FFmpeg's name of the container or device; None: found out by looking.
         timeout: seconds of silence after which a network source counts as dead.
         descriptor: of the file to read if ``text`` is "-".
+        background: what transparent pictures are shown on, black or white.
     """
 
     text: str
@@ -57,6 +96,7 @@ class Source:
     format: str | None = None
     timeout: float = _PATIENCE_S
     descriptor: int = 0
+    background: str = "black"
 
     @classmethod
     def of(
@@ -64,6 +104,7 @@ class Source:
         place: str | PathLike[str] | Source,
         format: str | None = None,
         timeout: float | None = None,
+        background: str = "black",
     ) -> Source:
         """What somebody typed.
 
@@ -71,15 +112,19 @@ class Source:
             place: a path, a URL, a device's name, or "-"; a `Source` is returned as it is.
             format: FFmpeg's name of the container or device, or y4m, ts, mkv; None to find out.
             timeout: seconds; None for 10.
+            background: black or white, for transparent pictures.
 
         Raises:
             InputError: nothing can be read there, whatever answers.
-            ValueError: there is no such format, or the timeout is not positive.
+            ValueError: there is no such format or background, or the timeout is not positive.
         """
         if isinstance(place, Source):
             return place
         if timeout is not None and timeout <= 0:
             raise ValueError(f"a source must be given more than 0 seconds to answer, got {timeout}")
+        if background not in BACKGROUNDS:
+            known = " or ".join(BACKGROUNDS)
+            raise ValueError(f"a background is {known}, not {background!r}")
         text = os.fspath(place)
         asked = None if format is None else _input_format(format)
         kind = "device" if asked in _DEVICE_FORMATS else _kind(text)
@@ -92,7 +137,8 @@ class Source:
             _check_stdin()
         if kind == "file" and asked is None and not os.path.exists(text):
             _refuse_camera_name(text)
-        return cls(text, kind, asked, _PATIENCE_S if timeout is None else timeout)
+        patience = _PATIENCE_S if timeout is None else timeout
+        return cls(text, kind, asked, patience, background=background)
 
     @property
     def name(self) -> str:
@@ -102,7 +148,7 @@ class Source:
     @property
     def is_live(self) -> bool:
         """Whether it can be read only once, as it comes."""
-        return self.kind != "file"
+        return self.kind not in ("file", "images")
 
 
 @dataclass(frozen=True)
@@ -112,7 +158,7 @@ class Sink:
     Attributes:
         text: a path, a URL, or "-" for standard output.
         kind: which of these it is.
-        format: one of `encoding.STREAMS`; None for files, whose extension says it.
+        format: one of `containers.STREAMS`; None for files, whose extension says it.
         descriptor: of the file to write if ``text`` is "-".
     """
 
@@ -190,7 +236,9 @@ def _kind(text: str) -> Kind:
     try:
         mode = os.stat(text).st_mode
     except (OSError, ValueError):
-        return "file"
+        return "file" if split_pattern(text) is None else "images"
+    if stat.S_ISDIR(mode):
+        return "images"
     if stat.S_ISFIFO(mode):
         return "pipe"
     is_camera = stat.S_ISCHR(mode) and os.path.realpath(text).startswith("/dev/video")

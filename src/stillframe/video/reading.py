@@ -1,13 +1,14 @@
 """Decode a video file or stream into upright 8-bit RGB frames, one at a time.
 
-Knows decoding, sizes and times. Does not know who reads. Handles neither HDR (see `picture`) nor
-interlacing nor still images.
+Knows decoding, sizes and times. Does not know who reads. Still images are refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -15,20 +16,25 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from stillframe.errors import InputError
+from stillframe.video.companions import Companions
 from stillframe.video.damage import Damage
-from stillframe.video.demuxing import AudioSink, Demuxer
+from stillframe.video.deinterlacing import Deinterlacer
+from stillframe.video.demuxing import Demuxer
+from stillframe.video.library import fraction
 from stillframe.video.picture import Orientation, ToRgb
-from stillframe.video.places import Source
-from stillframe.video.timing import InputClock
+from stillframe.video.places import BACKGROUNDS, Source
+from stillframe.video.stills import Stills, is_animated_webp
+from stillframe.video.timing import DecodingOrder, InputClock
+from stillframe.video.tracks import PacketSink
 from stillframe.video.vectors import CODECS, BlockMotion, export_vectors, read_motion
 
 __all__ = ["Frame", "VideoReader"]
 
 _SMALLEST = 16
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _FPS_IF_UNKNOWN = 25.0
 # Where a stream does not know its rate, FFmpeg guesses up to that of its clock.
 _HIGHEST_LIVE_FPS = 240.0
@@ -41,11 +47,14 @@ class Frame(NamedTuple):
         pixels: uint8 (height, width, 3), RGB, upright.
         pts: presentation time in ticks of the reader's `time_base`, counted from the file's start.
         motion: what its codec moved, where the reader was asked for it.
+        duration: ticks for which it is shown; None if nothing says so. Of a file's frames it is the
+            time to the next one.
     """
 
     pixels: NDArray[np.uint8]
     pts: int
     motion: BlockMotion | None = None
+    duration: int | None = None
 
 
 class VideoReader:
@@ -55,7 +64,8 @@ class VideoReader:
     Use it as a context manager.
 
     What cannot be decoded is skipped and told in `damage`. Frames of another size than the first
-    are scaled to it. HDR is not handled: it is reduced to 8 bits as it is and looks flat.
+    are scaled to it. HDR becomes SDR (see `tone`); frames that say that they are interlaced are
+    deinterlaced; transparent ones are shown on `Source.background`.
     Presentation times are the file's own (variable frame rates included), counted from the start of
     its earliest stream, and repaired where they do not increase.
 
@@ -63,9 +73,12 @@ class VideoReader:
     only), or `stop` says so.
 
     Args:
-        source: a path, a URL, a device, "-" for standard input, or a `Source`.
+        source: a path, a folder of pictures, a pattern as frames/%04d.png, a URL, a device, "-" for
+            standard input, or a `Source`.
         stop: asked before every read of a pipe and while it is silent; true ends it.
         motion: whether to tell of every frame what its codec moved.
+        max_frames: stop after so many frames; sound stops where the last of them ends, wherever
+            the container keeps it.
 
     Attributes:
         source: where the video comes from.
@@ -90,36 +103,65 @@ class VideoReader:
         *,
         stop: Callable[[], bool] | None = None,
         motion: bool = False,
+        max_frames: int | None = None,
     ) -> None:
         self.source = Source.of(source)
         self.path = Path(self.source.text) if self.source.kind == "file" else None
         self.name = self.source.name
         self._damage = Damage()
-        self._demuxer = Demuxer(self.source, self._damage, stop)
+        self._to_rgb = ToRgb(BACKGROUNDS[self.source.background])
+        self._demuxer = self._open(stop)
         try:
             self._describe()
             self._motion = motion
+            self._end = None if max_frames is None else Fraction(max_frames) / Fraction(self.fps)
             if motion:
                 self._ask_for_motion()
             self._pictures = self._decode()
-            self._frames = self._read(self._probe())
+            read = self._read(self._probe())
+            self._frames = read if max_frames is None else self._first(max_frames, read)
         except BaseException:
             self._demuxer.close()
             raise
 
+    def _open(self, stop: Callable[[], bool] | None) -> Demuxer | Stills:
+        is_webp = self.path is not None and is_animated_webp(self.path)
+        if is_webp or self.source.kind == "images":
+            return Stills(self.source, self._damage)
+        return Demuxer(self.source, self._damage, stop)
+
     def _describe(self) -> None:
-        stream, duration = self._demuxer.video, self._demuxer.duration
+        stream: Any = self._demuxer.video
+        duration = self._demuxer.duration
         self._stream = stream
-        self.time_base = stream.time_base or Fraction(1, 90_000)
+        self._decoder = stream.codec_context
+        self._has_no_times = False
+        if isinstance(self._demuxer, Demuxer):
+            self._find_decoder(self._demuxer.container.format.name)
+        self.time_base = fraction(stream.time_base) or Fraction(1, 90_000)
         self.fps = float(stream.average_rate or stream.guessed_rate or _FPS_IF_UNKNOWN)
+        if self._has_no_times and stream.guessed_rate:
+            # it counts ticks without a picture, too
+            self.fps = min(self.fps, float(stream.guessed_rate))
         if self.source.is_live and self.fps > _HIGHEST_LIVE_FPS:
             self.fps = _FPS_IF_UNKNOWN
-        self.frames_estimate: int | None = None if self.source.is_live else stream.frames or None
+        is_counted = not self.source.is_live and not self._has_no_times
+        self.frames_estimate: int | None = stream.frames or None if is_counted else None
         if self.frames_estimate is None and duration:
             self.frames_estimate = max(1, round(duration * Fraction(self.fps)))
 
+    def _find_decoder(self, container: str) -> None:
+        stream = self._stream
+        self._has_no_times = container == "avi"
+        if "1" in (stream.metadata.get("alpha_mode"), stream.metadata.get("ALPHA_MODE")):
+            # FFmpeg's own decoders of VP8 and VP9 leave alpha out
+            with contextlib.suppress(ValueError, KeyError):
+                self._decoder = av.CodecContext.create(_WITH_ALPHA[self._decoder.name], "r")
+
     def _ask_for_motion(self) -> None:
         codec: Any = self._stream.codec_context
+        if codec is None:
+            raise InputError(f"{self.name} is of single pictures, which have no motion vectors")
         if codec.name not in CODECS:
             raise InputError(
                 f"{self.name} is coded as {codec.name}, whose decoder tells no motion vectors; "
@@ -131,12 +173,11 @@ class VideoReader:
         """Decode the first frame: only it tells the true size and the orientation."""
         first = next(self._pictures, None)
         if first is None:
-            lost = f": {self.damage}" if self.damage else ""
-            raise InputError(f"{self.name} has a video stream but not one readable frame{lost}")
+            raise InputError(self._demuxer.why_empty)
         self._orientation = Orientation.of(first)
         self.rotation = self._orientation.rotation
         self.width, self.height = first.width, first.height
-        self.sample_aspect_ratio = self._stream.sample_aspect_ratio or Fraction(1)
+        self.sample_aspect_ratio = fraction(self._stream.sample_aspect_ratio) or Fraction(1)
         if self._orientation.transpose:
             self.width, self.height = first.height, first.width
             self.sample_aspect_ratio = 1 / self.sample_aspect_ratio
@@ -148,14 +189,18 @@ class VideoReader:
         return first
 
     @property
-    def audio_stream(self) -> AudioStream | None:
-        """The stream whose packets `connect_audio` hands over; None without sound."""
-        return self._demuxer.audio
+    def companions(self) -> Companions:
+        """What the file has beside its pictures; packets of it are what `connect_audio` hands over.
+
+        Of the first `max_frames`, chapters that begin later are left out.
+        """
+        found = self._demuxer.companions
+        return found if self._end is None else found.until(self._end)
 
     @property
     def has_audio(self) -> bool:
-        """Whether there is a sound track that a `VideoWriter` may copy."""
-        return self._demuxer.audio is not None
+        """Whether there is a sound track that a `VideoWriter` may keep."""
+        return bool(self._demuxer.companions.sounds)
 
     @property
     def lost_packets(self) -> int:
@@ -168,17 +213,25 @@ class VideoReader:
         return self._damage.sentence()
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done to the pictures so far that one may want to know, a sentence each, without
+        a full stop."""
+        curve = self._to_rgb.curve
+        told = f"{self.name} is HDR ({curve}): its pictures were tone-mapped to SDR"
+        return () if curve is None else (told,)
+
+    @property
     def fell_silent(self) -> bool:
         """Whether it ended because nothing came for its `Source.timeout`."""
         return self._demuxer.fell_silent
 
-    def connect_audio(self, sink: AudioSink | None) -> None:
-        """Hand every audio packet to `sink` as it is met, in the thread that iterates.
+    def connect_audio(self, sink: PacketSink | None) -> None:
+        """Hand every packet of sound and subtitles to `sink`, in the thread that iterates.
 
         Nothing is stored: whoever connects after the first frame was taken misses the packets
         before it. Times count from the file's start, as those of frames do. None disconnects.
         """
-        self._demuxer.connect_audio(sink)
+        self._demuxer.tracks.connect(sink)
 
     def __iter__(self) -> Iterator[Frame]:
         return self._frames
@@ -200,34 +253,93 @@ class VideoReader:
         self._pictures.close()
         self._demuxer.close()
 
+    def _first(
+        self, count: int, frames: Generator[Frame, None, None]
+    ) -> Generator[Frame, None, None]:
+        """The first frames, with sound to the end of the last one and no further."""
+        tracks, tick = self._demuxer.tracks, float(self.time_base)
+        tracks.hold()
+        end = 0
+        for frame in islice(frames, count):
+            tracks.release(frame.pts * tick)
+            end = frame.pts + (frame.duration or max(1, round(1 / self.fps / tick)))
+            count -= 1
+            yield frame
+        if count:
+            tracks.release()
+        else:
+            self._demuxer.finish_tracks(end * tick)
+
     def _read(self, first: av.VideoFrame) -> Generator[Frame, None, None]:
         start = round(self._demuxer.start / self.time_base)
         clock = InputClock(self.time_base, self.fps, start)
-        to_rgb = ToRgb()
+        to_rgb = self._to_rgb
         width, height = first.width, first.height
-        self._demuxer.end_of_probing()
+        self._demuxer.tracks.begin()
+        held: Frame | None = None
         picture: av.VideoFrame | None = first
         while picture is not None:
             pixels = self._orientation.apply(to_rgb(picture, width, height))
             motion = read_motion(picture, self._orientation) if self._motion else None
-            yield Frame(pixels, clock(picture.dts if picture.pts is None else picture.pts), motion)
+            given = picture.dts if picture.pts is None else picture.pts
+            pts = clock(given)
+            shown = None if given is None else picture.duration or None
+            frame = Frame(pixels, pts, motion, shown)
+            if self.source.is_live:
+                # the next one may be long in coming
+                yield frame
+            elif held is not None:
+                yield held._replace(duration=pts - held.pts)
+            held = frame
             picture = next(self._pictures, None)
+        if held is not None and not self.source.is_live:
+            yield held._replace(duration=self._last_duration(held, clock.is_file_time))
+
+    def _last_duration(self, frame: Frame, is_file_time: bool) -> int | None:
+        """Ticks from a frame to the end of the file, if times are still those of the file.
+
+        Made-up times go on at the frame rate, which durations may contradict.
+        """
+        end = round(self._demuxer.picture_end / float(self.time_base))
+        return end - frame.pts if is_file_time and end > frame.pts else frame.duration
 
     def _decode(self) -> Generator[av.VideoFrame, None, None]:
-        """Pictures in order of presentation; packets that do not decode are counted and skipped."""
+        """Whole pictures in order of presentation."""
+        deinterlacer = Deinterlacer(self.time_base)
+        for picture in self._decode_stored():
+            yield from deinterlacer.push(picture)
+        yield from deinterlacer.flush()
+
+    def _decode_stored(self) -> Generator[av.VideoFrame, None, None]:
+        """Pictures as they are stored; packets that do not decode are counted and skipped."""
+        if isinstance(self._demuxer, Stills):
+            yield from self._demuxer.pictures()
+            return
         seconds = None
+        order = DecodingOrder()
         for packet in self._demuxer.packets():
             seconds = self._demuxer.seconds(packet)
+            if packet.dts is not None:
+                order.decode(packet.dts, packet.is_keyframe)
             try:
-                pictures = self._stream.decode(packet)
+                pictures = self._decoder.decode(packet)
             except av.FFmpegError:
                 self._damage.undecoded.add(seconds)
+                order.fail()
                 continue
             for picture in pictures:
                 if picture.is_corrupt:
                     self._damage.concealed.add(seconds)
-                yield picture
+                yield self._timed(picture, order)
         try:
-            yield from self._stream.decode(None)
+            for picture in self._decoder.decode(None):
+                yield self._timed(picture, order)
         except av.FFmpegError:
             self._damage.undecoded.add(seconds)
+
+    def _timed(self, picture: av.VideoFrame, order: DecodingOrder) -> av.VideoFrame:
+        """A picture with a time of presentation, which AVI does not have."""
+        time = order.show(bool(picture.key_frame))
+        if (self._has_no_times or picture.pts is None) and time is not None:
+            picture.pts = time
+        return picture

@@ -8,17 +8,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import socket
+import tempfile
 from itertools import count
 from os import PathLike
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from stillframe.errors import OutputClosedError, OutputError
-from stillframe.video.encoding import CONTAINERS, STREAMS
-from stillframe.video.places import Sink
+from stillframe.video.containers import CONTAINERS, SEQUENCES, STREAMS
+from stillframe.video.places import Pattern, Sink, split_pattern
+from stillframe.whole_file import name_beside
 
-__all__ = ["FileTarget", "StreamTarget", "check_output", "find_target"]
+__all__ = ["FileTarget", "SequenceTarget", "StreamTarget", "check_output", "find_target"]
 
 _CONNECT_S = 10.0
 _RTMP_PORT = 1935
@@ -40,12 +43,19 @@ def check_output(path: str | PathLike[str], *, source: str | PathLike[str] | Non
 
     Raises:
         OutputError: the extension is unknown; the folder is missing or not writable; there is a
-            folder or a device in the way; or `path` is `source`.
+            folder or a device in the way; or `path` is `source`. For a pattern as out/%04d.png:
+            there are files of that kind already.
     """
+    pattern = split_pattern(os.fspath(path))
     path = Path(path)
+    if pattern is not None and path.suffix.lower() in SEQUENCES:
+        return _check_sequence(path, pattern)
     if path.suffix.lower() not in CONTAINERS:
         known = ", ".join(CONTAINERS)
-        raise OutputError(f"{path} has no known video extension; known are {known}")
+        sequences = ", ".join(f"%04d{suffix}" for suffix in SEQUENCES)
+        raise OutputError(
+            f"{path} has no known video extension; known are {known}, and {sequences} for pictures"
+        )
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise OutputError(f"{path} is a folder, not a file that can be written")
@@ -58,6 +68,69 @@ def check_output(path: str | PathLike[str], *, source: str | PathLike[str] | Non
     if source is not None and target.exists() and os.path.samefile(source, target):
         raise OutputError(f"{path} is the video being read; choose another output")
     return target
+
+
+def _check_sequence(path: Path, pattern: Pattern) -> Path:
+    """The real path of a pattern, whose folder may be missing, but not the one around it."""
+    folder = Path(os.path.realpath(pattern.folder))
+    around = folder if folder.is_dir() else folder.parent
+    if not around.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {around}")
+    if not os.access(around, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: no permission in {around}")
+    if folder.exists():
+        if not folder.is_dir():
+            raise OutputError(f"{path} cannot be written: {folder} is not a folder")
+        there = sum(pattern.matches(name) for name in os.listdir(folder))
+        if there:
+            raise OutputError(
+                f"{path} would mix with {there} pictures of that kind in {folder}; "
+                "choose another folder"
+            )
+    return folder / path.name
+
+
+class SequenceTarget:
+    """Numbered pictures that grow in a hidden folder beside their final places.
+
+    Args:
+        path: as out/%04d.png; numbers begin at 1. Its folder is made if need be.
+
+    Attributes: as of `FileTarget`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._final = check_output(path)
+        self.container = SEQUENCES[path.suffix.lower()]
+        self._made: Path | None = None
+
+    def open(self) -> str:
+        """Create the hidden folder; returns the pattern in it."""
+        folder = self._final.parent
+        if not folder.is_dir():
+            folder.mkdir()
+            self._made = folder
+        self._part = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=folder))
+        # what is no pattern must not become one
+        return os.path.join(str(self._part).replace("%", "%%"), self._final.name)
+
+    def publish(self) -> None:
+        """Move the pictures to their places."""
+        for name in sorted(os.listdir(self._part)):
+            os.replace(self._part / name, self._final.parent / name)
+        self._part.rmdir()
+
+    def discard(self) -> None:
+        """Delete what there is."""
+        shutil.rmtree(self._part, ignore_errors=True)
+        if self._made is not None:
+            with contextlib.suppress(OSError):
+                self._made.rmdir()
+
+    def explain(self, error: Exception) -> OutputError:
+        """An error of the system or of FFmpeg as a sentence."""
+        return _failed(self.name, error)
 
 
 class FileTarget:
@@ -152,12 +225,16 @@ class StreamTarget:
         return _failed(self.name, error)
 
 
-def find_target(sink: Sink, source: Path | None) -> FileTarget | StreamTarget:
+def find_target(sink: Sink, source: Path | None) -> FileTarget | SequenceTarget | StreamTarget:
     """What stands for a sink; `source` is the file that is being read, if any.
 
     Raises:
         OutputError: nothing can be written there.
     """
+    if sink.kind == "file" and split_pattern(sink.text) is not None:
+        path = Path(sink.text)
+        if path.suffix.lower() in SEQUENCES:
+            return SequenceTarget(path)
     if sink.kind == "file":
         return FileTarget(Path(sink.text), source)
     return StreamTarget(sink)
@@ -190,7 +267,7 @@ def _create_part(target: Path) -> Path:
     """Create the empty file that grows beside `target`, under a name that nobody has."""
     for attempt in count(1):
         middle = ".part" if attempt == 1 else f".part{attempt}"
-        part = target.with_name(target.stem + middle + target.suffix)
+        part = target.with_name(name_beside(target.name, middle))
         with contextlib.suppress(FileExistsError):
             os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             return part

@@ -13,6 +13,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from stillframe.video.library import side_data
 from stillframe.video.picture import Orientation
 
 __all__ = ["CODECS", "BlockMotion", "export_vectors", "read_motion"]
@@ -49,9 +50,9 @@ def read_motion(picture: av.VideoFrame, orientation: Orientation) -> BlockMotion
     rows, columns = -(-picture.height // _CELL), -(-picture.width // _CELL)
     moved = np.zeros((rows, columns), np.bool_)
     known = moved.copy()
-    side_data: Any = picture.side_data.get("MOTION_VECTORS")
-    if side_data is not None:
-        _mark(side_data.to_ndarray(), moved, known)
+    vectors = side_data(picture, "MOTION_VECTORS")
+    if vectors is not None:
+        _mark(vectors.to_ndarray(), moved, known)
     maps = np.stack([moved, ~known], -1)
     extent = picture.width / (columns * _CELL), picture.height / (rows * _CELL)
     if orientation != Orientation():

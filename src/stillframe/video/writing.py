@@ -1,7 +1,7 @@
 """Write frames to a video file that is complete or not there, or to a stream as they come.
 
 Knows what happens to an output on errors and on Ctrl-C. Does not know encoders (`encoding`), what
-becomes of files (`targets`) nor where frames come from; sound is copied from a reader as it is met.
+becomes of files (`targets`) nor where frames come from; sound comes from a reader as it is met.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import av
 import numpy as np
-from av.audio.stream import AudioStream
 from numpy.typing import NDArray
 
 from stillframe.errors import OutputClosedError, OutputError
+from stillframe.video.companions import Companions
 from stillframe.video.encoding import Encoder, Picture
 from stillframe.video.places import Sink
 from stillframe.video.reading import VideoReader
@@ -56,18 +56,20 @@ class VideoWriter:
         path: the file to make, whose extension names the container; or a URL, "-" or a `Sink`.
         width, height: of the frames that `write` will get, in pixels.
         time_base: seconds per tick of the times that `write` will get.
-        fps: nominal frame rate, for the header and for the duration of the last frame.
+        fps: nominal frame rate, for the header and for frames whose duration is not given.
         codec: FFmpeg's name of a video encoder; None for the container's usual one.
         crf: quality on libx264's scale, 0 (lossless) to 51; others are set to look about the same.
         sample_aspect_ratio: width of a pixel divided by its height.
-        audio_from: a reader whose sound is copied unchanged while it is read; make the writer
-            before taking the reader's first frame.
+        audio_from: a reader whose sound, subtitles, chapters and tags go along while it is read, as
+            far as the container holds them; make the writer before taking the reader's first frame.
+            Sound is copied unchanged, or else transcoded to the container's usual codec.
         stop: asked while a stream takes nothing; once true it is given 2 seconds to go on.
 
     Attributes:
         name: what to call the output.
         width, height: of the pictures in the file: one less than asked where H.264 needs them even.
         frames_written: how many frames were accepted.
+        frames_left_out: how many of them came too soon for the container and are not in the file.
         gaps: how many frames came late and were moved up, because a stream does not hold times.
 
     Raises:
@@ -76,7 +78,7 @@ class VideoWriter:
         ValueError: an argument makes no sense, or the container cannot hold what `codec` makes.
 
     Warns:
-        UserWarning: the container cannot hold the sound, which is left out.
+        UserWarning: the container cannot hold something, which is left out, or holds it otherwise.
     """
 
     def __init__(
@@ -100,32 +102,32 @@ class VideoWriter:
             )
         self._target = find_target(Sink.of(path), audio_from.path if audio_from else None)
         self.name = self._target.name
-        self.frames_written = self.gaps = 0
+        self.frames_written = self.frames_left_out = self.gaps = 0
         self._last_tick = 0
         self._shape = (height, width, 3)
         self._failure: Exception | None = None
         self._closed = self._is_stuck = False
         container = self._target.container
         rate = Fraction(fps).limit_denominator(_LARGEST_RATE_DENOMINATOR)
-        self._clock = OutputClock(time_base, container.grid(time_base, rate))
+        self._clock = OutputClock(time_base, container.grid(time_base, rate), container.least_ticks)
         picture = Picture(width, height, self._clock.grid, rate, sample_aspect_ratio, crf)
-        audio = audio_from.audio_stream if audio_from else None
-        self._encoder = self._open(codec or container.codec, picture, audio)
+        companions = audio_from.companions if audio_from else Companions()
+        self._encoder = self._open(codec or container.codec, picture, companions)
         self.width, self.height = self._encoder.width, self._encoder.height
         self._worker = Worker(_QUEUE, None if container.stream is None else stop)
         self._audio_from = audio_from
-        if self.audio_dropped is not None:
-            self._warn(f"{self.name} will have no sound: {self.audio_dropped}")
-        elif audio_from is not None:
+        if audio_from is not None:
             audio_from.connect_audio(self._accept_audio)
+        for loss in self.losses:
+            self._warn(loss)
 
-    def _open(self, codec: str, picture: Picture, audio: AudioStream | None) -> Encoder:
+    def _open(self, codec: str, picture: Picture, companions: Companions) -> Encoder:
         try:
             address = self._target.open()
         except OSError as error:
             raise self._target.explain(error) from error
         try:
-            return Encoder(address, self._target.container, codec, picture, audio)
+            return Encoder(address, self._target.container, codec, picture, companions)
         except BaseException as error:
             self._target.discard()
             if isinstance(error, (OSError, av.FFmpegError)):
@@ -145,12 +147,31 @@ class VideoWriter:
         """Why the sound of `audio_from` is not in the file; None if it is or there was none."""
         return self._encoder.audio_dropped
 
-    def write(self, pixels: NDArray[np.uint8], pts: int) -> None:
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """What of `audio_from` is not in the file as it was there, a sentence each without a full
+        stop."""
+        told = []
+        if self.audio_dropped is not None:
+            told.append(f"{self.name} has no sound: {self.audio_dropped}")
+        if self._encoder.left_out:
+            told.append(f"{self.name} is without {', '.join(self._encoder.left_out)}")
+        if self._encoder.transcoded:
+            told.append(f"{self.name} has {', '.join(self._encoder.transcoded)}")
+        if self.frames_left_out:
+            told.append(
+                f"{self.name} is without {self.frames_left_out} of {self.frames_written} frames: "
+                "browsers slow down what a GIF shows for less than 20 ms"
+            )
+        return tuple(told)
+
+    def write(self, pixels: NDArray[np.uint8], pts: int, duration: int | None = None) -> None:
         """Add a frame.
 
         Args:
             pixels: uint8 (height, width, 3), RGB; copied, so it may be reused.
             pts: presentation time in ticks of `time_base`, 0 or more, greater than the one before.
+            duration: ticks for which it is shown if it is the last one; None for 1/fps.
 
         Raises:
             OutputError: this or an earlier frame could not be written; nothing is left behind.
@@ -165,14 +186,18 @@ class VideoWriter:
                 f"frames of {self.name} are uint8 {self._shape}, not {pixels.dtype} {pixels.shape}"
             )
         tick = self._clock(pts)
-        if not self._target.container.keeps_gaps and self.frames_written:
+        self.frames_written += 1
+        if tick is None:
+            self.frames_left_out += 1
+            return
+        if not self._target.container.keeps_gaps and self.frames_written > 1:
             self.gaps += tick > self._last_tick + 1
         self._last_tick = tick
         cropped = np.ascontiguousarray(pixels[: self.height, : self.width])
         frame = av.VideoFrame.from_ndarray(cropped, format="rgb24")
         frame.pts = tick
+        frame.duration = 0 if duration is None else self._clock.ticks(duration)
         self._submit(self._encoder.add, frame)
-        self.frames_written += 1
 
     def close(self, *, keep: bool = True) -> None:
         """Complete the file and give it its name, or with `keep=False` delete it. Idempotent.
@@ -209,7 +234,7 @@ class VideoWriter:
         self.close(keep=exc_type is None)
 
     def _accept_audio(self, packet: av.Packet[Any]) -> None:
-        self._submit(self._encoder.add_audio, packet)
+        self._submit(self._encoder.add_companion, packet)
 
     def _submit(self, job: Callable[..., None], argument: object) -> None:
         try:
