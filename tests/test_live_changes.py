@@ -79,8 +79,10 @@ def test_a_prompt_changes_at_the_next_block_and_nothing_is_lost(pipe: CausalWanP
         ({"sigmas": [0.9, 0.5, 0.2]}, True),
         ({"recovery": "clean"}, True),
         ({"tolerance": 3.5}, False),
-        ({"tolerance": 2.5, "hold": False}, False),
-        ({"method": InterFramePruning(tau1=0.2)}, False),
+        ({"tolerance": 2.5, "trim": 0.1}, False),
+        ({"method": InterFramePruning(tolerance=5.0)}, False),
+        # what the store's entries were computed from is compared in other units
+        ({"method": InterFramePruning(tau1=0.2)}, True),
         ({"method": "prune"}, False),
         ({"method": "full"}, True),
         ({"prompt": "night", "strength": 0.6, "recovery": "noisy", "tolerance": 2.5}, True),
