@@ -325,6 +325,27 @@ if triton is not None:
         return tl.max(tl.where((s < FRAMES) & (lower >= EVEN * upper), lower, 0.0), 0)
 
     @triton.jit
+    def _worst(
+        pairs, step, there, variance, CELL: tl.constexpr, LIGHT: tl.constexpr, FRAME: tl.constexpr,
+        FRAME_CELL: tl.constexpr, SPREAD: tl.constexpr, T: tl.constexpr,
+    ):  # fmt: skip
+        """Largest of the five measures over their limits, `visible.VisibleChange`; in grey levels.
+
+        ``variance``: of a pixel, whose share is taken off: in squares of what a mean over a latent
+        frame has, or a cell of one frame; of the largest of many, some deviations.
+        """
+        of_mean, of_frame_cell = 2 * variance / T, 2 * variance / 16
+        square = tl.load(pairs, there, 0.0)
+        worst = tl.sqrt_rn(tl.maximum(square - of_mean, 0.0))
+        cell = tl.load(pairs + step, there, 0.0) - SPREAD * tl.sqrt_rn(of_mean / 16)
+        light = tl.load(pairs + 2 * step, there, 0.0) - SPREAD * tl.sqrt_rn(of_mean / 768)
+        worst = tl.maximum(worst, tl.maximum(cell / CELL, light / LIGHT))
+        shown = tl.load(pairs + 3 * step, there, 0.0)
+        worst = tl.maximum(worst, tl.sqrt_rn(tl.maximum(shown - of_frame_cell, 0.0)) / FRAME)
+        shown_cell = tl.load(pairs + 4 * step, there, 0.0) - SPREAD * tl.sqrt_rn(of_frame_cell)
+        return tl.maximum(worst, shown_cell / FRAME_CELL)
+
+    @triton.jit
     def _judge(
         pairs, noise, memory, change, keep, recent, tolerance, most_noise, limit, quiet, loud,
         places, batch, CELL: tl.constexpr, LIGHT: tl.constexpr, FRAME: tl.constexpr,
@@ -345,11 +366,6 @@ if triton is not None:
             before = tl.where(j < BLOCKS - 1, older, before)
         tl.store(recent + b * BLOCKS + j, before, (j >= 0) & (tl.program_id(0) == 0))
         variance = tl.minimum(tl.min(before, 0), most_noise)
-        # of a mean over a latent frame; of a cell of one frame
-        of_mean, of_frame_cell = 2 * variance / T, 2 * variance / 16
-        cell_slack = SPREAD * tl.sqrt_rn(of_mean / 16)
-        light_slack = SPREAD * tl.sqrt_rn(of_mean / 768)
-        frame_slack = SPREAD * tl.sqrt_rn(of_frame_cell)
         place = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
         step = batch * FRAMES * FRAMES * places
         anchor = tl.zeros((PLACES,), tl.int32)
@@ -358,17 +374,9 @@ if triton is not None:
             for a in range(FRAMES):
                 at = ((b * FRAMES + a) * FRAMES + f) * places + place
                 there = (place < places) & (a <= f)
-                square = tl.load(pairs + at, there, 0.0)
-                worst = tl.sqrt_rn(tl.maximum(square - of_mean, 0.0))
-                cell = tl.load(pairs + step + at, there, 0.0)
-                worst = tl.maximum(worst, (cell - cell_slack) / CELL)
-                light = tl.load(pairs + 2 * step + at, there, 0.0)
-                worst = tl.maximum(worst, (light - light_slack) / LIGHT)
-                shown = tl.load(pairs + 3 * step + at, there, 0.0)
-                shown = tl.sqrt_rn(tl.maximum(shown - of_frame_cell, 0.0))
-                worst = tl.maximum(worst, shown / FRAME)
-                shown = tl.load(pairs + 4 * step + at, there, 0.0)
-                worst = tl.maximum(worst, (shown - frame_slack) / FRAME_CELL)
+                worst = _worst(
+                    pairs + at, step, there, variance, CELL, LIGHT, FRAME, FRAME_CELL, SPREAD, T
+                )
                 worst = tl.where(there, tl.div_rn(worst, tolerance), 0.0)
                 tl.store(change + at, worst, place < places)
                 here = tl.where(anchor == a, worst, here)
