@@ -2,7 +2,8 @@
 
 ``equality``: results of stock modules, lean passes and graphs against each other after six blocks.
 ``kernels``: where a block's GPU time goes, at 100%, 68% and 10% kept, and the autoencoder's.
-``mask``: the change detector, eagerly and as a graph.
+``mask``: the detectors of change, by latents eagerly and as a graph, by pixels in torch and as
+kernels, there with what goes with it: what places look like, plan, anchors, staleness.
 ``methods``: frames a second of every method, transformer and decoding.
 ``soak``: memory and graphs over 2,000 blocks, with masks of real clips.
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, ClassVar
@@ -26,16 +27,19 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from stillframe import visible_kernels
 from stillframe.bench import Share
 from stillframe.change import CausalMask, SourceBlock
 from stillframe.engine import EditStream
-from stillframe.grid import Grid
+from stillframe.grid import Grid, plan_tokens
 from stillframe.lean import bucket_lengths, captured_mask
 from stillframe.methods import Method, Selector, find_method
 from stillframe.methods.full import Full
 from stillframe.pipeline import CausalWanPipeline
 from stillframe.random_model import random_pipeline
+from stillframe.staleness import Staleness
 from stillframe.streaming import open_autoencoder
+from stillframe.visible import TOLERANCE, Anchors, VisibleMask, appearance
 
 _SIGMAS = (0.769, 0.729, 0.625)
 
@@ -133,24 +137,80 @@ def kernels(pipe: CausalWanPipeline) -> None:
     _profiled("decode", lambda: coder.decode(block))
 
 
-def mask(_: CausalWanPipeline) -> None:
-    """Milliseconds of the change detector, eagerly and as a graph; kept tokens must agree."""
+def _milliseconds(work: Callable[[], Any], times: list[float]) -> Any:
+    """Do ``work`` and note how long it took, waiting for the device before and after."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    done = work()
+    torch.cuda.synchronize()
+    times.append(1e3 * (time.perf_counter() - start))
+    return done
+
+
+def mask() -> None:
+    """Milliseconds of the change detectors; ways of the same one must keep the same tokens."""
     tokens = torch.randn(1, 3, 1560, 64, device="cuda")
     moving = (torch.arange(1560, device="cuda") > 700)[None, None, :, None]
     for name, select in (
-        ("eager", CausalMask(0.15, 0.3, 0.2)),
-        ("graph", captured_mask(CausalMask(0.15, 0.3, 0.2))),
+        ("latents, eager", CausalMask(0.15, 0.3, 0.2)),
+        ("latents, graph", captured_mask(CausalMask(0.15, 0.3, 0.2))),
     ):
         torch.manual_seed(0)
-        times = []
+        times: list[float] = []
         for _block in range(14):
             now = tokens + 0.2 * torch.randn(tokens.shape, device="cuda") * moving
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            keep = select(SourceBlock(now, tokens[:, 0], tokens[:, 0], Grid(3, 30, 52)))
-            torch.cuda.synchronize()
-            times.append(1e3 * (time.perf_counter() - start))
+            block = SourceBlock(now, tokens[:, 0], tokens[:, 0], Grid(3, 30, 52))
+            keep = _milliseconds(lambda s=select, x=block: s(x), times)  # type: ignore[misc]
         say(f"{name}: {median(times[4:]):.2f} ms, {int(keep.sum())} tokens kept in the last block")
+    with patch.object(visible_kernels, "supported", lambda *_: False):
+        in_torch = _seen("torch, graph", captured_mask(VisibleMask(TOLERANCE)))
+    kernels = _seen("kernels", captured_mask(VisibleMask(TOLERANCE)))
+    say(f"{int((kernels != in_torch).sum())} of {kernels.numel()} tokens judged differently")
+
+
+def _filmed(blocks: int) -> Iterator[Tensor]:
+    """``SourceBlock.pixels`` at 832x480, noise of one level; in each latent frame a third of the
+    places become lighter or darker."""
+    generator = torch.Generator("cuda").manual_seed(3)
+    drawn: dict[str, Any] = {"device": "cuda", "generator": generator}
+    picture = torch.rand(1, 1, 3, 480, 832, **drawn)
+    for _ in range(blocks):
+        steps = torch.randn(1, 3, 1, 30, 52, **drawn) * (
+            torch.rand(1, 3, 1, 30, 52, **drawn) < 1 / 3
+        )
+        light = (0.1 * steps).cumsum(1).repeat_interleave(16, 3).repeat_interleave(16, 4)
+        changing = torch.cat([torch.zeros_like(light[:, :1]), light], 1).repeat_interleave(4, 1)
+        frames = picture + changing
+        yield frames + torch.randn((*frames.shape[:2], 3, 480, 832), **drawn) / 255
+        picture = frames[:, -1:]
+
+
+def _seen(name: str, select: Selector) -> Tensor:
+    """Time what a block's pixels are looked at for; returns the masks of all blocks."""
+    grid, anchors, staleness = Grid(3, 30, 52), Anchors(), Staleness()
+    tokens = torch.zeros(1, 3, 1560, 64, device="cuda")
+    parts: dict[str, list[float]] = {
+        part: [] for part in ("mask", "appearance", "plan", "advance", "staleness")
+    }
+    keep, masks = torch.ones(1, 3, 30, 52, dtype=torch.bool, device="cuda"), []
+    for number, pixels in enumerate(_filmed(40)):
+        block = SourceBlock(tokens, tokens[:, 0], tokens[:, 0], grid, pixels, anchors.pixels)
+
+        def timed(part: str, work: Callable[[], Any]) -> Any:
+            return _milliseconds(work, parts[part])
+
+        timed("appearance", lambda x=pixels, b=block: appearance(x, b))  # type: ignore[misc]
+        if number:
+            keep = timed("mask", lambda b=block: select(b))  # type: ignore[misc]
+        timed("plan", lambda k=keep: plan_tokens(k.flatten(2)))  # type: ignore[misc]
+        stale = timed("advance", lambda x=pixels, k=keep: anchors.advance(x, k))  # type: ignore[misc]
+        timed("staleness", lambda s=stale, k=keep: staleness.add(s, k))  # type: ignore[misc]
+        masks.append(keep)
+    medians = {part: median(times[5:]) for part, times in parts.items()}
+    each = ", ".join(f"{part} {found:.3f}" for part, found in medians.items())
+    kept = float(torch.stack(masks[5:]).float().mean())
+    say(f"pixels, {name}: {sum(medians.values()):.3f} ms ({each}), {kept:.0%} kept")
+    return torch.stack(masks)
 
 
 def methods(pipe: CausalWanPipeline) -> None:
@@ -215,12 +275,16 @@ def soak(pipe: CausalWanPipeline, path: str, blocks: int) -> None:
 
 def main() -> None:
     """Run one of them."""
-    parts = {"equality": equality, "kernels": kernels, "mask": mask, "methods": methods}
+    parts = {"equality": equality, "kernels": kernels, "methods": methods}
     parser = argparse.ArgumentParser(description="Details of the fast path on a GPU.")
-    parser.add_argument("part", choices=[*parts, "soak"])
+    parser.add_argument("part", choices=[*parts, "mask", "soak"])
     parser.add_argument("masks", nargs="?", help="for soak: masks that benchmarks.padding wrote")
     parser.add_argument("--blocks", type=int, default=2000)
     options = parser.parse_args()
+    if options.part == "mask":  # needs no model
+        with torch.inference_mode():
+            mask()
+        return
     # weights made in inference mode could not be shared between stock and lean passes
     pipe = random_pipeline("1.3b", "cuda", torch.bfloat16)
     with torch.inference_mode():

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import sys
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stillframe import visible_kernels
+from stillframe.change import SourceBlock
 from stillframe.convolution import Convolution, convolve, convolve_twin
+from stillframe.grid import Grid
 from stillframe.lean.attention import join, join_twin
 from stillframe.lean.norms import (
     Affine,
@@ -31,6 +35,7 @@ from stillframe.lean.placing import (
     rotated_queries_twin,
 )
 from stillframe.lean.rows import Entries, Sources, Table
+from stillframe.visible import Anchors, VisibleChange, appearance, changed
 
 FP8 = torch.float8_e4m3fn
 WIDTH, HEAD, KEPT, FRAMES, PLACES = 48, 12, 7, 3, 5
@@ -183,6 +188,78 @@ def compare_convolutions(c: Compare) -> None:
         c.convolved(Convolution(weight(grow, 16, 16), None, enlarge=True), frames[:2], batch=2)
 
 
+def video(c: Compare, grid: Grid, times: int, blocks: int, noise: float, batch: int) -> Tensor:
+    """(B, (1 + blocks*S)*t, 3, H, W) in [0, 1]: a picture, places that change, noise in levels."""
+    places, frames = (grid.height, grid.width), (1 + blocks * grid.frames) * times
+    sides = places[0] * 16, places[1] * 16
+    picture = 0.2 + 0.6 * torch.rand(batch, 1, 3, *sides)
+    steps = torch.rand(batch, frames, 3, *places) * (torch.rand(batch, frames, 1, *places) < 0.1)
+    moved = F.interpolate(steps.cumsum(1).flatten(0, 1), sides).view(batch, frames, 3, *sides)
+    shimmer = torch.randn(batch, frames, 3, *sides) * noise / 255
+    pixels = picture + 0.05 * moved + 0.01 * torch.rand(()) + shimmer
+    return pixels.to(c.device, c.dtype)
+
+
+def compare_seen(c: Compare, grid: Grid, times: int, noise: float, batch: int) -> Tensor:
+    """A stream's blocks by kernels and in torch: differences, masks, looks, anchors, staleness.
+    Returns the masks."""
+    pixels, size = video(c, grid, times, 3, noise, batch), grid.frames * times
+    tokens = torch.zeros(batch, grid.frames, grid.frame_tokens, 4, device=c.device)
+
+    def stream(kernels: bool) -> list[tuple[Tensor, ...]]:
+        change, anchors = VisibleChange(3.0), Anchors()
+        found: list[tuple[Tensor, ...]] = []
+        for k in range(3):
+            now = pixels[:, k * size : (k + 1) * size + times]
+            assert visible_kernels.supported(now, grid.frames, grid.height, grid.width) == kernels
+            # the first block has nothing before it, and nothing that was computed
+            block = SourceBlock(tokens, tokens[:, 0], tokens[:, 0], grid, now, anchors.pixels)
+            if k == 1:
+                pairs = None
+                keep = change.mask(block._replace(leniency=0.9))
+            else:
+                pairs = change(block)
+                keep = changed(pairs)[0]
+            stale = anchors.advance(now, keep)
+            assert anchors.pixels is not None
+            assert change._memory is not None
+            shown = keep if pairs is None else pairs
+            look = appearance(now, block)
+            found.append((keep, shown, change._memory[0], look, anchors.pixels, stale))
+        return found
+
+    mine = stream(True)
+    with patch.object(visible_kernels, "supported", lambda *_: False):
+        twin = stream(False)
+    assert (twin[-1][2].amax() > 0) == (noise > 0 and times >= 3)
+    for ours, theirs in zip(mine, twin, strict=True):
+        assert torch.equal(ours[0], theirs[0])
+        # roots of what noise leaves of a difference: errors of a millionth become a thousandth
+        for a, b, limit in zip(ours[1:], theirs[1:], (3e-3, 1e-4, 1e-4, 1e-6, 1e-3), strict=True):
+            assert a.shape == b.shape
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b, atol=limit, rtol=1e-5)
+            c.count += 1
+    return torch.stack([keep for keep, *_ in mine])
+
+
+def compare_visible(c: Compare) -> None:
+    """Small pictures suffice for the interpreter, which takes a tenth of a second a program."""
+    # more than one program judges, and more than one part is ranked
+    with patch.multiple(visible_kernels, _PLACES=4, _RANKED=8):
+        kept = compare_seen(c, Grid(3, 2, 3), 4, 2.0, 1)
+    assert 0.02 < kept.float().mean() < 0.98
+    if c.dtype == torch.float32:
+        compare_seen(c, Grid(2, 1, 2), 4, 0.0, 2)
+        compare_seen(c, Grid(1, 2, 1), 2, 1.0, 1)
+        compare_seen(c, Grid(2, 1, 1), 1, 0.0, 1)
+        compare_seen(c, Grid(1, 2, 2), 8, 3.0, 1)
+    if c.device != "cpu":
+        kept = compare_seen(c, Grid(3, 30, 52), 4, 2.0, 2)
+        assert 0.02 < kept.float().mean() < 0.98
+        compare_seen(c, Grid(3, 68, 120), 4, 1.0, 1)  # ranked in several parts
+
+
 def main(device: str) -> None:
     """Compare everything; one line at the end."""
     torch.manual_seed(0)
@@ -198,6 +275,11 @@ def main(device: str) -> None:
             compare_convolutions(c)
         for fp8 in (False, True):
             compare_places(c, fp8)
+        compare_visible(c)
+        count += c.count
+    if device != "cpu":  # pixels may be, and nothing else is different about it
+        c = Compare(device, torch.float16)
+        compare_visible(c)
         count += c.count
     print(f"{count} compared")  # noqa: T201
 

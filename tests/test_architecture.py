@@ -32,6 +32,7 @@ LAYERS: list[tuple[str, set[str]]] = [
             "schedule",
             "change",
             "visible",
+            "visible_kernels",
             "hold",
             "staleness",
             "merge",

@@ -5,6 +5,7 @@ Pictures are built; a mask is judged by what it lets be shown, worked out here f
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from stillframe.change import SourceBlock
 from stillframe.grid import Grid
-from stillframe.staleness import Staleness
+from stillframe.staleness import QUANTILES, Staleness
 from stillframe.visible import (
     TOLERANCE,
     Anchors,
@@ -333,3 +334,23 @@ def test_staleness_counts_what_was_reused_alone() -> None:
     assert told["p99"] == told["p99.9"] == 2.0
     counts.add(stale, torch.ones(1, 4, dtype=torch.bool))
     assert counts.told() == told
+
+
+def test_staleness_is_counted_some_blocks_at_a_time_and_as_if_at_once() -> None:
+    """Whenever it is asked, and whatever the blocks' shapes; waiting blocks stay few."""
+    generator = torch.Generator().manual_seed(6)
+    counts, values = Staleness(), torch.zeros(0)
+    for number in range(100):
+        shape = (1, 3 if number % 7 else 1, 5, 6)
+        stale = 20 * torch.rand(shape, generator=generator) ** 3
+        keep = torch.rand(shape, generator=generator) < 0.3
+        counts.add(stale, keep)
+        assert len(counts._waiting) < 32
+        values = torch.cat([values, stale[~keep]])
+        if number in (0, 40, 41, 99):
+            told = counts.told()
+            assert told is not None
+            assert told["max"] == float(values.max())
+            for name, share in QUANTILES.items():
+                exact = values.sort().values[math.ceil(share * len(values)) - 1]
+                assert told[name] == pytest.approx(float(exact), abs=0.051)

@@ -80,15 +80,18 @@ def plan_tokens(keep: Tensor) -> Plan:
     """Turn a keep mask (B, S, N) into a `Plan`; costs one host synchronisation, for the counts."""
     rows = keep.flatten(1)
     total = rows.shape[1]
+    # a stable sort puts the slots of the kept first, and either kind in order; it runs while the
+    # counts are waited for
+    order = rows.view(torch.uint8).argsort(dim=1, descending=True, stable=True)
     counts = tuple(rows.sum(1).tolist())
-    if min(counts) == total:
-        return Plan(keep, None, None, counts)
-    # a stable sort of "not this kind" puts the slots of this kind first and in order
-    order = (~rows).to(torch.uint8).argsort(dim=1, stable=True)
     most, least = max(counts), min(counts)
-    kept = _padded(order[:, :most], rows)
-    pruned = _padded(order.flip(1)[:, : total - least].flip(1), ~rows)
-    return Plan(keep, kept, pruned, counts)
+    if least == total:
+        return Plan(keep, None, None, counts)
+    if most == least:  # nothing to pad, as with a single row
+        kept, pruned = order[:, :most], order[:, most:]
+        return Plan(keep, Slots(kept, kept), Slots(pruned, pruned), counts)
+    kept_slots = _padded(order[:, :most], rows)
+    return Plan(keep, kept_slots, _padded(order[:, least:], ~rows), counts)
 
 
 def _padded(index: Tensor, wanted: Tensor) -> Slots:

@@ -2,8 +2,8 @@
 
 Of every patch that was reused, the root mean square difference between its source now and the
 source that it was computed from, in grey levels (`visible.Anchors.advance`). A mean over a picture
-hides the one place that is wrong, so quantiles and the largest are told. Holds counts only, on the
-device, whatever the length.
+hides the one place that is wrong, so quantiles and the largest are told. Holds counts and a few
+blocks, on the device, whatever the length.
 """
 
 from __future__ import annotations
@@ -18,17 +18,33 @@ QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
 _PER_LEVEL = 20  # bins a grey level
 _LEVELS = 256
+_WAITING = 32  # blocks that are counted at once: to count is a dozen small kernels
 
 
 class Staleness:
     """Counts of one stream."""
 
     def __init__(self) -> None:
+        self._waiting: list[tuple[Tensor, Tensor]] = []
         self._counts: Tensor | None = None
         self._most: Tensor | None = None
 
     def add(self, stale: Tensor, keep: Tensor) -> None:
-        """Take a block's staleness in grey levels, and its mask, (B, S, h, w) each."""
+        """Take a block's staleness in grey levels, and its mask, (B, S, h, w) each.
+
+        Both are held for some blocks, so nobody may write to them.
+        """
+        self._waiting.append((stale, keep))
+        if len(self._waiting) == _WAITING:
+            self._count()
+
+    def _count(self) -> None:
+        """Count the blocks that wait."""
+        if not self._waiting:
+            return
+        waiting = zip(*self._waiting, strict=True)
+        stale, keep = (torch.cat([x.flatten() for x in part]) for part in waiting)
+        self._waiting.clear()
         # computed patches count as below everything, which the histogram leaves out
         values = stale.float().masked_fill(keep, -1.0)
         counts = torch.histc(values, _PER_LEVEL * _LEVELS, 0, _LEVELS)
@@ -44,6 +60,7 @@ class Staleness:
 
         Quantiles are the upper ends of bins of a twentieth of a level.
         """
+        self._count()
         if self._counts is None or self._most is None:
             return None
         total = float(self._counts.sum())

@@ -20,8 +20,9 @@ Where there are only latents, they are weighted by what the decoder makes of eac
 (`streaming.StreamingAutoencoder.channel_gains`), so that their root mean square difference is in
 grey levels as well (`appearance`), and stands for the first of the measures.
 
-Runs in torch on the source's device, any batch size, without reading a value back. Every patch is
-judged by itself and by frames up to its own, so a stream and a file give the same masks."""
+Runs in torch on the source's device, any batch size, without reading a value back; on a GPU as the
+kernels of `visible_kernels`, which are tested against what is written here. Every patch is judged
+by itself and by frames up to its own, so a stream and a file give the same masks."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stillframe import visible_kernels
 from stillframe.change import SourceBlock
+from stillframe.visible_kernels import Limits
 
 __all__ = [
     "TOLERANCE",
@@ -96,6 +99,19 @@ def _patch(pixels: Tensor, block: SourceBlock) -> tuple[int, int]:
     return pixels.shape[-2] // block.grid.height, pixels.shape[-1] // block.grid.width
 
 
+def _sides(block: SourceBlock) -> tuple[int, int, int]:
+    return block.grid.frames, block.grid.height, block.grid.width
+
+
+def _kernels(pixels: Tensor, block: SourceBlock) -> bool:
+    return visible_kernels.supported(pixels, *_sides(block))
+
+
+def _most_noise(tolerance: float) -> float:
+    """Variance of a pixel that noise may excuse."""
+    return 2 * (_NOISE_LIMIT * tolerance) ** 2
+
+
 def sensor_noise(frames: Tensor, patch: tuple[int, int]) -> Tensor:
     """Variance of noise that is independent from pixel to pixel and from frame to frame.
 
@@ -138,12 +154,26 @@ class VisibleChange:
 
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance
+        self._limits = Limits(
+            tolerance,
+            _most_noise(tolerance),
+            _CELL_LIMIT,
+            _LIGHT_LIMIT,
+            _FRAME_LIMIT,
+            _FRAME_CELL_LIMIT,
+            _CELL_SPREAD,
+            _QUIET,
+            _EVEN,
+        )
         self._memory: list[Tensor] | None = None
         self._step: Any = self._measured
         self._grid = (0, 0, 0)
 
     def captured(self, faster: Callable[[Any], Any]) -> VisibleChange:
-        """The same with what ``faster`` makes of its step, see ``graphs.CapturedStep``."""
+        """The same with what ``faster`` makes of its step, see ``graphs.CapturedStep``.
+
+        Kernels, where there are any, are too few for that.
+        """
         self._step = faster(self._measured)
         return self
 
@@ -157,18 +187,33 @@ class VisibleChange:
         Raises:
             ValueError: the block has neither pixels nor looks.
         """
+        return self._judged(block, 1.0)[0]
+
+    def mask(self, block: SourceBlock) -> Tensor:
+        """What must be computed, (B, S, h, w) bool: `changed` of what a call would return."""
+        change, keep = self._judged(block, block.leniency)
+        return changed(change, block.leniency)[0] if keep is None else keep
+
+    def _judged(self, block: SourceBlock, limit: float) -> tuple[Tensor, Tensor | None]:
+        """Change, and where kernels found it, the mask for a limit."""
         if block.pixels is None:
-            return self._of_looks(block)
+            return self._of_looks(block), None
+        if _kernels(block.pixels, block):
+            measured = visible_kernels.measure(block.pixels, block.anchor, *_sides(block))
+            memory = None if self._memory is None else self._memory[0]
+            found = visible_kernels.judge(measured, memory, self._limits, limit, _BLOCKS)
+            change, keep, recent = found
+            self._memory = [recent]
+            return change, keep
         frames = block.grid.frames
         self._grid = frames, *_patch(block.pixels, block)
         before, now = block.pixels.tensor_split([block.pixels.shape[1] // (frames + 1)], 1)
         anchor = block.anchor
         if anchor is None:
             anchor = torch.stack([before.float().mean(1), before[:, -1].float()], 1)
-        # one tensor, so that the step can be a graph
-        given = torch.cat([anchor.to(now.dtype), now], 1)
-        change, self._memory = self._step(given, self._memory)
-        return torch.as_tensor(change)
+        # one tensor, so that the step can be a graph; float32 as anchors are, which are means
+        change, self._memory = self._step(torch.cat([anchor.float(), now], 1), self._memory)
+        return torch.as_tensor(change), None
 
     def _of_looks(self, block: SourceBlock) -> Tensor:
         """From latents alone."""
@@ -193,7 +238,7 @@ class VisibleChange:
         if memory is None:
             memory = [fresh.expand(-1, _BLOCKS)]
         recent = torch.cat([memory[0][:, 1:], fresh], 1)
-        noise = recent.amin(1).clamp(max=2 * (_NOISE_LIMIT * self.tolerance) ** 2)
+        noise = recent.amin(1).clamp(max=_most_noise(self.tolerance))
         means = torch.cat([levels[:, :1], now.mean(2)], 1)
         lasts = torch.cat([levels[:, 1:2], now[:, :, -1]], 1)
         side = math.gcd(_CELL, *size)
@@ -278,7 +323,7 @@ class VisibleMask:
 
     def __call__(self, block: SourceBlock) -> Tensor:
         """(B, S, h, w) bool, true where the token must be computed."""
-        return changed(self.change(block), block.leniency)[0]
+        return self.change.mask(block)
 
 
 class VisibleScore:
@@ -317,6 +362,8 @@ def appearance(pixels: Tensor, block: SourceBlock) -> Tensor:
     Returns:
         (B, S, N, M) grey levels.
     """
+    if _kernels(pixels, block):
+        return visible_kernels.look(pixels, *_sides(block))
     grid = block.grid
     side = math.gcd(_CELL, *_patch(pixels, block))
     cells = _pooled(_levels(pixels, grid.frames).mean(2), side)
@@ -348,6 +395,9 @@ class Anchors:
             source's mean over a latent frame and over the one that is shown in its place; 0 where
             computed.
         """
+        if visible_kernels.supported(pixels, *keep.shape[1:]):
+            self.pixels, staleness = visible_kernels.advance(pixels, self.pixels, keep)
+            return staleness
         frames = pixels.unflatten(1, (keep.shape[1] + 1, -1))
         seen = torch.stack([frames[:, 1:].float().mean(2), frames[:, 1:, -1].float()], 2)
         patch = pixels.shape[-2] // keep.shape[-2], pixels.shape[-1] // keep.shape[-1]
