@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stillframe.bundled import bundled_models
 from stillframe.errors import ModelError
 from stillframe.loader_calls import one_sentence, quietly
 from stillframe.recipes import load_recipes
@@ -37,15 +38,9 @@ __all__ = [
     "plan_pipeline",
 ]
 
-_BUNDLED = Path(__file__).parent / "models"
 _INDEX = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def bundled_models() -> dict[str, Path]:
-    """Folders of the models that come with the package, by name."""
-    return {path.parent.name: path.parent for path in sorted(_BUNDLED.glob(f"*/{_INDEX}"))}
 
 
 def find_model(name: str) -> str:
