@@ -168,9 +168,13 @@ def _numbers(clip: Any) -> Tensor:
     kind = "an array" if is_array else "a tensor"
     if len(shape) != 4 or shape[-1 if is_array else 1] != 3:
         raise ValueError(f"a video as {kind} is {layout}, or a batch of these, got {shape}")
-    if is_array and clip.dtype.kind not in "fu":
-        raise ValueError(f"the frames are uint8 or floating-point numbers, got {clip.dtype}")
-    numbers = torch.from_numpy(np.ascontiguousarray(clip)).movedim(-1, 1) if is_array else clip
+    numbers = clip
+    if is_array:
+        if clip.dtype.kind != "f" and clip.dtype != np.uint8:
+            raise ValueError(f"the frames are uint8 or floating-point numbers, got {clip.dtype}")
+        # of any byte order and length
+        native = clip.dtype if clip.dtype == np.uint8 else f"f{min(clip.itemsize, 8)}"
+        numbers = torch.from_numpy(np.ascontiguousarray(clip, native)).movedim(-1, 1)
     # within rounding of black, negative numbers must not look like diffusers' other range, [-1, 1]
     return unit_range(numbers, "the frames").float().clamp(0, 1)
 

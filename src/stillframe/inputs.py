@@ -36,7 +36,7 @@ def unit_range(pixels: Tensor, what: str) -> Tensor:
         raise ValueError(f"{what} are uint8 or floating-point numbers in [0, 1], got {kind}")
     if not pixels.numel():
         return pixels
-    low, high = (float(x) for x in pixels.aminmax())
+    low, high = (float(x) for x in pixels.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         count = int((~pixels.isfinite()).sum())
         raise ValueError(f"{what} hold {count} numbers that are not finite")

@@ -130,7 +130,7 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
             ValueError: the pipeline has neither a text encoder nor a `prompt_encoder`, or there is
                 no prompt, or one that is no text.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         if not prompts:
             raise ValueError("there are 0 prompts to encode")
         for one in prompts:
