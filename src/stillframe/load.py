@@ -241,7 +241,7 @@ def _prepared(
     wanted = source.wanted
     if not all(file.present for file in hub.on_disk(wanted)):
         hub.fetch(wanted)
-    needs = plan(source, dtype, task)
+    needs = plan(source, dtype, task, device)
     if offload:
         needs = dataclasses.replace(needs, transformer=0)
     first, later = _text_devices(needs, device, known=bool(task.prompts), keep=keep_text)
@@ -314,7 +314,8 @@ def plan_pipeline(
     configs = source.configurations
     if not all(file.present for file in hub.on_disk(configs)):
         hub.fetch(configs)
-    needs = plan(source, pick_dtype(dtype, chosen), Task(height, width, recovery, store=store))
+    task = Task(height, width, recovery, store=store)
+    needs = plan(source, pick_dtype(dtype, chosen), task, chosen)
     return needs, free_memory(chosen)
 
 
