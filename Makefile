@@ -4,13 +4,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-installs test-extras lint format clean
 
 demo: $(STAMP)  ## restyle a real clip in two styles; results in demo/
 	$(BIN)/stillframe demo --out demo
 
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -q
+
+test-installs: $(STAMP)  ## the wheel with the newest of everything, on every Python there is
+	VENV=$(VENV) .ci/installs
+
+test-extras: $(STAMP)  ## what the suite skips for want of packages, and the page in a browser
+	VENV=$(VENV) .ci/extras
 
 lint: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff format --check .

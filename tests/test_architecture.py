@@ -43,6 +43,8 @@ LAYERS: list[tuple[str, set[str]]] = [
             "graphs",
             "convolution",
             "whole_file",
+            "bundled",
+            "turns",
         },
     ),
     ("state", {"cache", "attention"}),
@@ -54,7 +56,11 @@ LAYERS: list[tuple[str, set[str]]] = [
         | {"lean_autoencoder"},
     ),
     ("fast path", {"lean"}),
-    ("engine", {"stream_state", "passes", "engine", "memory", "clips", "generation"}),
+    (
+        "engine",
+        {"stream_state", "passes", "engine", "memory", "clips", "generation"}
+        | {"inputs", "components"},
+    ),
     ("pipeline", {"pipeline"}),
     (
         "files and styles",

@@ -191,16 +191,21 @@ def largest_file(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".gif"])
 @pytest.mark.parametrize("missing", [1, 3000, 20_000])
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, suffix: str, missing: int) -> None:
-    """From a byte too few, met at the very end, to too few for the first frames."""
+    """From a byte too few, met at the very end, to too few for the first frames.
+
+    libx264 now and then makes packets of other sizes from the same frames at the same times, so
+    that how much is too little would not be known.
+    """
+    codec = None if suffix == ".gif" else "mpeg4"
     frames = [noise(index) for index in range(12)]
-    path = write(tmp_path / f"a{suffix}", frames)
+    path = write(tmp_path / f"a{suffix}", frames, codec)
     size = path.stat().st_size
     path.unlink()
     with largest_file(size - missing), pytest.raises(OutputError, match=r"a\.\w+ could not be"):
-        write(path, frames)
+        write(path, frames, codec)
     assert os.listdir(tmp_path) == []
     with largest_file(size):
-        assert write(path, frames).stat().st_size == size
+        assert write(path, frames, codec).stat().st_size == size
 
 
 def test_an_error_of_the_encoder_thread_reaches_the_caller(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ if typing.TYPE_CHECKING:
     from stillframe.engine import BlockStats, EditStream, StreamSettings
     from stillframe.errors import InputError, ModelError, OutputError, StillframeError
     from stillframe.methods import Method
+    from stillframe.methods.prune import InterFramePruning
     from stillframe.pipeline import CausalWanPipeline, CausalWanPipelineOutput
     from stillframe.recovery import Recovery, recoveries
 
@@ -21,6 +22,7 @@ __all__ = [
     "CausalWanPipelineOutput",
     "EditStream",
     "InputError",
+    "InterFramePruning",
     "Method",
     "ModelError",
     "OutputError",
@@ -36,6 +38,7 @@ _HOMES = {
     "engine": ("BlockStats", "EditStream", "StreamSettings"),
     "errors": ("InputError", "ModelError", "OutputError", "StillframeError"),
     "methods": ("Method",),
+    "methods.prune": ("InterFramePruning",),
     "pipeline": ("CausalWanPipeline", "CausalWanPipelineOutput"),
     "recovery": ("Recovery", "recoveries"),
 }

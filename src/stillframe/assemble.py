@@ -266,8 +266,10 @@ def _told(what: str) -> Iterator[None]:
         raise ModelError(f"{what} cannot be loaded: {reason}") from error
 
 
-def plan(source: Source, dtype: torch.dtype, task: Task) -> MemoryPlan:
-    """What a task will take, from the configurations alone.
+def plan(
+    source: Source, dtype: torch.dtype, task: Task, device: torch.device | str = "cuda"
+) -> MemoryPlan:
+    """What a task will take on a device, from the configurations alone.
 
     Raises:
         ModelError: a configuration is not on disk, or not one of this kind of model.
@@ -284,11 +286,13 @@ def plan(source: Source, dtype: torch.dtype, task: Task) -> MemoryPlan:
         dtype=dtype,
         settings=_settings(_given(source), task),
         recovery="none" if task.generate else task.recovery,
+        on_cpu=torch.device(device).type == "cpu",
     )
     if not task.compare:
         return planned
     # the other stream has a cache and an autoencoder's memory of its own, and nothing to recover
-    return replace(planned, cache=2 * planned.cache, stream=2 * planned.stream)
+    twice = {name: 2 * getattr(planned, name) for name in ("cache", "stream", "kept")}
+    return replace(planned, **twice)
 
 
 def _given(source: Source) -> dict[str, Any]:

@@ -5,7 +5,8 @@ One loop serves files and live streams. For every block of S latent frames:
     encode -> choose tokens (method) -> denoise the kept ones (recovery fills in for the others)
            -> commit clean keys and values (context pass) -> restore the full grid -> decode
 
-Everything a stream remembers lives in the `EditStream`; weights are shared and untouched.
+Everything a stream remembers lives in the `EditStream`; weights are shared and untouched. Streams
+of one model may run in threads of their own, which take turns.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from stillframe.change import SourceBlock
 from stillframe.control import Control, StreamControl
 from stillframe.grid import Grid, Plan, patchify, plan_tokens, unpatchify
+from stillframe.inputs import Generators, check_generators, read_frames
 from stillframe.lean import bucket_lengths, takes_fp8
 from stillframe.methods import Method
 from stillframe.passes import BlockPasses
@@ -30,12 +32,11 @@ from stillframe.stages import BlockStats, StageClock
 from stillframe.staleness import Staleness
 from stillframe.stream_state import StreamState, recovery_of
 from stillframe.streaming import StreamingAutoencoder
+from stillframe.turns import device_turn, model_turn
 from stillframe.visible import appearance
 from stillframe.wan import TextCache, WanDenoiser
 
 __all__ = ["BlockStats", "EditStream", "StageClock", "StreamSettings", "check_settings"]
-
-Generators = torch.Generator | list[torch.Generator] | None
 
 
 def check_settings(denoiser: WanDenoiser, settings: StreamSettings) -> None:
@@ -85,6 +86,7 @@ class EditStream:
         control: Control | None = None,
     ) -> None:
         check_settings(denoiser, settings)
+        check_generators(generator)
         if control is not None:
             control.check(method)
         frames = autoencoder.block_frames * autoencoder.temporal
@@ -166,21 +168,18 @@ class EditStream:
 
     @torch.inference_mode()
     def push(self, frames: Tensor) -> Tensor | None:
-        """Feed frames (B, T, 3, H, W) in [0, 1], any T; None means "feed me more".
+        """Feed frames (B, T, 3, H, W) in [0, 1] or uint8, any T; None means "feed me more".
 
         Returns:
             edited frames (B, T', 3, H, W), for the blocks that are now complete.
 
         Raises:
-            ValueError: if H or W does not fit the model's grid, or frames change size.
+            ValueError: if they are no such frames, H or W does not fit the model's grid, or frames
+                change size. Nothing was taken then.
         """
-        multiple = self._autoencoder.spatial * self._denoiser.patch
-        if frames.shape[-1] % multiple or frames.shape[-2] % multiple:
-            raise ValueError(
-                f"frames must have sides in multiples of {multiple}, "
-                f"got {frames.shape[-1]}x{frames.shape[-2]}"
-            )
-        with self.clock("encode"):
+        frames = read_frames(frames, self._autoencoder.spatial * self._denoiser.patch)
+        check_generators(self._generator, frames.shape[0])
+        with device_turn(self._text.embeds.device), self.clock("encode"):
             blocks = self._autoencoder.encode(frames)
         self._pixels.add(frames)
         return self._edit(blocks)
@@ -188,7 +187,7 @@ class EditStream:
     @torch.inference_mode()
     def flush(self) -> Tensor | None:
         """End the stream: the frames that were still waiting, None if there were none."""
-        with self.clock("encode"):
+        with device_turn(self._text.embeds.device), self.clock("encode"):
             blocks = self._autoencoder.flush()
         return self._edit(blocks)
 
@@ -212,6 +211,18 @@ class EditStream:
         """
         if self.method.needs_pixels and pixels is None:
             raise ValueError(f"method {self.method.name!r} looks at source frames: push them")
+        with model_turn(self._denoiser.transformer, latents.device):
+            state, plan, result = self._computed(latents, pixels)
+        with device_turn(latents.device), self.clock("decode"):
+            grid = unpatchify(result, state.grid, self._denoiser.patch)
+            frames = self._decoded(grid, latents)
+            if self.method.holds:
+                frames = self._held(state, frames, plan)
+        self._end(state, plan)
+        return frames
+
+    def _computed(self, latents: Tensor, pixels: Tensor | None) -> tuple[StreamState, Plan, Tensor]:
+        """The block's state, its plan, and its result (B, S*N, P), which the state remembers."""
         source = patchify(latents.float(), self._denoiser.patch)
         if self.controlled is not None:
             with self.clock("mask"):
@@ -228,13 +239,7 @@ class EditStream:
             self.controlled.see(result, state.result)
         n = state.grid.frame_tokens
         state.source, state.result = source[:, -n:], result[:, -n:]
-        with self.clock("decode"):
-            grid = unpatchify(result, state.grid, self._denoiser.patch)
-            frames = self._decoded(grid, latents)
-            if self.method.holds:
-                frames = self._held(state, frames, plan)
-        self._end(state, plan)
-        return frames
+        return state, plan, result
 
     def _decoded(self, edited: Tensor, source: Tensor) -> Tensor:
         if self.controlled is None:

@@ -8,13 +8,15 @@ prompt alone. So this only feeds the loop. It does not know what asks for frames
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from stillframe.clips import CausalWanPipelineOutput, check_output_type, pack_clip
-from stillframe.engine import BlockStats, EditStream, Generators, StreamSettings
+from stillframe.engine import BlockStats, EditStream, StreamSettings
+from stillframe.inputs import Generators, check_generators
 from stillframe.methods import find_method
 from stillframe.schedule import check_sigmas, generate_sigmas, scheduler_shift
 from stillframe.streaming import StreamingAutoencoder, open_autoencoder
@@ -70,6 +72,7 @@ class GenerateStream(Iterator[Tensor]):
             raise ValueError(f"a video from nothing starts at sigma 1, got {settings.sigmas[0]}")
         if settings.conditioning != "sdedit":
             raise ValueError(f"there is no source to show, got {settings.conditioning!r}")
+        check_generators(generator, text.embeds.shape[0])
         self.height, self.width = height, width
         self.frames_left = num_frames
         full = find_method("full")()
@@ -105,9 +108,14 @@ class TextToVideo:
     config: Any
     scheduler: Any
     vae: Any
-    video_processor: Any
-    denoiser: WanDenoiser
     text: Callable[..., TextCache]
+    if TYPE_CHECKING:
+
+        @property
+        def denoiser(self) -> WanDenoiser: ...
+
+        @property
+        def video_processor(self) -> VideoProcessor: ...
 
     def generation_settings(
         self, num_inference_steps: int | None = None, sigmas: Sequence[float] | None = None

@@ -61,7 +61,8 @@ class Graphs:
         done = work()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=_pool()):
+        # what other threads do meanwhile, load a model, say, is no fault of this one
+        with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
             output = work()
         self._graphs[key] = graph, output
         return done

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stillframe.bundled import bundled_models
 from stillframe.errors import ModelError
 from stillframe.loader_calls import one_sentence, quietly
 from stillframe.recipes import load_recipes
@@ -37,15 +38,9 @@ __all__ = [
     "plan_pipeline",
 ]
 
-_BUNDLED = Path(__file__).parent / "models"
 _INDEX = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def bundled_models() -> dict[str, Path]:
-    """Folders of the models that come with the package, by name."""
-    return {path.parent.name: path.parent for path in sorted(_BUNDLED.glob(f"*/{_INDEX}"))}
 
 
 def find_model(name: str) -> str:
@@ -246,7 +241,7 @@ def _prepared(
     wanted = source.wanted
     if not all(file.present for file in hub.on_disk(wanted)):
         hub.fetch(wanted)
-    needs = plan(source, dtype, task)
+    needs = plan(source, dtype, task, device)
     if offload:
         needs = dataclasses.replace(needs, transformer=0)
     first, later = _text_devices(needs, device, known=bool(task.prompts), keep=keep_text)
@@ -319,7 +314,8 @@ def plan_pipeline(
     configs = source.configurations
     if not all(file.present for file in hub.on_disk(configs)):
         hub.fetch(configs)
-    needs = plan(source, pick_dtype(dtype, chosen), Task(height, width, recovery, store=store))
+    task = Task(height, width, recovery, store=store)
+    needs = plan(source, pick_dtype(dtype, chosen), task, chosen)
     return needs, free_memory(chosen)
 
 

@@ -40,6 +40,9 @@ _AUTOENCODERS = {"tiny": TinyVideoAutoencoder, "full": AutoencoderKLWan}
 #: convolutions, which only they know.
 _WORKSPACE = 1.1
 
+#: See `MemoryPlan.process`; between 90 and 135 MiB were found at 240x416 and 720x1280.
+_LIBRARIES = 192 * 2**20
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -52,10 +55,14 @@ class MemoryPlan:
         cache: keys and values of committed frames and of the block.
         recovery: what the recovery holds beyond the cache.
         text_cache: keys and values of the prompt in every layer, and its embeddings.
-        stream: what the autoencoder remembers from one block to the next (on a CPU a tiny one keeps
-            a block of frames in and out as well, to compare the next one with).
+        stream: what the autoencoder remembers from one block to the next.
         frames: of the source, those that patches were computed from and those of a block, and what
             was shown last.
+        kept: on a CPU, where the last block is kept to compare the next one with, by a tiny
+            autoencoder: its frames in and out and what was remembered before it; and the frames of
+            the block in hand, as they come in and go out.
+        process: on a CPU, what the libraries take when they first run, whatever the size: code,
+            workspaces of kernels and the allocator's fragments, as measured.
         activations: the most that a denoising or context pass adds while it runs.
         encode, decode: the most that encoding and decoding a block add.
         dtype: of weights, keys and values.
@@ -71,6 +78,8 @@ class MemoryPlan:
     text_cache: int
     stream: int
     frames: int
+    kept: int
+    process: int
     activations: int
     encode: int
     decode: int
@@ -86,8 +95,8 @@ class MemoryPlan:
     def held(self) -> int:
         """What stays from block to block of the second phase."""
         weights = self.transformer + self.autoencoder
-        context = self.cache + self.recovery + self.text_cache
-        return weights + context + self.stream + self.frames
+        states = self.cache + self.recovery + self.text_cache + self.stream + self.frames
+        return weights + states + self.kept + self.process
 
     @property
     def editing(self) -> int:
@@ -117,6 +126,8 @@ class MemoryPlan:
             "recovery of pruned tokens": self.recovery,
             "autoencoder's memory of the stream": self.stream,
             "frames to compare with": self.frames,
+            "frames in and out, and the block before": self.kept,
+            "libraries at work": self.process,
             "denoising a block": self.activations,
             "encoding a block": self.encode,
             "decoding a block": self.decode,
@@ -141,6 +152,7 @@ def plan_memory(
     recovery: str,
     batch: int = 1,
     text_length: int = 512,
+    on_cpu: bool = False,
 ) -> MemoryPlan:
     """What editing takes, with blocks computed whole and the window full. Takes about a second.
 
@@ -155,6 +167,7 @@ def plan_memory(
         recovery: name of the recovery.
         batch: B, videos at once.
         text_length: tokens of a prompt.
+        on_cpu: whether all of it is held by the process itself, see ``MemoryPlan.kept``.
 
     Raises:
         ModelError: a configuration is not one of the model it is meant for.
@@ -174,6 +187,9 @@ def plan_memory(
     text_encoder, text_activations = _text(text_config, job)
     cache, fill = job.state(denoiser)
     text = denoiser.text(job.embeds(denoiser))
+    # float32, in and out
+    frames = 2 * 4 * batch * settings.block_frames * stream.temporal * 3 * height * width
+    compared = frames + remembered if vae_kind == "tiny" else 0
     return MemoryPlan(
         text_encoder=text_encoder,
         text_activations=text_activations,
@@ -184,6 +200,8 @@ def plan_memory(
         text_cache=sum(x.nbytes for x in (*text.keys, *text.values, text.embeds)),
         stream=remembered,
         frames=job.seen(stream.temporal),
+        kept=frames + compared if on_cpu else 0,
+        process=_LIBRARIES if on_cpu else 0,
         activations=_activations(transformer_config, job),
         encode=encode,
         decode=decode,

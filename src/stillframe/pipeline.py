@@ -10,28 +10,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKLWan,
-    DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     WanTransformer3DModel,
 )
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
-from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from stillframe.autoencoder import TinyVideoAutoencoder
 from stillframe.clips import CausalWanPipelineOutput, check_output_type, pack_clip, read_clip
+from stillframe.components import SettableParts, taking_along
 from stillframe.control import Control, FrameClock
-from stillframe.engine import BlockStats, EditStream, Generators, StreamSettings
+from stillframe.engine import BlockStats, EditStream, StreamSettings
 from stillframe.generation import TextToVideo
+from stillframe.inputs import Generators, check_embeds, check_generators
 from stillframe.methods import Method, find_method
 from stillframe.schedule import check_sigmas, edit_sigmas, scheduler_shift
 from stillframe.streaming import open_autoencoder
-from stillframe.wan import TextCache, WanDenoiser
+from stillframe.turns import device_turn, model_turn
+from stillframe.wan import TextCache
 
 __all__ = ["CausalWanPipeline", "CausalWanPipelineOutput"]
 
@@ -41,7 +43,7 @@ SDEDIT_STRENGTH = 0.4
 OnBlock = Callable[[BlockStats], None]
 
 
-class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
+class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
     """Edit video with a causal Wan transformer, recomputing only the latent patches that changed.
 
     Args:
@@ -67,6 +69,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["tokenizer", "text_encoder"]  # noqa: RUF012 - diffusers adds lists
 
+    @taking_along
     def __init__(
         self,
         tokenizer: AutoTokenizer | None,
@@ -113,32 +116,38 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
         )
         #: Prompts to embeddings (B, text_length, text_dim), where there is no text encoder.
         self.prompt_encoder: Callable[[Sequence[str]], Tensor] | None = None
-        self.denoiser = WanDenoiser(transformer)
-        self.video_processor = VideoProcessor(vae_scale_factor=self.frame_multiple)
 
     @property
     def compute_device(self) -> torch.device:
         """Where it computes; with weights offloaded that is not where they lie."""
         return torch.device(self._execution_device)
 
-    @property
-    def frame_multiple(self) -> int:
-        """Frames must have sides in multiples of this many pixels."""
-        return open_autoencoder(self.vae, 1).spatial * self.denoiser.patch
-
     @torch.inference_mode()
     def encode_prompt(self, prompt: str | Sequence[str]) -> Tensor:
         """Embed prompts: (B, text_length, text_dim), zero past each prompt's end, as in Wan.
 
         Raises:
-            ValueError: the pipeline has neither a text encoder nor a `prompt_encoder`.
+            ValueError: the pipeline has neither a text encoder nor a `prompt_encoder`, or there is
+                no prompt, or one that is no text.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        device = self._execution_device
+        prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+        if not prompts:
+            raise ValueError("there are 0 prompts to encode")
+        for one in prompts:
+            if not isinstance(one, str):
+                raise ValueError(f"a prompt is text, got {type(one).__name__}")
+        device = self.compute_device
         if self.text_encoder is None:
             if self.prompt_encoder is None:
                 raise ValueError("this pipeline has no text encoder: give prompt_embeds")
             return self.prompt_encoder(prompts).to(device, self.transformer.dtype)
+        if self.tokenizer is None:
+            raise ValueError("this pipeline has a text encoder and no tokenizer")
+        # tokenizers of two threads get in each other's way, too
+        with model_turn(self.text_encoder, device):
+            return self._encoded(prompts, device)
+
+    def _encoded(self, prompts: list[str], device: torch.device) -> Tensor:
         tokens = self.tokenizer(
             [prompt_clean(p) for p in prompts],
             padding="max_length",
@@ -164,7 +173,9 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
         if prompt is not None:
             prompt_embeds = self.encode_prompt(prompt)
         assert prompt_embeds is not None
-        return self.denoiser.text(prompt_embeds.to(self._execution_device))
+        check_embeds(prompt_embeds, self.transformer.config.text_dim)
+        with device_turn(self.compute_device):
+            return self.denoiser.text(prompt_embeds.to(self.compute_device))
 
     def settings(
         self,
@@ -273,7 +284,8 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
 
         Args:
             video: frames as diffusers' ``VideoProcessor`` takes them: list of PIL images, array
-                (T, H, W, 3), tensor (T, 3, H, W) in [0, 1], or a batch of any of these.
+                (T, H, W, 3), tensor (T, 3, H, W), or a batch of any of these; numbers are in [0, 1]
+                or uint8.
             prompt: what it should look like; one for all, or one for each video.
             height, width: working size in pixels; default the video's, cut down to the grid.
             num_inference_steps: denoising passes a block.
@@ -294,6 +306,7 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
         """
         check_output_type(output_type)
         frames = read_clip(video, self.video_processor, self.frame_multiple, height, width)
+        check_generators(generator, frames.shape[0])
         frames = frames.to(self._execution_device, torch.float32)
         blocks: list[BlockStats] = []
 
@@ -338,6 +351,11 @@ class CausalWanPipeline(DiffusionPipeline, WanLoraLoaderMixin, TextToVideo):
         if prompt is not None:
             embeds = self.encode_prompt(prompt)
         assert embeds is not None
+        check_embeds(embeds, self.transformer.config.text_dim)
         if embeds.shape[0] not in (1, batch):
             raise ValueError(f"{embeds.shape[0]} prompts for {batch} videos")
         return embeds.expand(batch, -1, -1).to(self._execution_device)
+
+
+# where DiffusionPipeline.from_pretrained looks for the class that a folder names
+diffusers.CausalWanPipeline = CausalWanPipeline

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -105,6 +106,7 @@ class PromptEncoder:
         self._tokenizer: Any = None
         self._warned = False
         self._recent: dict[str, Tensor] = {}
+        self._lock = threading.RLock()
 
     @property
     def loaded(self) -> bool:
@@ -126,12 +128,13 @@ class PromptEncoder:
         if not cleaned:
             raise ValueError("there are 0 prompts to encode")
         rows: dict[str, Tensor] = {}
-        try:
-            for prompt in dict.fromkeys(cleaned):
-                rows[prompt] = self._rows(prompt)
-        finally:
-            if not self.keep:
-                self.release()
+        with self._lock:  # weights must not go while another thread encodes
+            try:
+                for prompt in dict.fromkeys(cleaned):
+                    rows[prompt] = self._rows(prompt)
+            finally:
+                if not self.keep:
+                    self.release()
         return torch.stack(
             [F.pad(rows[p], (0, 0, 0, self.text_length - len(rows[p]))) for p in cleaned]
         )

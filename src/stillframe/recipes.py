@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -18,11 +18,6 @@ import typer
 
 from stillframe.errors import ModelError
 from stillframe.schedule import check_sigmas, shift_sigma
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["RECIPES_VARIABLE", "Recipe", "load_recipes", "read_recipes", "user_recipes"]
 

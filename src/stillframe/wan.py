@@ -22,11 +22,13 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
+from diffusers.utils.torch_utils import is_compiled_module
 from torch import Tensor
 
 from stillframe.attention import BlockAttention
 from stillframe.errors import ModelError
 from stillframe.meter import typed
+from stillframe.turns import model_turn
 
 __all__ = [
     "TextCache",
@@ -93,6 +95,15 @@ def read_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     return model.eval().requires_grad_(False)
 
 
+def _no_transformer(given: object) -> str:
+    if is_compiled_module(given):
+        return (
+            "a transformer that is compiled as a whole would run as if it were not: "
+            "compile its blocks, transformer.compile_repeated_blocks()"
+        )
+    return f"the transformer is a WanTransformer3DModel, got {type(given).__name__}"
+
+
 @dataclass(frozen=True)
 class TextCache:
     """Cross-attention keys and values of a prompt, one entry a layer: (B, L, heads, head_dim)."""
@@ -115,13 +126,17 @@ def _keys(attn: WanAttention, hidden_states: Tensor) -> Tensor:
 
 
 class _SelfAttention:
-    """Self-attention processor: projections here, keys and values of others from the block."""
+    """Self-attention processor: projections here, keys and values of others from the block.
+
+    Calls that are not ours, from another thread, are the stock processor's.
+    """
 
     _parallel_config = None
 
-    def __init__(self, layer: int, backend: Any) -> None:
+    def __init__(self, layer: int, stock: Any) -> None:
         self.layer = layer
-        self._attention_backend = backend
+        self._stock = stock
+        self._attention_backend = stock._attention_backend
 
     def __call__(
         self,
@@ -129,10 +144,11 @@ class _SelfAttention:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        rotary_emb: BlockAttention | None = None,
+        rotary_emb: Any = None,
     ) -> Tensor:
-        if rotary_emb is None:
-            raise TypeError("the self-attention processor needs a BlockAttention, got None")
+        if not isinstance(rotary_emb, BlockAttention):
+            given = (encoder_hidden_states, attention_mask, rotary_emb)
+            return self._stock(attn, hidden_states, *given)
         if rotary_emb.merging is not None:
             return self._merged(attn, hidden_states, rotary_emb)
         return self._attend(attn, hidden_states, rotary_emb.attend)
@@ -165,24 +181,26 @@ class _SelfAttention:
 
 
 class _CrossAttention:
-    """Cross-attention processor over cached text keys and values."""
+    """Cross-attention processor over cached text keys and values, see `_SelfAttention`."""
 
     _parallel_config = None
 
-    def __init__(self, layer: int, backend: Any) -> None:
+    def __init__(self, layer: int, stock: Any) -> None:
         self.layer = layer
-        self._attention_backend = backend
+        self._stock = stock
+        self._attention_backend = stock._attention_backend
 
     def __call__(
         self,
         attn: WanAttention,
         hidden_states: Tensor,
-        encoder_hidden_states: TextCache | None = None,
+        encoder_hidden_states: Any = None,
         attention_mask: Tensor | None = None,
         rotary_emb: Any = None,
     ) -> Tensor:
-        if encoder_hidden_states is None:
-            raise TypeError("the cross-attention processor needs a TextCache, got None")
+        if not isinstance(encoder_hidden_states, TextCache):
+            given = (encoder_hidden_states, attention_mask, rotary_emb)
+            return self._stock(attn, hidden_states, *given)
         query = _heads(attn, attn.norm_q(attn.to_q(hidden_states)))
         out = dispatch_attention_fn(
             query,
@@ -205,10 +223,13 @@ class WanDenoiser:
 
     Raises:
         ModelError: for model variants this engine does not drive (image conditioning, patches that
-            span several latent frames, input channels that are neither C nor 2C).
+            span several latent frames, input channels that are neither C nor 2C), and for what is
+            none, such as a model that was compiled as a whole: its forward is never called.
     """
 
     def __init__(self, transformer: WanTransformer3DModel) -> None:
+        if not isinstance(transformer, WanTransformer3DModel):
+            raise ModelError(_no_transformer(transformer))
         config = transformer.config
         p_t, p_h, p_w = config.patch_size
         if p_t != 1 or p_h != p_w:
@@ -236,17 +257,21 @@ class WanDenoiser:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Use our attention processors within the ``with`` block; the model's return after it."""
-        blocks = self.transformer.blocks
-        before = [(block.attn1.processor, block.attn2.processor) for block in blocks]
-        for layer, (block, (own, cross)) in enumerate(zip(blocks, before, strict=True)):
-            block.attn1.processor = _SelfAttention(layer, own._attention_backend)
-            block.attn2.processor = _CrossAttention(layer, cross._attention_backend)
-        try:
-            yield
-        finally:
-            for block, (own, cross) in zip(blocks, before, strict=True):
-                block.attn1.processor, block.attn2.processor = own, cross
+        """Use our attention processors within the ``with`` block; the model's return after it.
+
+        Threads that share the model wait for each other.
+        """
+        with model_turn(self.transformer):
+            blocks = self.transformer.blocks
+            before = [(block.attn1.processor, block.attn2.processor) for block in blocks]
+            try:
+                for layer, (block, (own, cross)) in enumerate(zip(blocks, before, strict=True)):
+                    block.attn1.processor = _SelfAttention(layer, own)
+                    block.attn2.processor = _CrossAttention(layer, cross)
+                yield
+            finally:
+                for block, (own, cross) in zip(blocks, before, strict=True):
+                    block.attn1.processor, block.attn2.processor = own, cross
 
     def text(self, embeds: Tensor) -> TextCache:
         """Project prompt embeddings (B, L, text_dim) once, for all layers, steps and blocks."""

@@ -1,0 +1,159 @@
+"""Streams of one model in threads of their own: the same pictures as one after another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from tests import tiny
+from torch import Tensor
+
+from stillframe.pipeline import CausalWanPipeline
+from stillframe.prompts import PromptEncoder
+from stillframe.turns import device_turn, model_turn
+from stillframe.wan import WanDenoiser
+
+THREADS = 8
+PROMPTS = ["oil painting", "sepia", "night", "a cartoon", "painting of a night", "oil", "a", "of"]
+
+
+def at_once(work: Callable[[int], Any]) -> list[Any]:
+    """What ``work(0)`` to ``work(7)`` give, begun at the same moment by eight threads."""
+    start = threading.Barrier(THREADS)
+
+    def begin(number: int) -> Any:
+        start.wait()
+        return work(number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(begin, range(THREADS)))
+
+
+def stream(pipe: CausalWanPipeline, number: int, execution: str) -> Tensor:
+    """Edited frames of a video, a seed and a prompt of one's own, pushed in uneven pieces."""
+    generator = torch.Generator().manual_seed(number)
+    opened = pipe.stream(PROMPTS[number], generator=generator, execution=execution)
+    video = tiny.clip(40, 32, 48, seed=number)
+    parts = [opened.push(piece) for piece in video.split(5 + number, 1)] + [opened.flush()]
+    return torch.cat([part for part in parts if part is not None], 1)
+
+
+def processors(model: Any) -> list[Any]:
+    return list(model.attn_processors.values())
+
+
+@pytest.mark.parametrize("execution", ["stock", "lean"])
+@pytest.mark.parametrize("wan", [False, True])
+def test_eight_threads_give_what_one_gives(wan: bool, execution: str) -> None:
+    pipe = tiny.pipeline(wan=wan)
+    before = processors(pipe.transformer)
+    expected = [stream(pipe, number, execution) for number in range(THREADS)]
+    # every thread opens its stream on a pipeline that nobody has used
+    fresh = tiny.pipeline(wan=wan)
+    got = at_once(lambda number: stream(fresh, number, execution))
+    assert all(map(torch.equal, got, expected))
+    assert all(map(torch.equal, at_once(lambda number: stream(pipe, number, execution)), expected))
+    assert all(a is b for a, b in zip(processors(pipe.transformer), before, strict=True))
+
+
+def test_so_do_pipelines_that_share_a_transformer() -> None:
+    one = tiny.pipeline()
+    pipes = [CausalWanPipeline(**one.components) for _ in range(THREADS)]
+    expected = [stream(one, number, "stock") for number in range(THREADS)]
+    for got, alone in zip(at_once(lambda n: stream(pipes[n], n, "stock")), expected, strict=True):
+        assert torch.equal(got, alone)
+
+
+def test_the_stock_model_may_run_meanwhile() -> None:
+    """A call that is not ours finds the model as it always was, in the midst of our passes."""
+    model = tiny.transformer()
+    before = processors(model)
+    x, text = torch.randn(1, 4, 3, 4, 6), torch.randn(1, 5, tiny.TEXT_DIM)
+    alone = tiny.stock(model, x, torch.ones(3), text)
+    with WanDenoiser(model).attached(), ThreadPoolExecutor(1) as pool:
+        assert processors(model) != before
+        assert torch.equal(pool.submit(tiny.stock, model, x, torch.ones(3), text).result(), alone)
+    assert processors(model) == before
+
+
+def test_overlapping_passes_leave_no_processors_behind() -> None:
+    model = tiny.transformer()
+    before = processors(model)
+    inside: list[int] = []
+
+    def enter(number: int) -> None:
+        for _ in range(20):
+            with WanDenoiser(model).attached():
+                inside.append(number)
+                assert len(inside) == 1, "two threads are in one model at once"
+                with WanDenoiser(model).attached():  # the same thread may enter again
+                    pass
+                inside.remove(number)
+
+    at_once(enter)
+    assert all(a is b for a, b in zip(processors(model), before, strict=True))
+
+
+def test_a_callback_may_wait_for_another_stream() -> None:
+    """Nobody else's code is called while others are kept waiting."""
+    pipe = tiny.pipeline()
+    with ThreadPoolExecutor(1) as pool:
+
+        def wait(_: Any) -> None:
+            pool.submit(stream, pipe, 1, "stock").result(timeout=60)
+
+        opened = pipe.stream("night", on_block=wait)
+        assert opened.push(tiny.clip(12, 32, 48)) is not None
+
+
+def test_models_do_not_wait_for_each_other() -> None:
+    first, second = tiny.transformer(), tiny.transformer()
+    with model_turn(first), ThreadPoolExecutor(1) as pool:
+
+        def enter() -> bool:
+            with model_turn(second), device_turn(torch.device("cpu")):
+                return True
+
+        assert pool.submit(enter).result(timeout=60)
+
+
+def test_prompts_are_encoded_for_eight_threads(tmp_path: Any) -> None:
+    """By the pipeline's own encoder, and by one that comes and goes."""
+    pipe = tiny.pipeline()
+    pipe.save_pretrained(tmp_path)
+    encoder = PromptEncoder(tmp_path, 12, torch.float32, cache=None, identity="tiny")
+    expected = [pipe.encode_prompt(prompt) for prompt in PROMPTS]
+    encoders: list[Callable[[str], Tensor]] = [pipe.encode_prompt, encoder]
+    for encode in encoders:
+
+        def encoded(number: int, encode: Callable[[str], Tensor] = encode) -> list[Tensor]:
+            return [encode(prompt) for prompt in PROMPTS[number:] + PROMPTS[:number]]
+
+        got = at_once(encoded)
+        for number, rows in enumerate(got):
+            wanted = expected[number:] + expected[:number]
+            for row, alone in zip(rows, wanted, strict=True):
+                torch.testing.assert_close(row, alone, rtol=0, atol=1e-6)
+    assert not encoder.loaded
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("execution", ["auto", "graphs", "lean", "stock"])
+def test_eight_threads_on_a_gpu(execution: str) -> None:
+    """Graphs of all streams share one pool of memory, and are captured while others wait."""
+    pipe = tiny.pipeline().to("cuda")
+
+    def edited(number: int) -> Tensor:
+        generator = torch.Generator().manual_seed(number)
+        opened = pipe.stream(PROMPTS[number], generator=generator, execution=execution)
+        video = tiny.clip(96, 32, 48, seed=number).cuda()
+        parts = [opened.push(piece) for piece in video.split(12, 1)] + [opened.flush()]
+        return torch.cat([part for part in parts if part is not None], 1).cpu()
+
+    expected = [edited(number) for number in range(THREADS)]
+    for one, alone in zip(at_once(edited), expected, strict=True):
+        torch.testing.assert_close(one, alone, rtol=0, atol=1e-4)
