@@ -32,6 +32,7 @@ from stillframe.bench import Share
 from stillframe.change import CausalMask, SourceBlock
 from stillframe.engine import EditStream
 from stillframe.grid import Grid, plan_tokens
+from stillframe.hold import Held
 from stillframe.lean import bucket_lengths, captured_mask
 from stillframe.methods import Method, Selector, find_method
 from stillframe.methods.full import Full
@@ -166,6 +167,26 @@ def mask() -> None:
         in_torch = _seen("torch, graph", captured_mask(VisibleMask(TOLERANCE)))
     kernels = _seen("kernels", captured_mask(VisibleMask(TOLERANCE)))
     say(f"{int((kernels != in_torch).sum())} of {kernels.numel()} tokens judged differently")
+    _hold(kernels)
+
+
+def _hold(masks: Tensor) -> None:
+    """Time the composing of what is decoded with what was shown, eager and as a graph."""
+    ways: dict[str, tuple[Held, list[float]]] = {
+        "eager": (Held(4), []),
+        "graph": (Held(4, graphs=True), []),
+    }
+    apart = 0.0
+    for number, keep in enumerate(masks):
+        frames = torch.rand(1, 12, 3, 480, 832, device="cuda", dtype=torch.float16)
+        one, other = (
+            _milliseconds(lambda h=held, x=frames, k=keep, n=number: h.compose(x, k, n == 0), times)  # type: ignore[misc]
+            for held, times in ways.values()
+        )
+        apart = max(apart, float((one - other).abs().max()))
+    for name, (_, times) in ways.items():
+        say(f"hold, {name}: {median(times[5:]):.3f} ms")
+    say(f"hold, eager against graph: largest difference {apart:g}")
 
 
 def _filmed(blocks: int) -> Iterator[Tensor]:

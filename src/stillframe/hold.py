@@ -13,11 +13,13 @@ that the two meet. Nothing held is mixed into new pixels: what moves leaves no t
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stillframe.graphs import Graphs
 from stillframe.visible import enlarged
 
 __all__ = ["REACH", "Held", "meet"]
@@ -61,11 +63,14 @@ class Held:
 
     Args:
         temporal: pixel frames of a latent frame.
+        graphs: whether to make a CUDA graph of the work, which is many small kernels.
     """
 
-    def __init__(self, temporal: int) -> None:
+    def __init__(self, temporal: int, graphs: bool = False) -> None:
         self._temporal = temporal
         self._shown: Tensor | None = None
+        self._graphs = Graphs() if graphs else None
+        self._buffers: dict[Hashable, list[Tensor]] = {}
 
     def compose(
         self,
@@ -90,16 +95,35 @@ class Held:
         if not frames.shape[1]:
             return frames
         if not whole and self._shown is not None:
-            frames = self._composed(frames, keep, lacking, untouched)
+            if self._graphs is None or untouched is not None:
+                frames = self._composed(self._shown, frames, keep, lacking, untouched)
+            else:
+                frames = self._replayed(self._graphs, self._shown, frames, keep, lacking)
         self._shown = frames[:, -1:].clone()
         return frames
 
+    def _replayed(
+        self, graphs: Graphs, shown: Tensor, frames: Tensor, keep: Tensor, lacking: int
+    ) -> Tensor:
+        """`_composed` as a graph, on buffers that never move."""
+        key, given = (frames.shape, frames.dtype, lacking), (shown, frames, keep)
+        buffers = self._buffers.setdefault(key, [torch.empty_like(x) for x in given])
+        for buffer, x in zip(buffers, given, strict=True):
+            buffer.copy_(x)
+        was, new, mask = buffers
+        done: Tensor = graphs.run(key, lambda: self._composed(was, new, mask, lacking, None))
+        return done.clone()
+
     def _composed(
-        self, frames: Tensor, keep: Tensor, lacking: int, untouched: Tensor | None
+        self,
+        shown: Tensor,
+        frames: Tensor,
+        keep: Tensor,
+        lacking: int,
+        untouched: Tensor | None,
     ) -> Tensor:
         patch = frames.shape[-2] // keep.shape[-2], frames.shape[-1] // keep.shape[-1]
-        shown, parts, end = self._shown, [], frames.shape[1]
-        assert shown is not None
+        parts, end = [], frames.shape[1]
         for t, computed in enumerate(keep.unbind(1)):
             first, last = (max(k * self._temporal - lacking, 0) for k in (t, t + 1))
             new = frames[:, first : min(last, end)]

@@ -66,7 +66,7 @@ class StreamState:
         self.merger = method.merger(MergeSetup(self.grid, len(settings.sigmas), device))
         self.lean = self._lean()
         self.anchors = Anchors()
-        self.held = Held(temporal)
+        self.held = Held(temporal, graphs=self._captures)
         #: (C, C) see `streaming.StreamingAutoencoder.channel_gains`; None until they are wanted.
         self.gains: Tensor | None = None
         self._visible = method.visible
@@ -98,8 +98,12 @@ class StreamState:
 
     def _selector(self, method: Method) -> Selector:
         select = method.selector()
-        graphs = self._settings.execution in ("auto", "graphs")
-        return captured_mask(select) if graphs and self._device.type == "cuda" else select
+        return captured_mask(select) if self._captures else select
+
+    @property
+    def _captures(self) -> bool:
+        """Whether many small kernels are made a graph."""
+        return self._device.type == "cuda" and self._settings.execution in ("auto", "graphs")
 
     def _lean(self) -> LeanBlocks | None:
         """The fast path, where there is one."""
