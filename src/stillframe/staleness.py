@@ -52,7 +52,8 @@ class Staleness:
         if self._counts is None or self._most is None:
             self._counts, self._most = counts.double(), most
         else:
-            self._counts += counts
+            # not in place: blocks are counted in inference mode, and the last ones outside of it
+            self._counts = self._counts + counts
             self._most = torch.maximum(self._most, most)
 
     def told(self) -> dict[str, float] | None:
