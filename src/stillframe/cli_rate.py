@@ -57,7 +57,7 @@ RateModeOption = Annotated[
     str | None,
     typer.Option(
         "--rate-mode",
-        help="constant: spend it all (default). capped: no more than thresholds ask for.",
+        help="constant: spend it all (default). capped: no more than the tolerance asks for.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -66,7 +66,7 @@ RateLimitOption = Annotated[
     typer.Option(
         "--rate-limit",
         metavar="TIMES",
-        help="Never reuse what changed by so many times the thresholds.",
+        help="Never reuse what changed by so many times the tolerance.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -106,7 +106,7 @@ GuardTargetOption = Annotated[
     typer.Option(
         "--guard-target",
         metavar="ERROR",
-        help="Move thresholds towards this error of reused patches.",
+        help="Move the tolerance towards this error of reused patches.",
         rich_help_panel=_PANEL,
     ),
 ]
