@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from safetensors.torch import save_file
 from tests import tiny
 from tests.published import base_folder, publish, taehv_file
@@ -218,11 +219,13 @@ def test_loras_that_do_not_fit_are_refused(published: Any, tmp_path: Path) -> No
         load(loras=(str(path),))
 
 
-def test_the_attention_kernel_is_diffusers_choice(published: Any) -> None:
+def test_the_attention_kernel_is_diffusers_choice_and_one_models_alone(published: Any) -> None:
+    everybody = _AttentionBackendRegistry.get_active_backend()
     pipe = load(attention="_native_math")
     backends = {block.attn1.processor._attention_backend for block in pipe.transformer.blocks}
     assert {getattr(b, "value", b) for b in backends} == {"_native_math"}
     torch.testing.assert_close(edit(pipe), edit(load()), rtol=0, atol=1e-4)
+    assert _AttentionBackendRegistry.get_active_backend() == everybody
     with pytest.raises(ValueError, match="unknown attention 'quick'"):
         load(attention="quick")
     missing = "flash"

@@ -101,12 +101,18 @@ def use_attention(pipe: CausalWanPipeline, name: str) -> None:
     Raises:
         ValueError: there is no such kernel, or it is not installed.
     """
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+
     check_attention(name)
+    everybody, _ = Registry.get_active_backend()
     try:
         pipe.transformer.set_attention_backend(name)
     except Exception as error:  # each kernel's package is missing in its own way
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"attention {name!r} cannot be used here: {reason}") from error
+    finally:
+        # diffusers makes the kernel of one model that of every model of the process as well
+        Registry.set_active_backend(everybody)
 
 
 def check_offload(device: torch.device) -> None:
