@@ -315,7 +315,8 @@ class FileLoop:
         order = list(range(len(self.lanes)))
         # files are encoded in the background: no lane shall be the one that always runs beside that
         if len(self.lanes[0].shares) % 2:
-            order.reverse()
+            # of the two that are compared; a third one comes last
+            order[:2] = order[1::-1]
         edited: dict[int, Tensor | None] = {}
         for i in order:
             stream = self.lanes[i].stream
