@@ -236,12 +236,32 @@ def test_noise_excuses_no_more_than_the_tolerance_allows() -> None:
 
 
 def test_a_lower_tolerance_computes_more() -> None:
-    video = torch.stack([picture().roll(t // 6, 2) for t in range(60)])
+    """On the left something moves; on the right the light wavers by 1.8 levels."""
+    video = still(60)
+    for t in range(60):
+        video[t, :, :, :40] = picture().roll(t // 20, 2)[:, :, :40]
+        video[t, :, :, 48:] += 1.8 / 255 * (t // 12 % 2)
     shares = [judge(video, tolerance).share for tolerance in (0.0, 1.0, 3.0, 20.0, 255.0)]
     assert shares == sorted(shares, reverse=True)
-    assert shares[0] > shares[2] > shares[-1] == 0
+    assert shares[1] > shares[2] > shares[-1] == 0
     for tolerance in (1.0, 3.0, 20.0):
         assert judge(video, tolerance).stale.max() <= tolerance
+
+
+@pytest.mark.parametrize(("spared", "whole"), [(1, True), (2, False)])
+def test_a_block_of_which_next_to_nothing_could_be_reused_is_whole(
+    spared: int, whole: bool
+) -> None:
+    """Of 72 tokens 3 are less than a twentieth, 6 are more."""
+    looks = torch.arange(1.0, S + 1).view(1, S, 1, 1).expand(1, S, GRID.frame_tokens, 4) * 50
+    looks = looks.clone()
+    looks[:, :, :spared] = 0
+    before = torch.zeros(1, GRID.frame_tokens, 4)
+    block = SourceBlock(looks, before, before, GRID, look=looks, look_anchor=before)
+    alone = changed(VisibleChange(3.0)(block))[0]
+    assert int((~alone).sum()) == S * spared
+    keep = VisibleMask(3.0)(block)
+    assert torch.equal(keep, torch.ones_like(keep) if whole else alone)
 
 
 def test_a_batch_is_judged_video_by_video() -> None:
