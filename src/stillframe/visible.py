@@ -329,8 +329,8 @@ class VisibleMask:
         twentieth takes longer than it saves.
         """
         keep = self.change.mask(block)
-        nearly = keep.flatten(1).float().mean(1) > _NEARLY
-        return keep | nearly.view(-1, 1, 1, 1)
+        nearly = keep.sum((1, 2, 3), keepdim=True) > _NEARLY * keep[0].numel()
+        return keep | nearly
 
 
 class VisibleScore:
