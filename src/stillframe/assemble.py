@@ -119,7 +119,7 @@ class Task:
     Attributes:
         height, width: of the video in pixels.
         recovery: name of the recovery.
-        compare: a second stream runs beside, unpruned.
+        compare: two streams run beside, unpruned, of two seeds.
         generate: text-to-video, with its own window.
         prompts: that are known beforehand.
         store: what the recovery stores in, see `StreamSettings`.
@@ -290,9 +290,9 @@ def plan(
     )
     if not task.compare:
         return planned
-    # the other stream has a cache and an autoencoder's memory of its own, and nothing to recover
-    twice = {name: 2 * getattr(planned, name) for name in ("cache", "stream", "kept")}
-    return replace(planned, **twice)
+    # the other two have a cache, an autoencoder's memory and frames of their own
+    names = ("cache", "stream", "frames", "kept")
+    return replace(planned, **{name: 3 * getattr(planned, name) for name in names})
 
 
 def _given(source: Source) -> dict[str, Any]:

@@ -219,7 +219,11 @@ def edit(
     ] = "black",
     report: ReportOption = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also edit without pruning and report both.")
+        bool,
+        typer.Option(
+            "--compare",
+            help="Also edit without pruning, with two seeds, and report the differences.",
+        ),
     ] = False,
     quiet: QuietOption = False,
 ) -> None:
