@@ -39,6 +39,7 @@ class Repo:
         sizes: what it says instead of a file's real size.
         status: other than 200, the answer to any question about the repository.
         gated: files are refused, the listing is not.
+        past: what it was before, and still has under the commits of then.
         cuts: how far into the file each of the next downloads gets before the connection is cut.
     """
 
@@ -47,6 +48,13 @@ class Repo:
     status: int = 200
     gated: bool = False
     cuts: list[int] = field(default_factory=list)
+    past: tuple[Repo, ...] = ()
+
+    def at(self, revision: str) -> Repo | None:
+        """What it was at a commit."""
+        if revision in ("main", self.commit):
+            return self
+        return next((repo for repo in self.past if repo.commit == revision), None)
 
     @property
     def commit(self) -> str:
@@ -103,8 +111,11 @@ class Hub:
         listing = parts[:2] == ["api", "models"]
         name = "/".join(parts[2:4] if listing else parts[:2])
         repo = self.repos.get(name)
+        revision = "".join(parts[5:6] if listing else parts[3:4]) or "main"
         if repo is None:
             _send(asked, 404, {"X-Error-Code": "RepoNotFound"})
+        elif (repo := repo.at(revision)) is None:
+            _send(asked, 404, {"X-Error-Code": "RevisionNotFound"})
         elif repo.status != 200:
             _send(asked, repo.status, {})
         elif listing:

@@ -53,7 +53,7 @@ LAYERS: list[tuple[str, set[str]]] = [
     (
         "adapters",
         {"wan", "autoencoder", "streaming", "prompts", "checkpoint", "taehv"}
-        | {"lean_autoencoder"},
+        | {"lean_autoencoder", "model_folder"},
     ),
     ("fast path", {"lean"}),
     (
@@ -288,7 +288,7 @@ import uvicorn.protocols.websockets.websockets_sansio_impl
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan import pipeline_wan
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 sys.stdout.flush(), sys.stderr.flush()
 here = pathlib.Path.cwd()
 state = lambda: (dict(os.environ), sorted(map(str, here.rglob("*"))),

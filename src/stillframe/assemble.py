@@ -27,6 +27,7 @@ from stillframe.checkpoint import load_transformer
 from stillframe.engine import StreamSettings
 from stillframe.errors import ModelError
 from stillframe.memory import MemoryPlan, plan_memory
+from stillframe.model_folder import check_part
 from stillframe.pipeline import CausalWanPipeline
 from stillframe.prompts import PromptEncoder
 from stillframe.recipes import Recipe
@@ -95,6 +96,17 @@ class Source:
             ModelError: see `config`.
         """
         return self.read("model_index.json")
+
+    def check_pins(self) -> None:
+        """Refuse files that are not those that the recipe pins.
+
+        Raises:
+            ModelError: one is another, or not on disk.
+        """
+        if self.recipe is not None:
+            for file, expected in self.recipe.pins.items():
+                path = hub.require(self.recipe.repo_place, file, self.name)
+                hub.check_sha256(path, expected, f"recipe {self.recipe.name!r}")
 
     def read(self, file: str) -> dict[str, Any]:
         """The content of one of the base's JSON files.
@@ -226,7 +238,8 @@ def _transformer(source: Source, folder: Path, dtype: torch.dtype) -> Any:
     if recipe is None:
         with _told(f"the transformer of {source.name}"):
             return read_transformer(folder / "transformer", dtype)
-    repo = recipe.place(recipe.repo)
+    source.check_pins()
+    repo = recipe.repo_place
     lora = None if recipe.lora is None else hub.require(repo, recipe.lora, source.name)
     weights = hub.require(repo, recipe.file, source.name)
     config = source.config("transformer")
@@ -252,7 +265,10 @@ def _autoencoder(source: Source, folder: Path, dtype: torch.dtype) -> nn.Module:
     _, kind = _vae_config(source)
     family = TinyVideoAutoencoder if kind == "tiny" else AutoencoderKLWan
     with _told(f"the autoencoder of {source.name}"):
-        vae: nn.Module = family.from_pretrained(folder / "vae", torch_dtype=dtype)
+        check_part(folder / "vae")
+        vae: nn.Module = family.from_pretrained(
+            folder / "vae", torch_dtype=dtype, local_files_only=True
+        )
     return vae
 
 
@@ -261,6 +277,8 @@ def _told(what: str) -> Iterator[None]:
     """What a damaged folder fails with, which is anything, as a `ModelError`."""
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"{what} cannot be loaded: {reason}") from error

@@ -20,6 +20,7 @@ from diffusers.video_processor import VideoProcessor
 
 from stillframe.bundled import bundled_models
 from stillframe.errors import ModelError
+from stillframe.model_folder import check_classes
 from stillframe.streaming import open_autoencoder
 from stillframe.wan import WanDenoiser
 
@@ -60,13 +61,18 @@ class SettableParts(DiffusionPipeline):
     def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> Self:
         """Load a pipeline.
 
+        Code that comes with a model is never run.
+
         Args:
             name: of a bundled model, a folder in diffusers' format, or a hub id (owner/name).
             options: diffusers' own.
 
         Raises:
-            ModelError: it is none of these.
+            ModelError: it is none of these, or has parts of classes that Wan has not.
+            ValueError: for ``trust_remote_code``.
         """
+        if options.get("trust_remote_code"):
+            raise ValueError("code that comes with a model is never run: trust_remote_code is True")
         bundled, folder = bundled_models(), Path(name).expanduser()
         if str(name) in bundled:
             folder = bundled[str(name)]
@@ -77,8 +83,10 @@ class SettableParts(DiffusionPipeline):
             )
         if folder.is_dir() and not (folder / "model_index.json").is_file():
             raise ModelError(f"{name} is not a model: the folder has no model_index.json")
-        place = str(folder) if folder.is_dir() else name
-        pipe: Self = super().from_pretrained(place, **options)
+        if not folder.is_dir():
+            folder = Path(cls.download(str(name), **options))
+        check_classes(folder, options)
+        pipe: Self = super().from_pretrained(str(folder), **options)
         return pipe
 
     @property

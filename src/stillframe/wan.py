@@ -28,6 +28,7 @@ from torch import Tensor
 from stillframe.attention import BlockAttention
 from stillframe.errors import ModelError
 from stillframe.meter import typed
+from stillframe.model_folder import check_part
 from stillframe.turns import model_turn
 
 __all__ = [
@@ -90,8 +91,14 @@ def read_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     Args:
         folder: has ``config.json`` and weights.
         dtype: of the weights; diffusers' exceptions stay in float32.
+
+    Raises:
+        ModelError: its weights lie elsewhere.
     """
-    model: WanTransformer3DModel = WanTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
+    check_part(folder)
+    model: WanTransformer3DModel = WanTransformer3DModel.from_pretrained(
+        folder, torch_dtype=dtype, local_files_only=True
+    )
     return model.eval().requires_grad_(False)
 
 
