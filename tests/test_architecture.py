@@ -43,6 +43,7 @@ LAYERS: list[tuple[str, set[str]]] = [
             "graphs",
             "convolution",
             "whole_file",
+            "finite",
             "bundled",
             "turns",
         },

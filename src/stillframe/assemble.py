@@ -26,6 +26,7 @@ from stillframe.autoencoder import TinyVideoAutoencoder
 from stillframe.checkpoint import load_transformer
 from stillframe.engine import StreamSettings
 from stillframe.errors import ModelError
+from stillframe.finite import check_model
 from stillframe.memory import MemoryPlan, plan_memory
 from stillframe.model_folder import check_part
 from stillframe.pipeline import CausalWanPipeline
@@ -269,6 +270,7 @@ def _autoencoder(source: Source, folder: Path, dtype: torch.dtype) -> nn.Module:
         vae: nn.Module = family.from_pretrained(
             folder / "vae", torch_dtype=dtype, local_files_only=True
         )
+        check_model(vae, f"the autoencoder of {source.name}")
     return vae
 
 

@@ -17,9 +17,11 @@ from typing import Any, Self
 
 from diffusers import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
+from torch import nn
 
 from stillframe.bundled import bundled_models
 from stillframe.errors import ModelError
+from stillframe.finite import check_model
 from stillframe.model_folder import check_classes
 from stillframe.streaming import open_autoencoder
 from stillframe.wan import WanDenoiser
@@ -68,7 +70,8 @@ class SettableParts(DiffusionPipeline):
             options: diffusers' own.
 
         Raises:
-            ModelError: it is none of these, or has parts of classes that Wan has not.
+            ModelError: it is none of these, has parts of classes that Wan has not, or
+                weights that are not finite.
             ValueError: for ``trust_remote_code``.
         """
         if options.get("trust_remote_code"):
@@ -87,6 +90,10 @@ class SettableParts(DiffusionPipeline):
             folder = Path(cls.download(str(name), **options))
         check_classes(folder, options)
         pipe: Self = super().from_pretrained(str(folder), **options)
+        quantised = "quantization_config" in options
+        for part, model in pipe.components.items():
+            if isinstance(model, nn.Module) and part not in options and not quantised:
+                check_model(model, f"the {part} of {name}")
         return pipe
 
     @property

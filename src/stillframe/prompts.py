@@ -28,6 +28,7 @@ from transformers import UMT5EncoderModel
 from transformers.utils import logging
 
 from stillframe.errors import ModelError, OutputError
+from stillframe.finite import check_model
 from stillframe.model_folder import check_part, load_tokenizer
 from stillframe.whole_file import write_whole
 
@@ -208,6 +209,7 @@ class PromptEncoder:
                     ignore_mismatched_sizes=True,  # `_check` says which, transformers does not
                 )
             _check(model, report)
+            check_model(model, "it")
         except Exception as error:  # damaged and foreign folders fail in every way there is
             raise ModelError(
                 f"the text encoder in {self.folder} cannot be loaded: {_sentence(error)}"

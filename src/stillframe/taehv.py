@@ -15,6 +15,7 @@ from torch import Tensor
 from stillframe.autoencoder import TemporalGrow, TinyVideoAutoencoder
 from stillframe.checkpoint import check_tensors, pick_weights, read_file
 from stillframe.errors import ModelError
+from stillframe.finite import check_model
 
 __all__ = ["TAEW_CONFIG", "load_taehv"]
 
@@ -61,7 +62,7 @@ def load_taehv(path: Path, dtype: torch.dtype = torch.float32) -> TinyVideoAutoe
         Wan after Wan's own normalisation, so it has no statistics of its own.
 
     Raises:
-        ModelError: the file cannot be read, or is not of such an autoencoder.
+        ModelError: the file cannot be read, is not of such an autoencoder, or not finite.
     """
     state = pick_weights(read_file(path), (), path)
     encoder, widths, latents, patch = _widths(state, path.name)
@@ -83,4 +84,5 @@ def load_taehv(path: Path, dtype: torch.dtype = torch.float32) -> TinyVideoAutoe
                 state[key] = state[key][-rows:]
     check_tensors(state, expected, path.name)
     vae.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
+    check_model(vae, path.name)
     return vae.eval().requires_grad_(False)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from stillframe.attention import BlockAttention
 from stillframe.errors import ModelError
+from stillframe.finite import check_model
 from stillframe.meter import typed
 from stillframe.model_folder import check_part
 from stillframe.turns import model_turn
@@ -93,12 +94,13 @@ def read_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
         dtype: of the weights; diffusers' exceptions stay in float32.
 
     Raises:
-        ModelError: its weights lie elsewhere.
+        ModelError: its weights lie elsewhere, or are not finite.
     """
     check_part(folder)
     model: WanTransformer3DModel = WanTransformer3DModel.from_pretrained(
         folder, torch_dtype=dtype, local_files_only=True
     )
+    check_model(model, f"the transformer in {folder}")
     return model.eval().requires_grad_(False)
 
 
