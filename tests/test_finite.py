@@ -43,7 +43,9 @@ def test_one_bad_value_anywhere_is_found(dtype: torch.dtype, length: int) -> Non
         for bad in BAD:
             spoilt = good.clone()
             spoilt[place] = bad
-            with pytest.raises(ModelError, match=rf"^the file has 1 of {length} values in w that"):
+            with pytest.raises(
+                ModelError, match=rf"^the file has 1 of {length} \w+ values in w that"
+            ):
                 check_finite([("good", good), ("w", spoilt)], "the file")
 
 
@@ -51,10 +53,10 @@ def test_values_are_counted_and_what_is_no_such_number_passes() -> None:
     spoilt = torch.zeros(4, 5)
     spoilt[1:3, 2] = math.nan
     spoilt[3, 4] = -math.inf
-    with pytest.raises(ModelError, match="has 3 of 20 values in w"):
+    with pytest.raises(ModelError, match="has 3 of 20 float32 values in w"):
         check_finite([("w", spoilt.t())], "the file")  # whatever the layout
     byte = torch.tensor([1.0, math.nan]).to(torch.float8_e4m3fn)
-    with pytest.raises(ModelError, match="has 1 of 2 values in w"):
+    with pytest.raises(ModelError, match="has 1 of 2 float8_e4m3fn values in w"):
         check_finite([("w", byte)], "the file")
     others = [torch.zeros(0), torch.tensor([2**62]), torch.empty(3, device="meta")]
     check_finite([("w", other) for other in others], "the file")
@@ -89,7 +91,9 @@ def test_a_folder_with_a_bad_value_is_refused(
         lambda: CausalWanPipeline.from_pretrained(folder),
     ]
     for load in loads:
-        with pytest.raises(ModelError, match=r"1 of \d+ values in \S+ that are NaN or infinite"):
+        with pytest.raises(
+            ModelError, match=r"1 of \d+ \w+ values in \S+ that are NaN or infinite"
+        ):
             load()
 
 
@@ -126,10 +130,10 @@ def test_published_weights_and_updates_are_checked(
     keys = load_recipes()["longlive"].keys
     load_transformer(config, weights, keys, lora=lora)
     _spoil_nested(lora, "generator_lora", bad)
-    with pytest.raises(ModelError, match=r"^lora\.pt has 1 of \d+ values in .*lora_A"):
+    with pytest.raises(ModelError, match=r"^lora\.pt has 1 of \d+ \w+ values in .*lora_A"):
         load_transformer(config, weights, keys, lora=lora)
     _spoil_nested(weights, keys[0], bad)
-    with pytest.raises(ModelError, match=r"^longlive_base\.pt has 1 of \d+ values"):
+    with pytest.raises(ModelError, match=r"^longlive_base\.pt has 1 of \d+ \w+ values"):
         load_transformer(config, weights, keys)
 
 
@@ -143,7 +147,7 @@ def test_numbers_too_large_for_the_format_asked_for_are_refused(
     content[keys[0]][name][0, 0] = 1e6
     torch.save(content, weights)
     load_transformer(config, weights, keys, torch.bfloat16)
-    with pytest.raises(ModelError, match="infinite, as float16"):
+    with pytest.raises(ModelError, match=r"1 of \d+ float16 values in .* infinite$"):
         load_transformer(config, weights, keys, torch.float16)
 
 
@@ -152,7 +156,9 @@ def test_a_tiny_autoencoders_file_is_checked(tmp_path: Path, bad: float) -> None
     taehv_file(path := tmp_path / "taew2_1.safetensors")
     load_taehv(path)
     name = spoil(path, bad)
-    with pytest.raises(ModelError, match=rf"^taew2_1\.safetensors has 1 of \d+ values in {name}"):
+    with pytest.raises(
+        ModelError, match=rf"^taew2_1\.safetensors has 1 of \d+ \w+ values in {name}"
+    ):
         load_taehv(path)
 
 
@@ -174,5 +180,5 @@ def test_an_update_of_the_users_is_checked(tmp_path: Path, bad: float, scale: fl
         {f"{place}.lora_A.weight": down, f"{place}.lora_B.weight": up},
         path := tmp_path / "update.safetensors",
     )
-    with pytest.raises(ModelError, match=r"1 of \d+ values|\d+ of \d+ values in .*to_q"):
+    with pytest.raises(ModelError, match=r"1 of \d+ \w+ values|\d+ of \d+ \w+ values in .*to_q"):
         add_lora(pipe, path, scale)

@@ -5,6 +5,7 @@ Knows tensors by their names only.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -28,20 +29,30 @@ def check_finite(named: Iterable[tuple[str, Tensor]], what: str) -> None:
     Raises:
         ModelError: names the first such tensor, and how many of its values are.
     """
+    seen: dict[tuple[torch.dtype, torch.device], list[tuple[str, Tensor]]] = defaultdict(list)
+    extremes: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
     for name, tensor in named:
         if not tensor.is_floating_point() or tensor.is_meta or not tensor.numel():
             continue
         # formats of a byte have no order of their own in torch
-        values = tensor.float() if tensor.element_size() == 1 else tensor
-        least, greatest = torch.aminmax(values.detach())
-        if bool(least.isfinite() & greatest.isfinite()):
-            continue
-        count = int((~values.isfinite()).sum())
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise ModelError(
-            f"{what} has {count} of {tensor.numel()} values in {name} that are NaN or infinite, "
-            f"as {kind}"
-        )
+        values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
+        kind = values.dtype, values.device
+        seen[kind].append((name, tensor))
+        extremes[kind].extend(torch.aminmax(values))
+    for kind, found in extremes.items():
+        # asked once, not once a tensor: models have thousands, and a GPU waits for every answer
+        finite = torch.stack(found).isfinite().view(-1, 2).all(1).tolist()
+        for (name, tensor), good in zip(seen[kind], finite, strict=True):
+            if not good:
+                raise ModelError(
+                    f"{what} has {_counted(tensor)} values in {name} that are NaN or infinite"
+                )
+
+
+def _counted(tensor: Tensor) -> str:
+    values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{int((~values.isfinite()).sum())} of {tensor.numel()} {kind}"
 
 
 def check_model(model: nn.Module, what: str) -> None:
