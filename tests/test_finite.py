@@ -15,16 +15,16 @@ from tests import tiny
 from tests.published import base_folder, publish, taehv_file
 from torch import Tensor
 
-from stillframe.adapt import add_lora
-from stillframe.assemble import Task
-from stillframe.bundled import bundled_models
-from stillframe.checkpoint import load_transformer
+from stillframe.backbones.finite import check_finite
 from stillframe.errors import ModelError
-from stillframe.finite import check_finite
-from stillframe.load import load_pipeline
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.recipes import RECIPES_VARIABLE, load_recipes
-from stillframe.taehv import load_taehv
+from stillframe.loading.adapt import add_lora
+from stillframe.loading.assemble import Task
+from stillframe.loading.checkpoint import load_transformer
+from stillframe.loading.load import load_pipeline
+from stillframe.loading.recipes import RECIPES_VARIABLE, load_recipes
+from stillframe.loading.taehv import load_taehv
+from stillframe.models import bundled_models
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 BAD = (math.nan, math.inf, -math.inf)
 FORMATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -17,12 +17,12 @@ from tests.published import base_folder, publish
 from tests.test_models import refused, run
 from transformers import AutoTokenizer, T5TokenizerFast
 
-from stillframe.assemble import Task
+from stillframe.backbones.model_folder import check_links, load_tokenizer
 from stillframe.errors import ModelError
-from stillframe.load import load_pipeline
-from stillframe.model_folder import check_links, load_tokenizer
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.recipes import RECIPES_VARIABLE, load_recipes
+from stillframe.loading.assemble import Task
+from stillframe.loading.load import load_pipeline
+from stillframe.loading.recipes import RECIPES_VARIABLE, load_recipes
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 BROKEN_OUT = "the code of the folder ran"
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillframe.demo import contact_sheet
+from stillframe.cli.demo import contact_sheet
 from stillframe.errors import OutputError
 from stillframe.evaluation.editing import keep_array
 from stillframe.evaluation.tables import write_table, write_text
-from stillframe.report import write_json
+from stillframe.jobs.report import write_json
 from stillframe.video import VideoWriter
 from stillframe.whole_file import forget_left_behind, open_whole, whole_folder, write_whole
 
