@@ -13,6 +13,13 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 from safetensors import safe_open
+from tests.hub_fixtures import (
+    Asker,
+    Hub,
+    Repo,
+    hub_fixture,  # noqa: F401
+    online_fixture,  # noqa: F401
+)
 from tests.published import base_folder, publish
 from tests.test_models import refused, run
 from transformers import AutoTokenizer, T5TokenizerFast
@@ -136,6 +143,28 @@ def test_only_wans_classes_are_loaded(
     with pytest.raises(ModelError, match=r"was refused: (its|it names)"):
         CausalWanPipeline.from_pretrained(folder)
     assert not spilt.exists(), BROKEN_OUT
+
+
+def test_a_repository_of_a_hub_is_checked_before_it_is_loaded(
+    hub: Hub, online: Asker, folder: Path
+) -> None:
+    def files() -> dict[str, bytes]:
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+    hub.repos["one/fine"] = Repo(files())
+    assert "transformer" in online("from_pretrained", name="one/fine")
+    _own_tokenizer_of_a_known_class(folder)
+    hub.repos["one/code"] = Repo(files())
+    with pytest.raises(ModelError, match=r"was refused: tokenizer/tokenizer_config\.json asks for"):
+        online("from_pretrained", name="one/code")
+    change(folder / "tokenizer" / "tokenizer_config.json", auto_map=None)
+    change(folder / "model_index.json", text_encoder=["transformers", "AutoModel"])
+    hub.repos["one/class"] = Repo(files())
+    with pytest.raises(
+        ModelError, match=r"its text_encoder is of the class 'transformers\.AutoModel'"
+    ):
+        online("from_pretrained", name="one/class")
 
 
 def test_trusting_code_is_refused(folder: Path) -> None:
