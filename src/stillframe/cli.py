@@ -217,6 +217,12 @@ def edit(
     background: Annotated[
         str, typer.Option(help="What transparent pictures are shown on: black or white.")
     ] = "black",
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=256, max=2**31 - 1, help="Refuse larger pictures: 35389440 (8192x4320) by default."
+        ),
+    ] = None,
     report: ReportOption = None,
     compare: Annotated[
         bool,
@@ -230,7 +236,7 @@ def edit(
     """Edit a video file or stream."""
     with one_sentence_errors(), ExitStack() as stack:
         read, written = named_places(
-            source, input_format, input_timeout, out, output_format, background
+            source, input_format, input_timeout, out, output_format, background, max_pixels
         )
         check_files(read, written, map_path, report, masks_out)
         written = stack.enter_context(kept_clean(written))

@@ -37,6 +37,8 @@ _PANEL = "Control of what is recomputed"
 # what a method looks for change in by itself
 _DETECTORS = ("pixels", "latent")
 _CODEC = ("codec", "both")
+# All that is named: of other formats, Pillow runs programs.
+_PAINTED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "TGA", "PPM")
 
 GopOption = Annotated[
     int | None,
@@ -226,14 +228,16 @@ def _painting(path: str) -> Painting | None:
     """The white parts of an image; what is transparent is black. None if it is something else."""
     import numpy as np
     import torch
-    from PIL import Image
 
     from stillframe.control import Painting
+    from stillframe.video.formats import check_pixels, unread_picture
 
     try:
-        with Image.open(path) as image:
+        with unread_picture(path, *_PAINTED) as image:
+            check_pixels(f"--roi {path}", *image.size)
             layers = np.asarray(image.convert("LA"))
-    except (OSError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError):
+        # Pillow tells of damage in all of these
         return None
     white = (layers[..., 0] >= 128) & (layers[..., 1] >= 128)
     return Painting(torch.from_numpy(white))

@@ -23,6 +23,7 @@ from stillframe.video.companions import Companions
 from stillframe.video.damage import Damage
 from stillframe.video.deinterlacing import Deinterlacer
 from stillframe.video.demuxing import Demuxer
+from stillframe.video.formats import check_pixels, limit_decoder
 from stillframe.video.library import fraction
 from stillframe.video.picture import Orientation, ToRgb
 from stillframe.video.places import BACKGROUNDS, Source
@@ -157,6 +158,7 @@ class VideoReader:
             # FFmpeg's own decoders of VP8 and VP9 leave alpha out
             with contextlib.suppress(ValueError, KeyError):
                 self._decoder = av.CodecContext.create(_WITH_ALPHA[self._decoder.name], "r")
+                limit_decoder(self._decoder, self.source.max_pixels)
 
     def _ask_for_motion(self) -> None:
         codec: Any = self._stream.codec_context
@@ -306,7 +308,9 @@ class VideoReader:
     def _decode(self) -> Generator[av.VideoFrame, None, None]:
         """Whole pictures in order of presentation."""
         deinterlacer = Deinterlacer(self.time_base)
+        name, most = self.name, self.source.max_pixels
         for picture in self._decode_stored():
+            check_pixels(name, picture.width, picture.height, most)
             yield from deinterlacer.push(picture)
         yield from deinterlacer.flush()
 
