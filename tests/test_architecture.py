@@ -25,6 +25,7 @@ LAYERS: list[tuple[str, set[str]]] = [
         "pure maths",
         {
             "errors",
+            "printable",
             "registry",
             "grid",
             "rope",

@@ -30,6 +30,7 @@ from stillframe.cli_options import (
     WidthOption,
     load,
 )
+from stillframe.printable import printable
 from stillframe.screen import Interruption, one_sentence_errors, say, warn
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on standard error: what is done, how many of how many, time left."""
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -236,7 +237,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
         def tell(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
+                tasks[what] = bar.add_task(printable(what), total=total)
             task = tasks[what]
             bar.update(task, completed=done, total=total)  # type: ignore[arg-type]
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stillframe.printable import printable
 from stillframe.screen import numbers_table, say
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
 
         def show(file: str, done: int, total: int | None) -> None:
             if file not in tasks:
-                tasks[file] = bar.add_task(file, total=total)
+                tasks[file] = bar.add_task(printable(file), total=total)
             bar.update(tasks[file], completed=done, total=total)
 
         yield show
