@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from stillframe.cli import app as command_line
+from stillframe.cli.app import app as command_line
+from stillframe.loading.styles import Style
 from stillframe.server.app import create_app
 from stillframe.server.serving import address
-from stillframe.styles import Style
 
 STYLES = [Style("oil", "an oil painting", "thick paint", ("oil",))]
 HELLO = '{"type": "hello", "prompt": "oil", "width": 96, "height": 64}'

@@ -15,8 +15,8 @@ from PIL import Image
 from tests.video_samples import gradient, make_video
 from typer.testing import CliRunner
 
-from stillframe.cli import app
-from stillframe.cli_control import build_control
+from stillframe.cli.app import app
+from stillframe.cli.control import build_control
 from stillframe.errors import InputError
 from stillframe.methods.prune import InterFramePruning
 from stillframe.video import Source, VideoReader

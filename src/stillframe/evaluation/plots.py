@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from stillframe.evaluation.findings import Plot, Point, Series
-from stillframe.printable import html_text
+from stillframe.untrusted.printable import html_text
 
 __all__ = ["draw", "ticks"]
 
@@ -104,7 +104,8 @@ def _titles(plot: Plot) -> str:
     middle, centre = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
     return (
         f'<text class="name" x="{middle}" y="{_HEIGHT - 10}">{html_text(plot.x)}</text>'
-        f'<text class="name" transform="translate(15 {centre}) rotate(-90)">{html_text(plot.y)}</text>'
+        f'<text class="name" transform="translate(15 {centre}) rotate(-90)">'
+        f"{html_text(plot.y)}</text>"
     )
 
 

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from stillframe.evaluation.findings import Exhibit, Findings, Plot, Table
 from stillframe.evaluation.plots import draw
-from stillframe.printable import html_text
+from stillframe.untrusted.printable import html_text
 
 __all__ = ["page"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from stillframe.evaluation.findings import Findings, Table
-from stillframe.printable import markdown_text, printable
+from stillframe.untrusted.printable import markdown_text, printable
 
 __all__ = ["results_page"]
 

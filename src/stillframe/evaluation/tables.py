@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stillframe.errors import OutputError
-from stillframe.printable import csv_cell
+from stillframe.untrusted.printable import csv_cell
 from stillframe.whole_file import name_beside
 
 __all__ = ["write_table", "write_text"]

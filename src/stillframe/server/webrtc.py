@@ -33,9 +33,9 @@ from stillframe.server.connection import Connection, StalledError
 from stillframe.server.guard import RefusedError
 from stillframe.server.hall import Hall
 from stillframe.server.messages import Hello, ProtocolError
-from stillframe.server.offers import without_hidden_addresses
 from stillframe.server.outgoing import Outgoing
 from stillframe.server.pictures import check_size
+from stillframe.server.sdp import without_hidden_addresses
 
 __all__ = ["Peer", "Peers"]
 
