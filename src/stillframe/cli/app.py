@@ -49,6 +49,7 @@ from stillframe.cli.generate import generate
 from stillframe.cli.listings import demo, methods, styles
 from stillframe.cli.models import models_app
 from stillframe.cli.options import (
+    MOST_FRAMES,
     AttentionOption,
     CrfOption,
     DeviceOption,
@@ -70,6 +71,7 @@ from stillframe.cli.options import (
     VaeOption,
     WidthOption,
     load,
+    number,
     parse_sigmas,
 )
 from stillframe.cli.rate import (
@@ -185,11 +187,11 @@ def edit(
     tau1: Tau1Option = None,
     tau2: Tau2Option = None,
     rate: Annotated[
-        float | None, typer.Option(help="Share of tokens to save, for methods that have one.")
+        float | None, number(most=1, help="Share of tokens to save, for methods that have one.")
     ] = None,
     conditioning: Annotated[str | None, typer.Option(help="source or sdedit.")] = None,
     strength: Annotated[
-        float | None, typer.Option(help="Share of noise at the first pass, above 0 up to 1.")
+        float | None, number(most=1, help="Share of noise at the first pass, above 0 up to 1.")
     ] = None,
     steps: StepsOption = None,
     sigmas: SigmasOption = None,
@@ -216,7 +218,9 @@ def edit(
     seed: SeedOption = 0,
     height: HeightOption = None,
     width: WidthOption = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=MOST_FRAMES, help="Stop after so many frames.")
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     vae: VaeOption = None,
@@ -238,7 +242,7 @@ def edit(
         str | None, typer.Option(help="Of stdout or a URL: y4m, mpegts, matroska or flv.")
     ] = None,
     input_timeout: Annotated[
-        float, typer.Option(help="Seconds of silence after which a URL counts as dead.")
+        float, number(most=86400, help="Seconds of silence after which a URL counts as dead.")
     ] = 10.0,
     background: Annotated[
         str, typer.Option(help="What transparent pictures are shown on: black or white.")

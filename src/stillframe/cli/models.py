@@ -138,8 +138,8 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
 @models_app.command()
 def plan(
     name: Annotated[str, typer.Argument(help="A recipe's name, a folder, or a hub id.")],
-    height: Annotated[int, typer.Option(min=16, help="In pixels.")] = 480,
-    width: Annotated[int, typer.Option(min=16, help="In pixels.")] = 832,
+    height: Annotated[int, typer.Option(min=16, max=16384, help="In pixels.")] = 480,
+    width: Annotated[int, typer.Option(min=16, max=16384, help="In pixels.")] = 832,
     vae: VaeOption = None,
     recovery: Annotated[str, typer.Option(help="What stands in for pruned tokens.")] = "aligned",
     store: StoreOption = "auto",

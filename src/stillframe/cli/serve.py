@@ -59,7 +59,7 @@ def serve(
     threads: ThreadsOption = None,
     height: HeightOption = None,
     width: WidthOption = None,
-    max_sessions: Annotated[int, typer.Option(min=1, help="Open at a time.")] = 4,
+    max_sessions: Annotated[int, typer.Option(min=1, max=1024, help="Open at a time.")] = 4,
     token: Annotated[
         str | None, typer.Option(envvar="STILLFRAME_TOKEN", help="What clients must know.")
     ] = None,
