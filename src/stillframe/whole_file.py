@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stillframe.errors import OutputError
 
-__all__ = ["name_beside", "write_whole"]
+__all__ = ["check_name", "name_beside", "write_whole"]
 
 # bytes: what file systems allow, all of the usual ones alike
 _LONGEST_NAME = 255
@@ -30,6 +30,19 @@ def name_beside(name: str, mark: str) -> str:
     while len(os.fsencode(stem)) > room:
         stem = stem[:-1]
     return stem + mark + suffix
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that no usual file system takes; touches nothing.
+
+    Raises:
+        OutputError: it is too long, or has a NUL in it.
+    """
+    length = len(os.fsencode(path.name))
+    if length > _LONGEST_NAME or "\0" in path.name:
+        what = f"has {length} bytes, and {_LONGEST_NAME} are the most" if length else "is empty"
+        what = "has a NUL in it" if "\0" in path.name else what
+        raise OutputError(f"{path} cannot be written: its name {what}")
 
 
 def write_whole(path: str | PathLike[str], parts: Iterable[bytes]) -> None:

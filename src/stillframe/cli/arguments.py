@@ -6,6 +6,7 @@ torch is imported by what needs it, see ``cli``. It does not know what an edit i
 from __future__ import annotations
 
 import dataclasses
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,11 @@ def check_files(
         VideoReader(source).close()
     check_outputs(source, out, map_path, report)
     check_outputs(source, out, map_path, masks)
-    if report is not None and masks is not None and report.resolve() == masks.resolve():
+    if (
+        report is not None
+        and masks is not None
+        and os.path.realpath(report) == os.path.realpath(masks)
+    ):
         raise ValueError(f"{masks} cannot be the report and the masks: choose another name")
 
 

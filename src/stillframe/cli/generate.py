@@ -70,8 +70,10 @@ def generate(
     """Make a video file from a prompt."""
     with one_sentence_errors():
         from stillframe.jobs.outputs import check_outputs
+        from stillframe.loading.prompts import clean_prompt
 
         check_outputs(None, out, report_path=report)
+        prompt = clean_prompt(prompt)
         levels = parse_sigmas(sigmas)
         started = time.perf_counter()
         options = LoadOptions(

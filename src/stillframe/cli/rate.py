@@ -36,7 +36,7 @@ _PANEL = "Rate and quality"
 TargetFpsOption = Annotated[
     float | None,
     number(
-        "--target-fps", most=1000, metavar="FPS", help="Frames a second.", rich_help_panel=_PANEL
+        "--target-fps", most=10**6, metavar="FPS", help="Frames a second.", rich_help_panel=_PANEL
     ),
 ]
 TargetLatencyOption = Annotated[

@@ -5,6 +5,7 @@ Knows rich, and reports as numbers. Does not know commands, models or files.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -90,9 +91,21 @@ def one_sentence_errors() -> Iterator[None]:
             raise
         _to_stderr("Error", "bold red", "out of memory; a smaller --height needs less")
         raise typer.Exit(REFUSED) from error
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.strerror is None:
+            raise
+        _to_stderr("Error", "bold red", _of_the_system(error))
+        raise typer.Exit(REFUSED) from error
     except KeyboardInterrupt as error:
         _to_stderr("Interrupted", "yellow", "the file being made was not kept")
         raise typer.Exit(INTERRUPTED) from error
+
+
+def _of_the_system(error: OSError) -> str:
+    """What a file, a folder or the network refused, in a sentence."""
+    reason = str(error.strerror).lower()
+    name = error.filename
+    return reason if name is None else f"{os.fsdecode(name)} cannot be used: {reason}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

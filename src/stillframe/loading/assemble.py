@@ -9,7 +9,6 @@ This file downloads nothing, and does not know devices.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,9 +32,12 @@ from stillframe.loading.recipes import Recipe
 from stillframe.loading.taehv import TAEW_CONFIG, load_taehv
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.tokens.schedule import edit_sigmas, scheduler_shift
+from stillframe.untrusted.small_files import parse_json, read_bounded
 
 __all__ = ["Source", "Task", "build", "open_text", "plan"]
 
+# of a configuration
+_MOST_BYTES = 2**22
 _PARTS = ("transformer", "text_encoder", "vae")
 
 
@@ -104,8 +106,10 @@ class Source:
         """
         path = hub.require(self.base, file, self.name)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found = parse_json(read_bounded(path, _MOST_BYTES))
+        except OSError as error:
+            raise ModelError(f"{self.name} has a broken {file}: {error.strerror}") from error
+        except ValueError as error:
             raise ModelError(f"{self.name} has a broken {file}: {error}") from error
         if not isinstance(found, dict):
             raise ModelError(f"{self.name} has a broken {file}: it holds no fields")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def convert(source: Source, out: Path, dtype: torch.dtype = torch.bfloat16) -> P
         ModelError: the model cannot be loaded.
         OutputError: the folder exists or cannot be written; nothing half-written is left.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise OutputError(f"{out} is there already, and a model needs a new folder")
     pipe = build(source, dtype, open_text(source, dtype))
     pipe.set_progress_bar_config(disable=True)
@@ -73,10 +74,10 @@ def convert_model(
         ValueError: a weight file without a recipe, or a recipe without one.
     """
     file = Path(name).expanduser()
-    if file.is_file() != (recipe is not None):
+    if os.path.isfile(file) != (recipe is not None):
         raise ValueError(
             f"--recipe says what a weight file is weights of: {name} is "
-            f"{'a file' if file.is_file() else 'none'}, --recipe is {recipe}"
+            f"{'a file' if os.path.isfile(file) else 'none'}, --recipe is {recipe}"
         )
     source = find_source(name if recipe is None else recipe, vae)
     if recipe is not None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["check_number", "number_text"]
+__all__ = ["check_number", "number_text", "shortened"]
+
+# letters of a value in a sentence
+_LONGEST = 500
 
 
 def check_number(
@@ -39,6 +42,15 @@ def check_number(
     raise ValueError(
         f"{name} is {kind} {first} {least:.10g} to {most:.10g}, got {number_text(value)}"
     )
+
+
+def shortened(value: Any) -> str:
+    """Any value of a file as it would be written, cut off where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return number_text(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def number_text(value: Any) -> str:

@@ -6,14 +6,16 @@ becomes a ``ValueError`` of one sentence about the content. Knows no format of o
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import tomllib
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["parse_json", "parse_toml", "read_bounded"]
+__all__ = ["decode", "parse_json", "parse_toml", "read_bounded"]
 
 _DEEPEST_KEY = 32
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"|\'[^\']*\'')
@@ -28,17 +30,28 @@ def read_bounded(path: str | PathLike[str], most: int) -> bytes:
         most: bytes it may have.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is larger, or no regular file, or its name is none.
+        OSError: it cannot be read, is larger, or no regular file.
     """
     place = Path(path)
-    if place.exists() and not place.is_file():
-        raise ValueError("it is not a regular file")
+    if not (os.path.isfile(place) or os.path.isdir(place)) and os.path.exists(place):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     with place.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"it has more than {most} bytes, which is the most that is read")
+        raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
     return content
+
+
+def decode(content: bytes) -> str:
+    """Text in UTF-8.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not text in UTF-8, from byte {error.start} on") from None
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -48,7 +61,7 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: it is none, or nests too deep.
     """
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(decode(text) if isinstance(text, bytes) else text, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("its values nest too deep") from None
 

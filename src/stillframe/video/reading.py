@@ -28,7 +28,7 @@ from stillframe.video.library import fraction
 from stillframe.video.picture import Orientation, ToRgb
 from stillframe.video.places import BACKGROUNDS, Source
 from stillframe.video.stills import Stills, is_animated_webp
-from stillframe.video.timing import DecodingOrder, InputClock
+from stillframe.video.timing import LEAST_FPS, DecodingOrder, InputClock
 from stillframe.video.tracks import PacketSink
 from stillframe.video.vectors import CODECS, BlockMotion, export_vectors, read_motion
 
@@ -37,6 +37,8 @@ __all__ = ["Frame", "VideoReader"]
 _SMALLEST = 16
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _FPS_IF_UNKNOWN = 25.0
+# High-speed cameras reach it, and rates of a clock of milliseconds.
+_HIGHEST_FPS = 100_000.0
 # Where a stream does not know its rate, FFmpeg guesses up to that of its clock.
 _HIGHEST_LIVE_FPS = 240.0
 
@@ -141,9 +143,12 @@ class VideoReader:
             self._find_decoder(self._demuxer.container.format.name)
         self.time_base = fraction(stream.time_base) or Fraction(1, 90_000)
         self.fps = float(stream.average_rate or stream.guessed_rate or _FPS_IF_UNKNOWN)
+        if not LEAST_FPS <= self.fps <= _HIGHEST_FPS:
+            # nonsense, where a file is damaged; its times may be good
+            self.fps = _FPS_IF_UNKNOWN
         if self._has_no_times and stream.guessed_rate:
             # it counts ticks without a picture, too
-            self.fps = min(self.fps, float(stream.guessed_rate))
+            self.fps = min(self.fps, max(LEAST_FPS, float(stream.guessed_rate)))
         if self.source.is_live and self.fps > _HIGHEST_LIVE_FPS:
             self.fps = _FPS_IF_UNKNOWN
         is_counted = not self.source.is_live and not self._has_no_times
