@@ -279,6 +279,13 @@ def plan(
         ModelError: a configuration is not on disk, or not one of this kind of model.
         ValueError: a size does not fit the grid.
     """
+    with _well_typed(source.name):
+        return _planned(source, dtype, task, device)
+
+
+def _planned(
+    source: Source, dtype: torch.dtype, task: Task, device: torch.device | str
+) -> MemoryPlan:
     vae_config, kind = _vae_config(source)
     planned = plan_memory(
         source.config("transformer"),
@@ -297,6 +304,17 @@ def plan(
     # the other two have a cache, an autoencoder's memory and frames of their own
     names = ("cache", "stream", "frames", "kept")
     return replace(planned, **{name: 3 * getattr(planned, name) for name in names})
+
+
+@contextmanager
+def _well_typed(name: str) -> Iterator[None]:
+    """What arithmetic fails with on a configuration of texts, lists and absurd numbers."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        raise ModelError(
+            f"{name} has a configuration with values of the wrong kind or size"
+        ) from error
 
 
 def _given(source: Source) -> dict[str, Any]:

@@ -81,7 +81,10 @@ def check_sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:
     """
     if len(sigmas) > _MOST_STEPS:
         raise ValueError(f"a schedule has at most {_MOST_STEPS} sigmas, got {len(sigmas)}")
-    values = tuple(map(float, sigmas))
+    try:
+        values = tuple(map(float, sigmas))
+    except OverflowError:
+        raise ValueError("sigmas must fall strictly within (0, 1], got larger numbers") from None
     falling = all(a > b for a, b in pairwise(values))
     if not values or not falling or not values[0] <= 1 or not values[-1] > 0:
         raise ValueError(f"sigmas must fall strictly within (0, 1], got {list(values)}")

@@ -30,6 +30,16 @@ __all__ = ["StillStream", "Stills", "is_animated_webp"]
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".tga", ".exr"})
 # Formats whose header tells Pillow the size, which FFmpeg finds by decoding.
 _SIZED = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "TGA")
+# What FFmpeg and Pillow tell of damage with.
+_UNREADABLE = (
+    av.FFmpegError,
+    OSError,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    IndexError,
+    StopIteration,
+)
 _FPS = 25
 _MILLISECOND = Fraction(1, 1000)
 # What browsers show a picture for that says 0.
@@ -100,7 +110,7 @@ class Stills:
         """Decoded pictures; those that cannot be read are counted and skipped."""
         with ExitStack() as stack:
             # one that stays open goes on from where it is
-            webp = None if self._paths else stack.enter_context(unread_picture(self._webp, "WEBP"))
+            webp = None if self._paths else self._open_webp(stack)
             if webp is not None:
                 check_pixels(self._name, *webp.size, self._most)
             for index in range(self.video.frames):
@@ -108,12 +118,18 @@ class Stills:
                     picture = self._decode(index) if webp is None else _seek(webp, index)
                 except InputError:
                     raise
-                except (av.FFmpegError, OSError, EOFError, IndexError, StopIteration):
+                except _UNREADABLE:
                     self._damage.undecoded.add(float(self._times[index] * self.video.time_base))
                     continue
                 picture.pts, picture.time_base = self._times[index], self.video.time_base
                 picture.duration = self._times[index + 1] - self._times[index]
                 yield picture
+
+    def _open_webp(self, stack: ExitStack) -> Image.Image:
+        try:
+            return stack.enter_context(unread_picture(self._webp, "WEBP"))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise InputError(f"{self._name} is an animated WebP that cannot be read") from error
 
     def _decode(self, index: int) -> av.VideoFrame:
         """The picture in a file, handed over open: to FFmpeg, names may mean something."""
