@@ -52,7 +52,7 @@ def _number(data: bytes, other: bytes, rng: Rng) -> bytes:
     value = int(rng.choice(_EDGES)) % 256**size
     at = _place(data, rng)
     order = "big" if rng.random() < 0.5 else "little"
-    return data[:at] + value.to_bytes(size, order) + data[at + size :]  # type: ignore[arg-type]
+    return data[:at] + value.to_bytes(size, order) + data[at + size :]
 
 
 def _cut(data: bytes, other: bytes, rng: Rng) -> bytes:

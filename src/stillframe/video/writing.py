@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillframe.errors import OutputClosedError, OutputError
+from stillframe.untrusted.printable import printable
 from stillframe.video.companions import Companions
 from stillframe.video.encoding import Encoder, Picture
 from stillframe.video.places import Sink
@@ -143,7 +144,7 @@ class VideoWriter:
 
     def _warn(self, message: str) -> None:
         try:
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(printable(message), stacklevel=3)
         except Warning:
             # Warnings are errors to this caller: leave nothing behind.
             self.close(keep=False)
