@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import math
+import pkgutil
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.edit_fixtures import model_folder_fixture  # noqa: F401
 from tests.evaluation_fixtures import QUICK, make_bench, plan_fixture  # noqa: F401
 from typer.testing import CliRunner
 
+import stillframe.metrics
 from stillframe.cli.app import app
+from stillframe.evaluation.editing import as_video
 from stillframe.evaluation.experiments import experiments
 from stillframe.evaluation.findings import Exhibit, Findings, Plot, Point, Series, Table
 from stillframe.evaluation.plots import draw
@@ -25,6 +32,7 @@ from stillframe.evaluation.results_page import results_page
 from stillframe.evaluation.runs import Plan, evaluate, reproduce
 from stillframe.evaluation.variants import Variant, expand
 from stillframe.metrics import metrics
+from stillframe.metrics.base import _REGISTRY as registry
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -268,6 +276,54 @@ def test_refusals_are_one_sentence_and_write_nothing(
     assert result.stderr.count("\n") == 1
     assert said in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [["eval", "none.mp4"], ["reproduce", "x", "--clips", "none"]])
+def test_the_commands_name_the_extra_that_is_missing(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run(*command, "--out", tmp_path / "out")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "needs matplotlib: install them with pip install 'stillframe[eval]'" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+METRIC = """
+from dataclasses import dataclass
+from stillframe.metrics.base import Metric, Score, register
+
+@register("brightness")
+@dataclass(frozen=True)
+class Brightness(Metric):
+    summary = "mean of all numbers"
+    higher_is_better = True
+    reference = "none"
+
+    def _measure(self, video, reference):
+        return Score(float(video.mean()), video.mean((1, 2, 3)).double())
+"""
+
+
+def test_a_metric_of_one_file_is_in_all_reports(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brightness.py").write_text(METRIC)
+    monkeypatch.setattr(registry, "_kinds", dict(registry._kinds))
+    monkeypatch.setattr(stillframe.metrics, "__path__", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "stillframe.metrics.brightness", raising=False)
+    for module in pkgutil.iter_modules(stillframe.metrics.__path__):
+        importlib.import_module(f"stillframe.metrics.{module.name}")
+    given = replace(plan, out=tmp_path / "out", clips=plan.clips[:1], metric_names=["brightness"])
+    rows = evaluate(given, [Variant("prune")], prompts=["sepia"], frames=12)
+    frames = as_video(np.load(next((given.out / "frames").glob("*dense*.npy"))))
+    assert rows[0].metrics == {"brightness": pytest.approx(float(frames.mean()))}
+    with (given.out / "rows.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(line["brightness"]) for line in table] == [r.metrics["brightness"] for r in rows]
+    for name in ("report.html", "results.md"):
+        assert "brightness ↑" in (given.out / name).read_text()
+    sys.modules.pop("stillframe.metrics.brightness")
 
 
 def test_the_commands_run(plan: Plan, model_folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ imports. A run that was interrupted goes on where it was when it is called again
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from stillframe.cli.options import (
     load,
 )
 from stillframe.cli.screen import Interruption, one_sentence_errors, say, warn
+from stillframe.errors import StillframeError
 from stillframe.untrusted.printable import printable
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from stillframe.evaluation.sources import Clip
 
 __all__ = ["evaluate_command", "reproduce_command"]
+
+_NEEDED = ("jinja2", "matplotlib", "scipy")
 
 ClipsArgument = Annotated[
     list[str],
@@ -81,6 +85,7 @@ def evaluate_command(
 ) -> None:
     """Measure methods on clips: rows, a table file and an HTML report. Goes on if called again."""
     with one_sentence_errors():
+        _check_packages()
         wanted = _numbers("--rates", rates), _names(recoveries)
         draws = [_whole(seed) for seed in _names(seeds)]
         found = _clips(clips)
@@ -139,6 +144,7 @@ def reproduce_command(
     """Run the experiments behind the papers' tables: ablation, correlation, curve, latency,
     layerwise, quality, recovery, seeds, settle, throughput, or all. Goes on if called again."""
     with one_sentence_errors():
+        _check_packages()
         shares = _numbers("--rates", rates)
         found = _clips(clips)
         from stillframe.evaluation import BUNDLED_SCALE, PUBLISHED_SCALE, reproduce
@@ -166,6 +172,15 @@ def reproduce_command(
             for finding in done:
                 say(f"{finding.name}: {finding.headline}")
             say(f"{out / 'report.html'}")
+
+
+def _check_packages() -> None:
+    """Refuse if what reports are made with is not installed."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise StillframeError(
+            f"a report needs {', '.join(missing)}: install them with pip install 'stillframe[eval]'"
+        )
 
 
 def _names(text: str | None) -> list[str]:
