@@ -30,12 +30,17 @@ class Table(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point of a plot; ``low`` and ``high`` are the ends of y's interval, if it has one."""
+    """A point of a plot; ``low`` and ``high`` are the ends of y's interval, nan without one."""
 
     x: float
     y: float
-    low: float | None = None
-    high: float | None = None
+    low: float = math.nan
+    high: float = math.nan
+
+    @classmethod
+    def of(cls, x: float, y: Interval) -> Point:
+        """A mean and its interval; a mean that is nan is not drawn."""
+        return cls(x, y.mean, y.low, y.high)
 
 
 class Series(NamedTuple):

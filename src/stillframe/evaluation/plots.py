@@ -61,8 +61,9 @@ def draw(plot: Plot, place: str = "") -> str:
         plot: what to draw; the same text for the same plot.
         place: on the page; ids of elements differ from those at other places.
     """
-    plot = plot._replace(series=[s._replace(points=_finite(s.points)) for s in plot.series])
-    if not any(series.points for series in plot.series):
+    finite = [s._replace(points=_finite(s.points)) for s in plot.series]
+    plot = plot._replace(series=[series for series in finite if series.points])
+    if not plot.series:
         return ""
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"{place} {plot}"}):
         figure = Figure(figsize=(_WIDTH, _HEIGHT))
@@ -101,7 +102,7 @@ def _add(axes: Axes, index: int, series: Series) -> None:
     color = list(_SERIES)[index % len(_SERIES)]
     is_dense = len(series.points) >= _DENSE
     for point in series.points:
-        if point.low is not None and point.high is not None:
+        if math.isfinite(point.low):
             ends = [point.low, point.high]
             axes.plot([point.x] * 2, ends, color=color, alpha=0.55, clip_on=False)
     x, y = [p.x for p in series.points], [p.y for p in series.points]
@@ -152,7 +153,7 @@ def _inline(text: str, plot: Plot) -> str:
     root = ElementTree.fromstring(text)
     groups = {group.attrib.pop("id", ""): group for group in root.iter("g")}
     for index, series in enumerate(plot.series):
-        uses = groups[_gid(index)].iter("use") if series.points else ()
+        uses = groups[_gid(index)].iter("use")
         for point, use in zip(series.points, uses, strict=True):
             ElementTree.SubElement(use, "title").text = printable(f"{series.name}: {_told(point)}")
     del root.attrib["width"], root.attrib["height"]
@@ -166,6 +167,4 @@ def _inline(text: str, plot: Plot) -> str:
 
 def _told(point: Point) -> str:
     text = f"{point.y:.4g} at {point.x:.4g}"
-    if point.low is None or point.high is None:
-        return text
-    return f"{text} [{point.low:.4g}, {point.high:.4g}]"
+    return text if math.isnan(point.low) else f"{text} [{point.low:.4g}, {point.high:.4g}]"

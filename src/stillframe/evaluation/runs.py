@@ -31,6 +31,7 @@ from stillframe.evaluation.summaries import (
     metric_plots,
     quality_table,
     speed_table,
+    split,
 )
 from stillframe.evaluation.tables import write_table, write_text
 from stillframe.evaluation.variants import FULL, Variant
@@ -170,8 +171,7 @@ def evaluate(
 
 
 def _matrix_findings(matrix: Matrix, rows: Sequence[Row], paired: bool) -> Findings:
-    dense = [row for row in rows if row.cell.variant == FULL and row.error is None]
-    others = [row for row in rows if row.cell.variant != FULL]
+    dense, others = split(rows)
     groups = by_label(others)
     tables = [
         quality_table(
@@ -182,13 +182,13 @@ def _matrix_findings(matrix: Matrix, rows: Sequence[Row], paired: bool) -> Findi
         tables.append(against_dense(others, dense))
     if paired:
         caption = "Each alternates with a dense edit block by block: read the speedups."
-        tables.append(speed_table([row for row in others if row.error is None], caption))
-    done = len([row for row in rows if row.error is None])
+        tables.append(speed_table(others, caption))
     return Findings(
         name="matrix",
         title="The matrix",
         question="Each method on each clip with each prompt and seed.",
-        headline=f"{done} of {len(rows)} cells done, {len(groups)} variants beside dense.",
+        headline=f"{len(dense) + len(others)} of {len(rows)} cells done, {len(groups)} variants "
+        "beside dense.",
         missing=list(dict.fromkeys([*failures(rows), *matrix.skipped.values()])),
         tables=tables,
         plots=[*metric_plots(others, dense), *_latency(rows)],

@@ -38,6 +38,7 @@ __all__ = [
     "quality_table",
     "signed",
     "speed_table",
+    "split",
 ]
 
 Value = Callable[[Row], float]
@@ -101,6 +102,13 @@ def failures(rows: Iterable[Row]) -> list[str]:
         for row in rows
         if row.error is not None
     ]
+
+
+def split(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows of dense edits, and of the others, failures left out."""
+    done = [row for row in rows if row.error is None]
+    dense = [row for row in done if row.cell.variant == FULL]
+    return dense, [row for row in done if row.cell.variant != FULL]
 
 
 def quality_table(rows: Sequence[Row], caption: str) -> Table:
@@ -167,12 +175,9 @@ def metric_plots(rows: Sequence[Row], dense: Sequence[Row] = ()) -> list[Plot]:
 def _families(rows: Sequence[Row], value: Value) -> list[tuple[str, list[Point]]]:
     families: dict[str, list[Point]] = {}
     for group in by_label(rows).values():
-        y = over_clips(group, value)
-        if math.isnan(y.mean):
-            continue
         x = over_clips(group, lambda row: row.kept_share).mean
-        ends = (None, None) if math.isnan(y.low) else (y.low, y.high)
-        families.setdefault(group[0].cell.variant.family, []).append(Point(x, y.mean, *ends))
+        point = Point.of(x, over_clips(group, value))
+        families.setdefault(group[0].cell.variant.family, []).append(point)
     return [(name, sorted(points)) for name, points in families.items()]
 
 

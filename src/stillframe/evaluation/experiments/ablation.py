@@ -39,6 +39,11 @@ class Ablation(Experiment):
         "high-frequency noise, from clean tokens neither. A study with a 13 M model (two static "
         "clips, SDEdit) found aligned 1–3 dB closer to dense than clean or none."
     )
+    bundled_caveat = (
+        "The bundled model is small, and with its source in view it has little need of "
+        "self-attention: that recoveries hardly differ on it does not mean that they hardly differ "
+        "on the 1.3B models on which the papers report artefacts."
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
@@ -61,7 +66,7 @@ class Ablation(Experiment):
         return self.findings(
             words[0],
             words=words[1:],
-            caveats=_caveats(bench),
+            caveats=self.limits(bench),
             missing=failures(rows),
             tables=tables,
             exhibits=shown,
@@ -102,13 +107,3 @@ def _sentence(rows: Sequence[Row], conditioning: str) -> str:
     if not parts:
         return f"With {conditioning} conditioning, nothing was pruned on these clips."
     return f"With {conditioning} conditioning, likeness to dense was {', '.join(parts)}."
-
-
-def _caveats(bench: Bench) -> list[str]:
-    if not bench.bundled:
-        return []
-    return [
-        "The bundled model is small, and with its source in view it has little need of "
-        "self-attention: that recoveries hardly differ on it does not mean that they hardly differ "
-        "on the 1.3B models on which the papers report artefacts."
-    ]

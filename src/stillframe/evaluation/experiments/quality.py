@@ -20,6 +20,7 @@ from stillframe.evaluation.summaries import (
     over_clips,
     quality_table,
     signed,
+    split,
 )
 from stillframe.evaluation.variants import FULL
 
@@ -39,6 +40,15 @@ class Quality(Experiment):
         "67.1 and 71.7 against 77–82. VBench subject consistency at 32%: dense .921, recovery "
         ".923, merging .843–.856."
     )
+    caveats = (
+        "Rates are forced on every clip, moving ones included: what has changed is pruned, too, "
+        "once nothing unchanged is left. Thresholds would not do that; the ablation has them.",
+        "Likeness to the dense edit says how little a method disturbs, not how good a picture is.",
+    )
+    bundled_caveat = (
+        "With its source in view, the bundled model has little need of self-attention: merging "
+        "and missing neighbours hurt it less than they hurt a model that relies on it."
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
@@ -50,8 +60,7 @@ class Quality(Experiment):
         # timed clips beside the dense edit at once: throughput asks for the same cells
         cells += bench.cells(variants, [clip for clip in clips if clip not in timed])
         rows = bench.matrix.run(cells, self.name)
-        dense = [row for row in rows if row.cell.variant == FULL and row.error is None]
-        others = [row for row in rows if row.cell.variant != FULL]
+        dense, others = split(rows)
         table = quality_table(
             rows, "Mean and 95% interval over clips. Arrows say which direction is better."
         )
@@ -59,7 +68,7 @@ class Quality(Experiment):
         shown = [r for r in rows if dict(r.cell.variant.params).get("rate") in (None, highest)]
         return self.findings(
             _headline(others, highest),
-            caveats=_caveats(bench),
+            caveats=self.limits(bench),
             missing=[*missing, *failures(rows)],
             tables=[table, against_dense(others, dense)],
             plots=metric_plots(others, dense),
@@ -100,17 +109,3 @@ def _headline(rows: Sequence[Row], rate: float) -> str:
         f"At {rate:.0%}, closest to the dense edit was {best} ({known[best]:.1f} dB), furthest "
         f"{worst} ({known[worst]:.1f} dB)."
     )
-
-
-def _caveats(bench: Bench) -> list[str]:
-    told = [
-        "Rates are forced on every clip, moving ones included: what has changed is pruned, too, "
-        "once nothing unchanged is left. Thresholds would not do that; the ablation has them.",
-        "Likeness to the dense edit says how little a method disturbs, not how good a picture is.",
-    ]
-    if bench.bundled:
-        told.append(
-            "With its source in view, the bundled model has little need of self-attention: merging "
-            "and missing neighbours hurt it less than they hurt a model that relies on it."
-        )
-    return told

@@ -98,6 +98,13 @@ class Settle(Experiment):
         "pairs judged by people: 18.4% better, 68.3% equal, 13.3% worse). Pruning alone is shown "
         "in pictures only and not measured."
     )
+    caveats = (
+        "Several metrics are asked and none is corrected for: one verdict in twenty may be chance.",
+    )
+    bundled_caveat = (
+        "The bundled model is small and blurry in SDEdit mode. Whatever falls below dense here, or "
+        "does not, says nothing about a 1.3B model."
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
@@ -119,7 +126,11 @@ class Settle(Experiment):
         return self.findings(
             conclusion(verdicts, bench.bundled),
             words=_words(verdicts),
-            caveats=_caveats(bench, len(clips)),
+            caveats=[
+                f"{len(clips)} clips. An interval over few clips is wide, and “undecided” says no "
+                "more than that.",
+                *self.limits(bench),
+            ],
             missing=missing,
             tables=[_table(verdicts), _stale(mine)],
             exhibits=exhibits(bench.matrix, mine),
@@ -244,18 +255,4 @@ def _words(verdicts: Sequence[Verdict]) -> list[str]:
             for name, word in said
         ]
         told.append(f"{', '.join(names)}: {'; '.join(parts)}.")
-    return told
-
-
-def _caveats(bench: Bench, clips: int) -> list[str]:
-    told = [
-        f"{clips} clips. An interval over few clips is wide, and “undecided” says no more than "
-        "that.",
-        "Several metrics are asked and none is corrected for: one verdict in twenty may be chance.",
-    ]
-    if bench.bundled:
-        told.append(
-            "The bundled model is small and blurry in SDEdit mode. Whatever falls below dense "
-            "here, or does not, says nothing about a 1.3B model."
-        )
     return told
