@@ -25,7 +25,7 @@ import stillframe.metrics
 from stillframe.cli.app import app
 from stillframe.evaluation.editing import as_video
 from stillframe.evaluation.experiments import experiments
-from stillframe.evaluation.findings import Exhibit, Findings, Plot, Point, Series, Table
+from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, VideoGroup
 from stillframe.evaluation.plots import draw
 from stillframe.evaluation.report_html import page
 from stillframe.evaluation.results_page import results_page
@@ -171,7 +171,7 @@ def findings(**more: Any) -> Findings:
         "missing": ["M."],
         "tables": [Table("cap", ("a", "b"), [["x|y", "<2>"]])],
         "plots": [plot()],
-        "exhibits": [Exhibit("clip", [("source", 'v"1.mp4')])],
+        "videos": [VideoGroup("clip", [("source", 'v"1.mp4')])],
     }
     return Findings(**{**given, **more})
 

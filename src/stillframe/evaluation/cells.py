@@ -182,10 +182,10 @@ class RowStore:
             raise OutputError(f"{folder} cannot be made a folder: {error.strerror}") from error
         forget_left_behind(folder)
 
-    def path(self, title: str, key: str) -> Path:
-        """Where a row is kept; ``title`` is for people, ``key`` tells rows apart."""
+    def path(self, title: str, key: str, suffix: str = ".json") -> Path:
+        """Where something is kept; ``title`` is for people, ``key`` tells it from others."""
         slug = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-")[:60]
-        return self.folder / f"{slug}-{key}.json"
+        return self.folder / f"{slug}-{key}{suffix}"
 
     def get(self, title: str, key: str) -> Any:
         """What was put there, None if nothing was.

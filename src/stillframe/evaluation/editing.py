@@ -1,7 +1,7 @@
 """Clips at their working size, and one edit of one of them, with its frames.
 
 The clip is scaled once and kept as 8-bit frames; they are what every method gets and what metrics
-call the source. Runs the same loop as files do (`loop.FileLoop`). Knows no matrix and no metrics.
+call the source. Runs the same loop as files do (`loop.FileLoop`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError
 from stillframe.evaluation.cells import Block, Conditions
+from stillframe.evaluation.latents import frame_fit
 from stillframe.evaluation.sources import Clip
 from stillframe.jobs.loop import Comparison, FileLoop, Lane, MapVideo
 from stillframe.jobs.report import DENOISING_STAGES, RunReport
@@ -30,7 +31,16 @@ from stillframe.video import Frame, VideoWriter
 from stillframe.video.fit import fit_to_grid
 from stillframe.whole_file import open_whole
 
-__all__ = ["Edit", "Prepared", "as_video", "edit_frames", "keep_array", "prepare", "write_video"]
+__all__ = [
+    "Edit",
+    "Prepared",
+    "as_video",
+    "denoising_seconds",
+    "edit_frames",
+    "keep_array",
+    "prepare",
+    "write_video",
+]
 
 Pixels = NDArray[np.uint8]
 
@@ -109,14 +119,20 @@ def keep_array(path: Path, frames: Pixels) -> None:
 class _Recorder(VideoWriter):
     """A writer that also keeps the frames as they were before encoding."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...], fps: float) -> None:
+    def __init__(self, path: Path, clip: Prepared) -> None:
         self.frames: list[Pixels] = []
-        super().__init__(path, shape[2], shape[1], Fraction(1, _TICKS), fps)
+        _, height, width, _ = clip.frames.shape
+        super().__init__(path, width, height, Fraction(1, _TICKS), clip.fps)
 
     def write(self, pixels: Pixels, pts: int, duration: int | None = None) -> None:
         """Keep and encode a frame."""
         self.frames.append(pixels.copy())
         super().write(pixels, pts)
+
+
+def _writer(path: Path, clip: Prepared) -> VideoWriter:
+    _, height, width, _ = clip.frames.shape
+    return VideoWriter(path, width, height, Fraction(1, _TICKS), clip.fps)
 
 
 def _timed(clip: Prepared) -> Iterator[Frame]:
@@ -130,10 +146,14 @@ def write_video(path: Path, clip: Prepared) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    _, height, width, _ = clip.frames.shape
-    with VideoWriter(path, width, height, Fraction(1, _TICKS), clip.fps) as writer:
+    with _writer(path, clip) as writer:
         for frame in _timed(clip):
             writer.write(frame.pixels, frame.pts)
+
+
+def denoising_seconds(stats: BlockStats) -> float:
+    """Seconds of a block's denoising and context passes."""
+    return sum(stats.seconds.get(stage, 0.0) for stage in DENOISING_STAGES)
 
 
 def edit_frames(
@@ -168,35 +188,27 @@ def edit_frames(
         OutputError: a file cannot be written.
         ValueError: the method or a setting does not fit the model.
     """
-    _, height, width, _ = clip.frames.shape
-    fit = fit_to_grid(
-        width, height, multiple=pipe.frame_multiple, target_height=height, target_width=width
-    )
     blocks: list[Block] = []
 
     def note(stats: BlockStats) -> None:
-        seconds = sum(stats.seconds.get(stage, 0.0) for stage in DENOISING_STAGES)
-        blocks.append(Block(stats.kept, stats.tokens, seconds))
+        blocks.append(Block(stats.kept, stats.tokens, denoising_seconds(stats)))
         if maps is not None:
             maps.note(stats)
 
     with ExitStack() as stack:
-        writer = _Recorder(target, clip.frames.shape, clip.fps)
+        writer, maps = _Recorder(target, clip), None
         stack.enter_context(writer)
-        maps = None
         if map_path is not None:
-            drawn = VideoWriter(map_path, width, height, Fraction(1, _TICKS), clip.fps)
-            maps = MapVideo(pipe, stack.enter_context(drawn))
+            maps = MapVideo(pipe, stack.enter_context(_writer(map_path, clip)))
         lanes = [Lane(pipe, embeds, method, seed, settings, note)]
         if paired:
             lanes.append(Lane(pipe, embeds, find_method("full")(), seed, settings))
-        comparison = Comparison() if paired else None
+        comparison, fit = Comparison() if paired else None, frame_fit(pipe, clip.frames)
         loop = FileLoop(fit, pipe.compute_device, lanes, writer, maps, comparison)
         loop.run(_timed(clip), stop)
         if loop.interrupted:
             raise KeyboardInterrupt
         loop.close()
     files = loop.clock.lap()
-    runs = [lane.report(files, writer.frames_written, None) for lane in lanes]
-    frames = np.stack(writer.frames)
-    return Edit(frames, runs[0], runs[1] if paired else None, tuple(blocks))
+    run, *dense = [lane.report(files, writer.frames_written, None) for lane in lanes]
+    return Edit(np.stack(writer.frames), run, dense[0] if dense else None, tuple(blocks))

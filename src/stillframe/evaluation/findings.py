@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from stillframe.evaluation.statistics import Interval
 
-__all__ = ["Exhibit", "Findings", "Plot", "Point", "Series", "Table", "number", "span"]
+__all__ = ["Findings", "Plot", "Point", "Series", "Table", "VideoGroup", "number", "span"]
 
 
 class Table(NamedTuple):
@@ -61,7 +61,7 @@ class Plot(NamedTuple):
     rule: tuple[float, str] | None = None
 
 
-class Exhibit(NamedTuple):
+class VideoGroup(NamedTuple):
     """Videos of one clip to watch beside each other: label and path relative to the page."""
 
     caption: str
@@ -81,7 +81,7 @@ class Findings:
         words: further sentences.
         caveats: what it cannot show, and why.
         missing: what was left out and why, one sentence each.
-        tables, plots, exhibits: to look at.
+        tables, plots, videos: to look at.
         rows: the numbers behind it that are no edits, one mapping a row, for a CSV file.
     """
 
@@ -95,7 +95,7 @@ class Findings:
     missing: Sequence[str] = ()
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
-    exhibits: Sequence[Exhibit] = ()
+    videos: Sequence[VideoGroup] = ()
     rows: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
 

@@ -1,6 +1,8 @@
-"""Clips as latents and back, block by block, as a stream has them. Knows shapes, no questions."""
+"""Clips as latents and back, block by block, as a stream has them."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,18 +19,19 @@ __all__ = ["ClipLatents", "decode", "encode", "frame_fit"]
 Pixels = NDArray[np.uint8]
 
 
-class ClipLatents:
+class ClipLatents(NamedTuple):
     """A clip's latents.
 
-    Args:
+    Attributes:
         blocks: (1, C, S, h, w) each, normalised.
         lead: pixel frames by which the first latent frame is short of a whole one (3 for Wan's
             autoencoder, whose first latent frame stands for a single frame).
         temporal: pixel frames of a latent frame.
     """
 
-    def __init__(self, blocks: list[Tensor], lead: int, temporal: int) -> None:
-        self.blocks, self.lead, self.temporal = blocks, lead, temporal
+    blocks: list[Tensor]
+    lead: int
+    temporal: int
 
     @property
     def whole(self) -> Tensor:

@@ -25,7 +25,7 @@ from stillframe.recovery import Recovery
 from stillframe.settings import StreamSettings
 from stillframe.tokens.source import SourceBlock
 
-__all__ = ["LayerProbe", "Outputs", "PruneFrom", "Reading", "Undecoded", "relative_error"]
+__all__ = ["LatentRecorder", "LayerProbe", "Outputs", "PruneFrom", "Reading", "relative_error"]
 
 
 class Reading(NamedTuple):
@@ -119,7 +119,7 @@ class _Probed(EditStream):
         return [torch.where(chosen, draw, x) for x, draw in zip(own, draws, strict=True)]
 
 
-class Undecoded:
+class LatentRecorder:
     """In place of a stream's autoencoder: keeps the latents, since nobody looks at the pixels.
 
     Attributes:
@@ -190,7 +190,7 @@ class LayerProbe:
         def note(stats: BlockStats) -> None:
             kept.append(stats.keep.flatten().cpu())
 
-        result = Undecoded()
+        result = LatentRecorder()
         stream = _Probed(
             self._pipe.denoiser,
             result,  # type: ignore[arg-type]

@@ -125,8 +125,7 @@ class Matrix:
         self.metrics, self.skipped = pick_metrics(metric_names)
         self._clips = {clip.name: clip for clip in clips}
         self._rows = RowStore(out / "cells")
-        self._frames = RowStore(out / "frames").folder
-        self._videos = RowStore(out / "videos").folder
+        self._frames, self._videos = RowStore(out / "frames"), RowStore(out / "videos")
         self._embeds: dict[str, Tensor] = {}
         self._seen: dict[Cell, Row] = {}
         # a clip and a dense edit serve many cells in a row
@@ -186,7 +185,7 @@ class Matrix:
 
     def source_video(self, name: str) -> str:
         """The clip at its working size as a video, relative to the output folder."""
-        path = self._path(self._videos, f"source {name}", self._clip_key(name), ".mp4")
+        path = self._videos.path(f"source {name}", self._clip_key(name), ".mp4")
         if not path.is_file():
             write_video(path, self.source(name))
         return str(path.relative_to(self.out))
@@ -199,13 +198,10 @@ class Matrix:
     def _key(self, cell: Cell) -> str:
         return identity(asdict(cell), self._clip_key(cell.clip), asdict(self.conditions))
 
-    def _path(self, folder: Path, title: str, key: str, suffix: str) -> Path:
-        return RowStore(folder).path(title, key).with_suffix(suffix)
-
     def _source(self, name: str) -> Prepared:
         """A clip at its working size, made once."""
         clip = self._clips[name]
-        path = self._path(self._frames, f"source {name}", self._clip_key(name), ".npy")
+        path = self._frames.path(f"source {name}", self._clip_key(name), ".npy")
         if not path.is_file():
             keep_array(path, prepare(clip, self.pipe, self.conditions).frames)
         return Prepared(name, np.load(path, mmap_mode="r"), clip.fps)
@@ -217,7 +213,7 @@ class Matrix:
         return np.load(self._dense_path(cell), mmap_mode="r")
 
     def _dense_path(self, cell: Cell) -> Path:
-        return self._path(self._frames, self._title(cell), self._key(cell), ".npy")
+        return self._frames.path(self._title(cell), self._key(cell), ".npy")
 
     @staticmethod
     def _title(cell: Cell) -> str:
@@ -256,7 +252,7 @@ class Matrix:
         is_dense = cell.variant == FULL
         reference = None if is_dense else self.dense(cell)
         source, key = self.source(cell.clip), self._key(cell)
-        videos = {"edit": self._path(self._videos, self._title(cell), key, ".mp4")}
+        videos = {"edit": self._videos.path(self._title(cell), key, ".mp4")}
         if method.prunes:
             videos["map"] = videos["edit"].with_name(f"{videos['edit'].stem}-map.mp4")
         edit = edit_frames(

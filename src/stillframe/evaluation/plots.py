@@ -24,8 +24,8 @@ from stillframe.untrusted.printable import printable
 
 __all__ = ["draw"]
 
-_WIDTH, _HEIGHT, _LEGEND_ROW = 8.9, 4.7, 0.28  # inches
-_LEGEND_LETTERS = 88  # of a row of the legend, about
+_WIDTH, _HEIGHT, _LEGEND_ROW = 8.9, 4.8, 0.32  # inches
+_LEGEND_LETTERS = 74  # of a row of the legend, about
 _DENSE = 60  # from so many points on, marks are small and faint
 _MARKS = "osD^"
 # matplotlib takes colours, not variables: stand-ins, which nothing else in a file looks like
@@ -43,7 +43,7 @@ _STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "figure.facecolor": "none",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 11.0,
+    "font.size": 13.0,
     "grid.color": _LINE,
     "legend.frameon": False,
     "legend.labelcolor": _INK,
@@ -155,7 +155,7 @@ def _inline(text: str, plot: Plot) -> str:
     for index, series in enumerate(plot.series):
         uses = groups[_gid(index)].iter("use")
         for point, use in zip(series.points, uses, strict=True):
-            ElementTree.SubElement(use, "title").text = printable(f"{series.name}: {_told(point)}")
+            ElementTree.SubElement(use, "title").text = _tooltip(series.name, point)
     del root.attrib["width"], root.attrib["height"]
     root.set("role", "img")
     root.set("aria-label", printable(f"{plot.y} over {plot.x}"))
@@ -165,6 +165,6 @@ def _inline(text: str, plot: Plot) -> str:
     return drawn
 
 
-def _told(point: Point) -> str:
-    text = f"{point.y:.4g} at {point.x:.4g}"
+def _tooltip(name: str, point: Point) -> str:
+    text = printable(f"{name}: {point.y:.4g} at {point.x:.4g}")
     return text if math.isnan(point.low) else f"{text} [{point.low:.4g}, {point.high:.4g}]"

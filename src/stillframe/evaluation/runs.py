@@ -25,13 +25,13 @@ from stillframe.evaluation.results_page import results_page
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.summaries import (
     by_label,
-    exhibits,
     failures,
     flat,
     metric_plots,
     quality_table,
     speed_table,
     split,
+    video_groups,
 )
 from stillframe.evaluation.tables import write_table, write_text
 from stillframe.evaluation.variants import FULL, Variant
@@ -192,7 +192,7 @@ def _matrix_findings(matrix: Matrix, rows: Sequence[Row], paired: bool) -> Findi
         missing=list(dict.fromkeys([*failures(rows), *matrix.skipped.values()])),
         tables=tables,
         plots=[*metric_plots(others, dense), *_latency(rows)],
-        exhibits=exhibits(matrix, rows, most=3),
+        videos=video_groups(matrix, rows, most=3),
     )
 
 

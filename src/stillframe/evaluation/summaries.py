@@ -12,7 +12,7 @@ from typing import Any
 
 from stillframe.detection.staleness import QUANTILES
 from stillframe.evaluation.cells import Row
-from stillframe.evaluation.findings import Exhibit, Plot, Point, Series, Table, number, span
+from stillframe.evaluation.findings import Plot, Point, Series, Table, VideoGroup, number, span
 from stillframe.evaluation.matrix import Matrix
 from stillframe.evaluation.statistics import (
     Interval,
@@ -28,7 +28,6 @@ __all__ = [
     "by_label",
     "difference",
     "digits",
-    "exhibits",
     "failures",
     "flat",
     "measured",
@@ -39,6 +38,7 @@ __all__ = [
     "signed",
     "speed_table",
     "split",
+    "video_groups",
 ]
 
 Value = Callable[[Row], float]
@@ -181,7 +181,7 @@ def _families(rows: Sequence[Row], value: Value) -> list[tuple[str, list[Point]]
     return [(name, sorted(points)) for name, points in families.items()]
 
 
-def exhibits(matrix: Matrix, rows: Iterable[Row], most: int = 2) -> list[Exhibit]:
+def video_groups(matrix: Matrix, rows: Iterable[Row], most: int = 2) -> list[VideoGroup]:
     """Source, dense edit, edits and maps of the first few clips, side by side."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -196,7 +196,7 @@ def exhibits(matrix: Matrix, rows: Iterable[Row], most: int = 2) -> list[Exhibit
         if maps:
             videos.append((f"computed by {maps[0].cell.variant.label}", maps[0].videos["map"]))
         how = "" if conditioning is None else f", {conditioning}"
-        shown.append(Exhibit(f"{clip}, “{prompt}”{how}", videos))
+        shown.append(VideoGroup(f"{clip}, “{prompt}”{how}", videos))
     return shown
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stillframe.evaluation.baselines import by_recovery
 from stillframe.evaluation.cells import Row
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.findings import Findings, Table, number, span
-from stillframe.evaluation.lineup import by_recovery
 from stillframe.evaluation.summaries import (
     difference,
     digits,
-    exhibits,
     failures,
     measured,
     metric_value,
     over_clips,
     quality_table,
     signed,
+    video_groups,
 )
 from stillframe.evaluation.variants import FULL
 
@@ -61,7 +61,7 @@ class Ablation(Experiment):
                 ),
                 _against_none(found, conditioning),
             ]
-            shown += exhibits(bench.matrix, found, most=1)
+            shown += video_groups(bench.matrix, found, most=1)
             words.append(_sentence(found, conditioning))
         return self.findings(
             words[0],
@@ -69,7 +69,7 @@ class Ablation(Experiment):
             caveats=self.limits(bench),
             missing=failures(rows),
             tables=tables,
-            exhibits=shown,
+            videos=shown,
         )
 
 

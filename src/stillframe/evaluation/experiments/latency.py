@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from stillframe.engine.stream import BlockStats
+from stillframe.evaluation.editing import denoising_seconds
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, number
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import pearson
-from stillframe.jobs.report import DENOISING_STAGES
 from stillframe.methods import Method, Selector
 from stillframe.tokens.source import SourceBlock
 
@@ -70,8 +70,7 @@ def time_blocks(bench: Bench, clip: Clip) -> list[tuple[int, int, float]]:
     found: list[tuple[int, int, float]] = []
 
     def note(stats: BlockStats) -> None:
-        seconds = sum(stats.seconds.get(stage, 0.0) for stage in DENOISING_STAGES)
-        found.append((stats.kept, stats.tokens, seconds))
+        found.append((stats.kept, stats.tokens, denoising_seconds(stats)))
 
     method = PrescribedShares(shares=(*[1.0] * (_WARM - 1), *shares))
     stream = bench.pipe.stream(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+from stillframe.evaluation.baselines import RECOVERIES
 from stillframe.evaluation.experiments.base import (
     Bench,
     Experiment,
@@ -19,7 +20,6 @@ from stillframe.evaluation.experiments.base import (
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, number, span
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.layers import LayerProbe, Outputs, PruneFrom
-from stillframe.evaluation.lineup import RECOVERIES
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import Interval, bootstrap_mean, by_group
 from stillframe.methods import find_method
@@ -129,17 +129,17 @@ class Layerwise(Experiment):
             for sigmas in (*((sigma,) for sigma in _SIGMAS), None)
         ]
         records, missing = bench.records(self.name, jobs)
-        told = sorted({record["clip"] for record in records})
+        measured = sorted({record["clip"] for record in records})
         missing += [
             f"{clip.name} was left out: its last block is computed whole"
             for clip in clips
-            if clip.name not in told and not any(clip.name in m for m in missing)
+            if clip.name not in measured and not any(clip.name in m for m in missing)
         ]
         if not records:
             return self.findings("No clip had anything to prune.", missing=missing)
         return self.findings(
             _headline(records),
-            words=[_sentence(records, told)],
+            words=[_sentence(records, measured)],
             caveats=self.limits(bench),
             missing=missing,
             tables=[

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stillframe.evaluation.baselines import at_rates
 from stillframe.evaluation.cells import Row
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.findings import Findings, Table, span
-from stillframe.evaluation.lineup import at_rates
 from stillframe.evaluation.summaries import (
     by_label,
     difference,
     digits,
-    exhibits,
     failures,
     measured,
     metric_plots,
@@ -21,6 +20,7 @@ from stillframe.evaluation.summaries import (
     quality_table,
     signed,
     split,
+    video_groups,
 )
 from stillframe.evaluation.variants import FULL
 
@@ -72,7 +72,7 @@ class Quality(Experiment):
             missing=[*missing, *failures(rows)],
             tables=[table, against_dense(others, dense)],
             plots=metric_plots(others, dense),
-            exhibits=exhibits(bench.matrix, shown),
+            videos=video_groups(bench.matrix, shown),
         )
 
 

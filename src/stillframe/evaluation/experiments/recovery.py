@@ -29,8 +29,8 @@ from stillframe.evaluation.experiments.base import (
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, number, span
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.layers import LayerProbe, Outputs
-from stillframe.evaluation.long_still import block_errors, encoded_still, long_run
 from stillframe.evaluation.sources import Clip
+from stillframe.evaluation.static_scene import block_errors, encoded_scene, run_latents
 from stillframe.evaluation.statistics import Interval, bootstrap_mean, paired_difference
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
@@ -108,9 +108,9 @@ def _of_clip(bench: Bench, clip: Clip) -> list[Record]:
 
 
 def _long(bench: Bench, clip: Clip, blocks: int) -> list[Record]:
-    source = encoded_still(bench.pipe, bench.matrix.source(clip.name).frames, blocks)
+    source = encoded_scene(bench.pipe, bench.matrix.source(clip.name).frames, blocks)
     settings = bench.pipe.settings(conditioning="sdedit", store="exact")
-    run = partial(long_run, bench.pipe, source, bench.matrix.embeds(bench.prompt(clip)))
+    run = partial(run_latents, bench.pipe, source, bench.matrix.embeds(bench.prompt(clip)))
     full = find_method("full")()
     dense = run(settings, full)
     runs = {_YARDSTICK: run(settings, full, seed=1)}
@@ -313,9 +313,9 @@ def _headline(records: Sequence[Record]) -> str:
     found = {name: _gap(records, name, "layer") for name in [*ALIGNMENTS][1:]}
     better = [name for name, gap in found.items() if gap.size > 4 and gap.high < 0]
     if better:
-        told = min(better, key=lambda name: found[name].mean)
-        gap = span(found[told], 4)
-        return f"Aligning to the {told} errs less than to the {_USUAL}, by {gap} a layer."
+        best = min(better, key=lambda name: found[name].mean)
+        gap = span(found[best], 4)
+        return f"Aligning to the {best} errs less than to the {_USUAL}, by {gap} a layer."
     return f"No choice of what to align to is shown to err less than the {_USUAL}."
 
 

@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from stillframe.evaluation.baselines import by_recovery
 from stillframe.evaluation.cells import Row
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.experiments.seeds import spread_of_seeds
 from stillframe.evaluation.findings import Findings, Table, number, span
-from stillframe.evaluation.lineup import by_recovery
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import (
     Interval,
@@ -27,10 +27,10 @@ from stillframe.evaluation.statistics import (
 from stillframe.evaluation.summaries import (
     difference,
     digits,
-    exhibits,
     failures,
     metric_value,
     signed,
+    video_groups,
 )
 from stillframe.evaluation.variants import FULL, Variant
 from stillframe.metrics import Metric
@@ -133,7 +133,7 @@ class Settle(Experiment):
             ],
             missing=missing,
             tables=[_table(verdicts), _stale(mine)],
-            exhibits=exhibits(bench.matrix, mine),
+            videos=video_groups(bench.matrix, mine),
             rows=[
                 {**v._asdict(), "gap": v.gap.mean, "low": v.gap.low, "high": v.gap.high}
                 for v in verdicts
@@ -247,12 +247,12 @@ def _words(verdicts: Sequence[Verdict]) -> list[str]:
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for metric, words in _by_metric(verdicts).items():
         groups.setdefault(tuple(words.items()), []).append(metric)
-    told = []
+    sentences = []
     for said, names in groups.items():
         parts = [
             f"{_NAMES.get(name, f'with {name} recovery it')} is {word}"
             f"{'' if word == 'undecided' else ' dense'}"
             for name, word in said
         ]
-        told.append(f"{', '.join(names)}: {'; '.join(parts)}.")
-    return told
+        sentences.append(f"{', '.join(names)}: {'; '.join(parts)}.")
+    return sentences

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from stillframe.evaluation.baselines import at_rates
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.findings import Findings
-from stillframe.evaluation.lineup import at_rates
 from stillframe.evaluation.summaries import by_label, failures, over_clips, speed_table
 
 __all__ = ["Throughput"]
