@@ -1,7 +1,7 @@
 """Cells of a matrix and their rows: one edit to be made, and what came of it.
 
 A row is a file of its own, written when everything else about its cell is; so whatever happens, at
-most one cell is lost. Knows JSON and names of files; neither models nor pixels.
+most one cell is lost.
 """
 
 from __future__ import annotations

@@ -172,13 +172,9 @@ def edit_frames(
     """Edit a prepared clip into a file.
 
     Args:
-        pipe: the model.
-        clip: at its working size.
-        embeds: the prompt's embeddings.
-        method: which tokens to compute.
-        target: the video to write.
-        map_path: the map of what was recomputed, if wanted.
-        seed: of the noise.
+        clip, embeds: at its working size; the prompt's embeddings.
+        method, seed: which tokens to compute; of the noise.
+        target, map_path: videos to write: the edit and, if wanted, what was recomputed.
         paired: also run the dense edit, alternating block by block, for what it costs.
         stop: asked after every frame; true ends it, and no file is left.
         settings: see ``CausalWanPipeline.settings``.
@@ -196,13 +192,10 @@ def edit_frames(
             maps.note(stats)
 
     with ExitStack() as stack:
-        writer, maps = _Recorder(target, clip), None
-        stack.enter_context(writer)
-        if map_path is not None:
-            maps = MapVideo(pipe, stack.enter_context(_writer(map_path, clip)))
+        stack.enter_context(writer := _Recorder(target, clip))
+        maps = MapVideo(pipe, stack.enter_context(_writer(map_path, clip))) if map_path else None
         lanes = [Lane(pipe, embeds, method, seed, settings, note)]
-        if paired:
-            lanes.append(Lane(pipe, embeds, find_method("full")(), seed, settings))
+        lanes += [Lane(pipe, embeds, find_method("full")(), seed, settings)] * paired
         comparison, fit = Comparison() if paired else None, frame_fit(pipe, clip.frames)
         loop = FileLoop(fit, pipe.compute_device, lanes, writer, maps, comparison)
         loop.run(_timed(clip), stop)

@@ -1,8 +1,8 @@
 """The matrix: cells in, rows out, every row a file, so that a run goes on where it ended.
 
 What is kept in the output folder: ``cells/`` rows, ``frames/`` sources and dense edits as arrays
-(references of the metrics), ``videos/`` to look at. Does not know which cells make sense together
-(experiments do) nor that code may have changed since a row was made: then take another folder.
+(references of the metrics), ``videos/`` to look at. Rows of older code are taken as they are: after
+a change, take another folder.
 """
 
 from __future__ import annotations

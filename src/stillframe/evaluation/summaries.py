@@ -1,7 +1,6 @@
 """Rows of a matrix, summed up: means over clips with intervals, tables, plots, videos to watch.
 
 An infinite number (two videos that are the same have an infinite PSNR) has no mean and is left out.
-Does not know what is asked.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ __all__ = [
     "digits",
     "failures",
     "flat",
+    "gap",
+    "gap_table",
     "measured",
     "metric_plots",
     "metric_value",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 Value = Callable[[Row], float]
+Rows = Sequence[Row]
 
 _DIGITS = {"ssim": 4, "ms_ssim": 4, "lpips": 4, "tlpips": 4, "warp_error": 6, "psnr": 1, "vmaf": 1}
 
@@ -78,6 +80,22 @@ def signed(metric: Metric, interval: Interval) -> Interval:
     if metric.higher_is_better:
         return interval
     return Interval(-interval.mean, -interval.high, -interval.low, interval.size)
+
+
+def gap(metric: Metric, a: Sequence[Row], b: Sequence[Row]) -> Interval:
+    """The mean over clips of ``a - b`` in a metric, turned so that more is better."""
+    return signed(metric, difference(a, b, metric_value(metric.name)))
+
+
+def gap_table(
+    caption: str, heads: str, metrics: Sequence[Metric], pairs: Mapping[str, tuple[Rows, Rows]]
+) -> Table:
+    """Gaps of pairs of rows by name, a column a metric."""
+    body = [
+        [name, *(span(gap(metric, *rows), digits(metric.name)) for metric in metrics)]
+        for name, rows in pairs.items()
+    ]
+    return Table(caption, [heads, *(metric.name for metric in metrics)], body)
 
 
 def measured(rows: Iterable[Row]) -> list[Metric]:

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from stillframe.evaluation.baselines import by_recovery
 from stillframe.evaluation.cells import Row
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
-from stillframe.evaluation.findings import Findings, Table, number, span
+from stillframe.evaluation.findings import Findings, Table, number
 from stillframe.evaluation.summaries import (
-    difference,
-    digits,
     failures,
+    gap_table,
     measured,
     metric_value,
     over_clips,
     quality_table,
-    signed,
     video_groups,
 )
 from stillframe.evaluation.variants import FULL
@@ -82,16 +80,12 @@ def _against_none(rows: Sequence[Row], conditioning: str) -> Table:
     """Paired differences to pruning alone."""
     kinds = [kind for kind in measured(rows) if _of(rows, "none")]
     names = [variant.recovery for variant in by_recovery() if variant.recovery != "none"]
-    body = []
-    for name in map(str, names):
-        gaps = [difference(_of(rows, name), _of(rows, "none"), metric_value(k.name)) for k in kinds]
-        pairs = zip(kinds, gaps, strict=True)
-        body.append([name, *(span(signed(k, gap), digits(k.name)) for k, gap in pairs)])
-    return Table(
+    return gap_table(
         f"Conditioning {conditioning}: recovery minus pruning alone, pair by pair; above zero is "
         "better than pruning alone.",
-        ["recovery", *(kind.name for kind in kinds)],
-        body,
+        "recovery",
+        kinds,
+        {name: (_of(rows, name), _of(rows, "none")) for name in names},
     )
 
 

@@ -8,10 +8,10 @@ file in this package with a subclass under `register`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 from stillframe.errors import InputError, ModelError
 from stillframe.evaluation.cells import Cell
@@ -36,8 +36,6 @@ __all__ = [
 
 #: Plain values by name, of which many make a table.
 Record = dict[str, Any]
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -126,20 +124,13 @@ class Bench:
         """The ways in which this model may be given its source."""
         return ("sdedit", "source") if self.pipe.denoiser.takes_source else ("sdedit",)
 
-    def steps(self, what: str, items: Sequence[_T]) -> Iterator[_T]:
-        """The items one by one, with progress."""
-        return self.matrix.watch.steps(what, items)
-
-    def once(self, what: str, given: dict[str, Any], compute: Callable[[], Any]) -> Any:
-        """Plain values that are computed once; see `Matrix.once`."""
-        return self.matrix.once(what, given, compute)
-
     def each(self, what: str, jobs: Sequence[Job]) -> tuple[list[tuple[Clip, Any]], list[str]]:
         """What jobs give, each computed once, and a sentence for each clip that was left out."""
         found, missing = [], []
-        for clip, given, compute in self.steps(what, jobs):
+        for clip, given, compute in self.matrix.watch.steps(what, jobs):
             try:
-                found.append((clip, self.once(what, {"clip": clip.name, **given}, compute)))
+                values = self.matrix.once(what, {"clip": clip.name, **given}, compute)
+                found.append((clip, values))
             except (InputError, ModelError, ValueError) as error:
                 missing.append(f"{clip.name} was left out: {error}")
         return found, list(dict.fromkeys(missing))

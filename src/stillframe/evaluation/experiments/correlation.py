@@ -82,6 +82,10 @@ class Correlation(Experiment):
     place = 8
     question = "Does a patch of latents change where, and as much as, its pixels do?"
     papers = "DAVIS 2017: Pearson r = 0.69 for Wan 2.1's autoencoder, 0.77 for Wan 2.2's."
+    caveats = (
+        "One r over all clips also counts that some clips move more than others; the clips' own "
+        "do not.",
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
@@ -96,10 +100,7 @@ class Correlation(Experiment):
         return self.findings(
             f"Pearson r = {number(pearson(*both))} over {both.shape[1]} patches of {len(found)} "
             f"clips; mean of the clips' own {span(mean)}.",
-            caveats=[
-                "One r over all clips also counts that some clips move more than others; the "
-                "clips' own do not."
-            ],
+            caveats=self.limits(bench),
             missing=missing,
             tables=[_table(found, single)],
             plots=[_plot(both)],

@@ -6,6 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from stillframe.engine.stream import BlockStats
 from stillframe.evaluation.editing import denoising_seconds
-from stillframe.evaluation.experiments.base import Bench, Experiment, register
+from stillframe.evaluation.experiments.base import Bench, Experiment, Job, register
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, number
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.sources import Clip
@@ -93,12 +94,21 @@ class Latency(Experiment):
     place = 7
     question = "Does the time of a block fall in proportion to the tokens that are left out?"
     papers = "Linear, Pearson r = 0.999."
+    caveats = (
+        "Denoising and context pass; the autoencoder is not in it. Times are wall times of this "
+        "machine, so what else ran on it is in them.",
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
-        (clip,) = bench.steps(self.name, bench.some(1))
-        given = {"clip": clip.name, "prompt": bench.prompt(clip)}
-        found = bench.once(self.name, given, lambda: time_blocks(bench, clip))
+        jobs = [
+            Job(clip, {"prompt": bench.prompt(clip)}, partial(time_blocks, bench, clip))
+            for clip in bench.some(1)
+        ]
+        done, missing = bench.each(self.name, jobs)
+        if not done:
+            return self.findings("No clip is long enough.", missing=missing)
+        found = done[0][1]
         groups: dict[int, list[float]] = defaultdict(list)
         for kept, _, seconds in found:
             groups[kept].append(1000 * seconds)
@@ -116,10 +126,7 @@ class Latency(Experiment):
                 f"microseconds; the line would meet zero tokens at {fixed:.1f} ms, which is what "
                 "a block costs whatever is pruned."
             ],
-            caveats=[
-                "Denoising and context pass; the autoencoder is not in it. Times are wall times of "
-                "this machine, so what else ran on it is in them."
-            ],
+            caveats=self.limits(bench),
             plots=[_plot(found, middle)],
             tables=[_table(middle, tokens)],
             rows=[{"kept": k, "tokens": n, "seconds": s} for k, n, s in found],

@@ -7,18 +7,16 @@ from collections.abc import Sequence
 from stillframe.evaluation.baselines import at_rates
 from stillframe.evaluation.cells import Row
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
-from stillframe.evaluation.findings import Findings, Table, span
+from stillframe.evaluation.findings import Findings, Table
 from stillframe.evaluation.summaries import (
     by_label,
-    difference,
-    digits,
     failures,
+    gap_table,
     measured,
     metric_plots,
     metric_value,
     over_clips,
     quality_table,
-    signed,
     split,
     video_groups,
 )
@@ -79,21 +77,13 @@ class Quality(Experiment):
 def against_dense(rows: Sequence[Row], dense: Sequence[Row]) -> Table:
     """Paired differences to the dense edit, in metrics that do not compare with it."""
     kinds = [kind for kind in measured(dense) if kind.reference != "dense"]
-    body = [
-        [
-            label,
-            *(
-                span(signed(k, difference(group, dense, metric_value(k.name))), digits(k.name))
-                for k in kinds
-            ),
-        ]
-        for label, group in by_label(rows).items()
-    ]
-    return Table(
+    pairs = {label: (group, dense) for label, group in by_label(rows).items()}
+    return gap_table(
         "Against the dense edit of the same clip, prompt and seed, pair by pair: above zero is "
         "better than dense, and where the interval holds zero, nothing is shown.",
-        ["method", *(kind.name for kind in kinds)],
-        body,
+        "method",
+        kinds,
+        pairs,
     )
 
 

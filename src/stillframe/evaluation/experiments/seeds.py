@@ -55,7 +55,7 @@ def spread_of_seeds(
             return [value if math.isfinite(value) else None for value in values]
 
         try:
-            values = bench.once("seeds", given, compare)
+            values = bench.matrix.once("seeds", given, compare)
         except (ModelError, ValueError):  # the row of a clip that failed says why
             continue
         found += [(clip.name, math.nan if value is None else value) for value in values]
