@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import say
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.backbones.fused import bucket_lengths, captured_mask
 from stillframe.detection.latents import CausalMask
@@ -44,11 +45,6 @@ from stillframe.tokens.grid import Grid, plan_tokens
 from stillframe.tokens.source import SourceBlock
 
 _SIGMAS = (0.769, 0.729, 0.625)
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)  # noqa: T201
 
 
 def open_stream(

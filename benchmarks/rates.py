@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import say
 from benchmarks.plots import Line, draw_lines
-from benchmarks.rates_bench import Bench, Run, psnr, say, write_rows
+from benchmarks.rates_bench import Bench, Run, psnr, write_rows
 from stillframe.controls import Control, Cuts, Forecast, Guard, Rate, Survey
 from stillframe.methods import Method, find_method
 from stillframe.methods.prune import InterFramePruning

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -81,19 +82,13 @@ class PruneFrom(Method):
     first: int = 1
 
     def selector(self) -> Selector:
-        return _From(InterFramePruning(detector="latent").selector(), self.first)
+        select, blocks = InterFramePruning(detector="latent").selector(), count(1)
 
+        def masked(source: SourceBlock) -> Tensor:
+            keep = select(source)  # asked about every block, since it remembers them
+            return keep if next(blocks) >= self.first else torch.ones_like(keep)
 
-class _From:
-    """A selector whose answer counts from a block on; it is not asked about the first one."""
-
-    def __init__(self, select: Selector, first: int) -> None:
-        self._select, self._first, self._block = select, first, 1
-
-    def __call__(self, source: SourceBlock) -> Tensor:
-        keep = self._select(source)
-        whole, self._block = self._block < self._first, self._block + 1
-        return torch.ones_like(keep) if whole else keep
+        return masked
 
 
 class _Probed(EditStream):

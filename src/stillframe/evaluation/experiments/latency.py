@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -44,22 +44,17 @@ class PrescribedShares(Method):
     shares: tuple[float, ...] = (1.0,)
 
     def selector(self) -> Selector:
-        return _Prescription(iter(self.shares), torch.Generator().manual_seed(0))
+        shares, generator = iter(self.shares), torch.Generator().manual_seed(0)
 
+        def masked(source: SourceBlock) -> Tensor:
+            batch, tokens = len(source.tokens), source.grid.tokens
+            order = torch.randperm(tokens, generator=generator)
+            keep = torch.zeros(tokens, dtype=torch.bool)
+            keep[order[: max(1, round(next(shares, self.shares[-1]) * tokens))]] = True
+            keep = keep.view(1, source.grid.frames, source.grid.height, source.grid.width)
+            return keep.expand(batch, -1, -1, -1).to(source.tokens.device)
 
-class _Prescription:
-    def __init__(self, shares: Iterator[float], generator: torch.Generator) -> None:
-        self._shares, self._generator, self._share = shares, generator, 1.0
-
-    def __call__(self, source: SourceBlock) -> Tensor:
-        grid = source.grid
-        self._share = next(self._shares, self._share)
-        order = torch.randperm(grid.tokens, generator=self._generator)
-        keep = torch.zeros(grid.tokens, dtype=torch.bool)
-        keep[order[: max(1, round(self._share * grid.tokens))]] = True
-        shape = (len(source.tokens), grid.frames, grid.height, grid.width)
-        view = keep.view(1, *shape[1:]).expand(shape)
-        return view.to(source.tokens.device)
+        return masked
 
 
 def time_blocks(bench: Bench, clip: Clip) -> list[tuple[int, int, float]]:
