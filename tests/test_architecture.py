@@ -23,7 +23,7 @@ ROOT = SOURCE.parents[1]
 LAYERS: list[tuple[str, set[str]]] = [
     (
         "ground",
-        {"errors", "options", "registry", "settings", "turns", "models", "tokens", "kernels"},
+        {"errors", "options", "registry", "turns", "models", "tokens", "kernels"},
     ),
     ("parts", {"attention", "autoencoders", "detection", "whole_file"}),
     ("choices", {"recovery", "methods"}),

@@ -91,7 +91,7 @@ def placed_prompt(
 
 def known_store(name: str) -> str:
     """The name of a store back, refused before a model is loaded."""
-    from stillframe.settings import check_store
+    from stillframe.engine.settings import check_store
 
     return check_store(name)
 

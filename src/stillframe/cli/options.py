@@ -65,7 +65,7 @@ StoreOption = Annotated[
     str, typer.Option(help="What recovery stores in: exact, fp8, or auto (fp8 in 16 bits).")
 ]
 ExecutionOption = Annotated[
-    str, typer.Option(help="auto; or passes as CUDA graphs, lean, or stock: graphs, lean, stock.")
+    str, typer.Option(help="auto; or how passes are run: graphs (CUDA), fused, reference.")
 ]
 ProductsOption = Annotated[
     str, typer.Option(help="Matrix products: exact, or fp8 (Hopper and later).")
