@@ -28,13 +28,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stillframe.kernels import visible as visible_kernels
+from stillframe.kernels.graphs import Step
 from stillframe.kernels.visible import Limits
 from stillframe.tokens.source import SourceBlock
 
@@ -167,10 +168,10 @@ class VisibleChange:
             _EVEN,
         )
         self._memory: list[Tensor] | None = None
-        self._step: Any = self._measured
+        self._step: Step = self._measured
         self._grid = (0, 0, 0)
 
-    def captured(self, faster: Callable[[Any], Any]) -> VisibleChange:
+    def captured(self, faster: Callable[[Step], Step]) -> VisibleChange:
         """The same with what ``faster`` makes of its step, see ``graphs.CapturedStep``.
 
         Kernels, where there are any, are too few for that.
@@ -214,7 +215,7 @@ class VisibleChange:
             anchor = torch.stack([before.float().mean(1), before[:, -1].float()], 1)
         # one tensor, so that the step can be a graph; float32 as anchors are, which are means
         change, self._memory = self._step(torch.cat([anchor.float(), now], 1), self._memory)
-        return torch.as_tensor(change), None
+        return change, None
 
     def _of_looks(self, block: SourceBlock) -> Tensor:
         """From latents alone."""

@@ -1,4 +1,4 @@
-"""Holding: what is not computed shows the picture that was shown, pixel for pixel.
+"""Composing: what is not computed shows the picture that was shown, pixel for pixel.
 
 A decoder gives the same latents another picture in each of its phases, and near what changes; a
 place that nothing happens in would shimmer. So pixels of a patch that was reused are those of the
@@ -22,7 +22,7 @@ from torch import Tensor
 from stillframe.detection.pixels import enlarged
 from stillframe.kernels.graphs import Graphs
 
-__all__ = ["REACH", "Held", "meet"]
+__all__ = ["REACH", "ShownPictures", "meet"]
 
 #: Pixels from a border within which new pictures are moved.
 REACH = 12
@@ -58,8 +58,8 @@ def _spread(x: Tensor, side: int) -> Tensor:
     return spread.unflatten(0, x.shape[:2])
 
 
-class Held:
-    """The picture of one stream that is shown.
+class ShownPictures:
+    """The pictures of one stream as they are shown.
 
     Args:
         temporal: pixel frames of a latent frame.

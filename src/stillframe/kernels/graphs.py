@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CapturedStep", "Graphs"]
+__all__ = ["CapturedStep", "Graphs", "Step"]
 
 _POOLS: dict[int, Any] = {}
 
+#: From an input and what is remembered, None at first, to an output and what is remembered.
 Step = Callable[[Tensor, "list[Tensor] | None"], "tuple[Tensor, list[Tensor]]"]
 
 
@@ -94,7 +95,8 @@ class CapturedStep:
                 buffer.copy_(new)
             return output
 
-        return self._graphs.run(x.shape, work).clone(), held
+        output: Tensor = self._graphs.run(x.shape, work)
+        return output.clone(), held
 
     def _held(self, memory: Sequence[Tensor]) -> list[Tensor]:
         """Memory in the buffers that graphs know."""

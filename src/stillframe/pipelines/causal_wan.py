@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
-from stillframe.backbones.wan import TextCache
+from stillframe.backbones.base import TextCache
 from stillframe.controls import Control, FrameClock
 from stillframe.engine.inputs import Generators, check_embeds, check_generators
 from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
