@@ -11,6 +11,7 @@ fused passes, which read the same answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -24,7 +25,11 @@ from stillframe.kernels.rows import packed
 from stillframe.tokens.grid import Plan, Slots, put
 from stillframe.tokens.merge import Merger, Merging
 
-__all__ = ["BlockAttention", "Provides", "Rotary"]
+__all__ = ["Attend", "BlockAttention", "Provides", "Rotary"]
+
+#: From queries, keys and values (B, K, heads, head_dim), and the name of a diffusers attention
+#: backend if one is wanted, to outputs of the same shape.
+Attend = Callable[..., Tensor]
 
 #: The rotations of frames at some positions, of height x width tokens, see `rotary_table`.
 Rotary = Callable[[Sequence[int], int, int], Tensor]
@@ -107,8 +112,33 @@ class BlockAttention:
             return None, present[:, None, None, :]
         return present[0].nonzero().squeeze(1), None
 
+    def run(
+        self,
+        layer: int,
+        hidden: Tensor,
+        keys: Callable[[], Tensor],
+        attention: Callable[[Tensor, Attend], Tensor],
+    ) -> Tensor:
+        """Self-attention of one layer, over merged rows where the method merges tokens.
+
+        Tokens are merged before the projections and get their rows' outputs after them; never in
+        the context pass, whose keys are committed.
+
+        Args:
+            layer: transformer layer.
+            hidden: (B, K, D) what goes into self-attention: normalised and modulated.
+            keys: computes the layer's keys of it, (B, K, heads, head_dim), before rotation.
+            attention: the layer's projections around what attends, (B, K', D) to (B, K', D) for
+                any number of rows.
+        """
+        if self.merger is None or self.step is None:
+            return attention(hidden, partial(self.attend, layer))
+        merging = self.merger.match(self.step, layer, hidden, keys)
+        attend = partial(self.attend_merged, merging, layer)
+        return merging.unmerge(attention(merging.merge(hidden), attend))
+
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, backend: str | None
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, backend: str | None = None
     ) -> Tensor:
         """Attention of one layer.
 
@@ -152,11 +182,6 @@ class BlockAttention:
         return key, value
 
     @property
-    def merging(self) -> Merger | None:
-        """What merges tokens in this pass: never the context pass, whose keys are committed."""
-        return None if self.step is None else self.merger
-
-    @property
     def attended_share(self) -> float:
         """Rows that self-attention ran over / tokens of the block, mean over its merged calls; 1
         without any."""
@@ -171,7 +196,7 @@ class BlockAttention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        backend: str | None,
+        backend: str | None = None,
     ) -> Tensor:
         """`attend` for merged rows (B, K, heads, head_dim) of a whole block, in a denoising pass.
 

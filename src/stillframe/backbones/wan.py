@@ -9,7 +9,7 @@ processor, so that text keys and values are computed once a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from inspect import signature
@@ -24,7 +24,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanRotar
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import Tensor
 
-from stillframe.attention.block import BlockAttention
+from stillframe.attention.block import Attend, BlockAttention
 from stillframe.attention.rotary import rotary_table
 from stillframe.backbones.base import FusedPasses, TextCache
 from stillframe.backbones.fused.blocks import FusedBlocks
@@ -152,29 +152,16 @@ class _SelfAttention:
         if not isinstance(rotary_emb, BlockAttention):
             given = (encoder_hidden_states, attention_mask, rotary_emb)
             return self._stock(attn, hidden_states, *given)
-        if rotary_emb.merging is not None:
-            return self._merged(attn, hidden_states, rotary_emb)
-        return self._attend(attn, hidden_states, rotary_emb.attend)
+        keys, attention = partial(_keys, attn, hidden_states), partial(self._attend, attn)
+        return rotary_emb.run(self.layer, hidden_states, keys, attention)
 
-    def _merged(self, attn: WanAttention, hidden_states: Tensor, block: BlockAttention) -> Tensor:
-        """Merge before the projections, give every token its row's output after them."""
-        assert block.merging is not None
-        assert block.step is not None
-        keys = partial(_keys, attn, hidden_states)
-        merging = block.merging.match(block.step, self.layer, hidden_states, keys)
-        attend = partial(block.attend_merged, merging)
-        return merging.unmerge(self._attend(attn, merging.merge(hidden_states), attend))
-
-    def _attend(
-        self, attn: WanAttention, hidden_states: Tensor, attend: Callable[..., Tensor]
-    ) -> Tensor:
+    def _attend(self, attn: WanAttention, hidden_states: Tensor, attend: Attend) -> Tensor:
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query = attn.to_q(hidden_states)
             key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
         out = attend(
-            self.layer,
             _heads(attn, attn.norm_q(query)),
             _heads(attn, attn.norm_k(key)),
             _heads(attn, value),
