@@ -135,10 +135,10 @@ def main() -> None:
     for name in RECOVERIES:
         method = Wrapping(recovery=name)
         (plain, shares), (fused, same) = (
-            edited(method, x, 3, (4, 4)) for x in ("reference", "fused")
+            edited(method, x, 3, (4, 6)) for x in ("reference", "fused")
         )
         assert shares == same
-        assert min(shares) < 0.9
+        assert 0 < min(shares) < 0.9
         torch.testing.assert_close(fused, plain, atol=2e-5, rtol=0)
         sys.stdout.write(f"{name}: equal, {min(shares):.2f} to {max(shares[1:]):.2f} computed\n")
 

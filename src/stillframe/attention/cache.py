@@ -96,7 +96,7 @@ class KeyValueCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes in memory."""
         return sum(t.nbytes for t in (self._raw, self._keys, self._values, self._present))
 
     @property
@@ -153,10 +153,6 @@ class KeyValueCache:
     def _rows_of(self, frame: int) -> slice:
         n = self.shape.grid.frame_tokens
         return slice(self._slot(frame) * n, (self._slot(frame) + 1) * n)
-
-    def all_raw(self) -> Tensor:
-        """Committed keys before rotation, (L, B, rows, heads, head_dim)."""
-        return self._raw
 
     def all_keys(self) -> Tensor:
         """`keys` of all layers, (L, B, rows, heads, head_dim)."""

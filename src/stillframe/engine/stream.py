@@ -114,7 +114,7 @@ class EditStream:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes held by this stream: ``cache`` and the ``recovery`` store. Bounded."""
+        """Bytes of this stream's ``cache`` and ``recovery`` store. Bounded."""
         state = self._state  # another thread may ask while a cut forgets it
         if state is None:
             return {"cache": 0, "recovery": 0}

@@ -90,14 +90,14 @@ class FusedBlocks:
         length = next(n for n in self.lengths if n >= count)
         slots = static.slots[:length].long()
         self._length, reuse = length, self._reuse
-        # a graph holds on to the rows that it was captured with
-        held = reuse.constant or (*(x.data_ptr() for x in reuse.bank), reuse.out is None)
+        # a graph stays with the rows that it was captured with
+        bank = reuse.constant or (*(x.data_ptr() for x in reuse.bank), reuse.out is None)
         for step, sigma in enumerate(inputs.sigmas):
             static.sigma.fill_(sigma)
             static.timestep.fill_(sigma * inputs.timestep_scale)
             static.entry.fill_(reuse.bank.offset(step))
             static.noise[:length] = inputs.noise[step][slots]
-            self._run(("denoise", length, self.cache.visible_rows(), held), self._pass, length)
+            self._run(("denoise", length, self.cache.visible_rows(), bank), self._pass, length)
         whole = torch.zeros_like(inputs.source)
         whole[slots[:count]] = static.x0[:count]
         return whole.unsqueeze(0)

@@ -1,7 +1,7 @@
 """Wan's transformer in as few kernels as pay, over rows of tokens and a cache written in place.
 
 The weights are the stock model's: queries, keys and values are projected at once from one matrix of
-which the model's own three become views, so nothing is held twice and both ways of running stay
+which the model's own three become views, so weights are there once and both ways of running stay
 possible. Text keys and values come from a `TextCache`, modulation is one row a layer, and what
 surrounds the matrix products is fused (``norms``, ``placing``). It does not know blocks of video,
 noise or graphs: ``blocks.py`` does.
