@@ -6,6 +6,7 @@ know what is asked for, and looks at no token.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = ["KNOWN", "Doorkeeper", "client_address", "policy"]
 #: The ASGI extension by which an application says that a connection is no stranger's any more.
 KNOWN = "stillframe.known"
 
+_NAME = re.compile(r"[a-z0-9.-]+")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     # an address is nobody else's business
@@ -39,7 +41,7 @@ def policy(host: str | None) -> str:
     called = host_and_port(host or "")
     own = "'self'"
     # a policy has no form for IPv6 addresses (CSP3, 2.3.1), and to most browsers 'self' says all
-    if called is not None and called[0] and ":" not in called[0]:
+    if called is not None and _NAME.fullmatch(called[0]):
         name = called[0] if called[1] is None else f"{called[0]}:{called[1]}"
         own = f"'self' ws://{name} wss://{name}"
     return (

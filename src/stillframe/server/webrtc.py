@@ -94,6 +94,7 @@ class Peer(Connection):
         self._decoding = guarded(way.receiver, hall.limits, self._unusable.add, self.leave)
         self._came: asyncio.Queue[str | VideoFrame | None] = asyncio.Queue()
         self._channel: asyncio.Future[RTCDataChannel] = asyncio.get_running_loop().create_future()
+        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -132,6 +133,8 @@ class Peer(Connection):
 
     def leave(self) -> None:
         """End it."""
+        if not self._left.done():
+            self._left.set_result(None)
         self._came.put_nowait(None)
 
     async def _negotiate(self) -> None:
@@ -152,9 +155,11 @@ class Peer(Connection):
         seconds = self._limits.hello_seconds
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.shield(self._channel)
+                await asyncio.wait({self._channel, self._left}, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError as error:
             raise ProtocolError(f"no data channel within {seconds:g} s") from error
+        if not self._channel.done():
+            return
         await super()._receive()
 
     async def _last_word(self, error: Exception) -> None:
