@@ -22,8 +22,8 @@ NUMBERS: list[Any] = [
 ]  # fmt: skip
 ODD: list[Any] = [
     *NUMBERS, None, True, False, "", "x", "latest", "all", "prune", "full", "\0", "\ud800",
-    "\u202e", "a" * 300, "é→鍵", "%s%n", "{}", "'", "<b>", [], {}, [[]], {"a": {"b": [1]}}, ["x"] * 50,
-    float("nan"), float("inf"), float("-inf"),
+    "\u202e", "a" * 300, "é→鍵", "%s%n", "{}", "'", "<b>", [], {}, [[]],
+    {"a": {"b": [1]}}, ["x"] * 50,    float("nan"), float("inf"), float("-inf"),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Requests and offers, of every kind: answered or refused with a sentence, and nobody is disturbed."""
+"""Requests and offers, of every kind: answered, or refused in a sentence; nobody is disturbed."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def request(rng: random.Random) -> bytes:
 def answer(server: Server, said: bytes, seconds: float = 0.3) -> bytes:
     """What comes back before the other side is silent, or has gone."""
     heard = b""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT) as line:
-        with contextlib.suppress(OSError):
-            line.sendall(said)
-            line.settimeout(seconds)
-            while part := line.recv(65_536):
-                heard += part
+    line = socket.create_connection(("127.0.0.1", server.port), timeout=WAIT)
+    with line, contextlib.suppress(OSError):
+        line.sendall(said)
+        line.settimeout(seconds)
+        while part := line.recv(65_536):
+            heard += part
     return heard
 
 
@@ -105,6 +105,8 @@ def check_answer(heard: bytes) -> int:
     head, _, body = heard.partition(b"\r\n\r\n")
     code = int(head.split(b" ")[1])
     assert code in STATUS, heard
+    if b"transfer-encoding: chunked" in head.lower():
+        body = body.partition(b"\r\n")[2].partition(b"\r\n")[0]
     if code >= 400:
         told = body.decode(errors="replace").partition("HTTP/1.1")[0].strip()
         if told.startswith("{"):

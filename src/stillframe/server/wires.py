@@ -82,6 +82,18 @@ class _Requests(H11Protocol):
         if not self._busy and not self.transport.is_closing():
             self._await_request()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request; in the midst of another answer there is nothing to be said."""
+        if self.conn.our_state is h11.IDLE or (
+            self.conn.our_state is h11.SEND_RESPONSE and not self._busy
+        ):
+            super().send_400_response(msg)
+            return
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
     def _unsupported_upgrade_warning(self) -> None:
         """Nothing: whoever asks for one could fill the log."""
 
