@@ -20,20 +20,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from stillframe.change import SourceBlock
-from stillframe.control import CodecDetector, MotionMap
-from stillframe.control.codec import CodecTrack
-from stillframe.control.film import FrameClock
-from stillframe.fit import fit_to_grid
-from stillframe.grid import Grid, patchify
-from stillframe.load import load_pipeline
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.controls import CodecDetector, MotionMap
+from stillframe.controls.codec import CodecTrack
+from stillframe.controls.mask_video import FrameClock
+from stillframe.detection.frames import PixelBlocks
+from stillframe.detection.pixels import Anchors
+from stillframe.loading.load import load_pipeline
 from stillframe.methods import Method, find_method
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.pixels import PixelBlocks
-from stillframe.restore import predecessor_rows, restore
-from stillframe.streaming import open_autoencoder
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.tokens.grid import Grid, patchify
+from stillframe.tokens.restore import predecessor_rows, restore
+from stillframe.tokens.source import SourceBlock
 from stillframe.video import VideoReader
-from stillframe.visible import Anchors
+from stillframe.video.fit import fit_to_grid
 
 __all__ = ["Result", "compare"]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stillframe.control import (
+from stillframe.controls import (
     Box,
     CodecDetector,
     Control,
@@ -30,10 +30,10 @@ from stillframe.control import (
     Refresh,
     Region,
 )
-from stillframe.fit import fit_to_grid
-from stillframe.load import load_pipeline
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.loading.load import load_pipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import VideoReader
+from stillframe.video.fit import fit_to_grid
 
 __all__ = ["bars", "maps"]
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stillframe.control.cuts import CutDetector, Cuts
-from stillframe.fit import Fit, fit_to_grid
-from stillframe.grid import patchify
-from stillframe.load import load_pipeline
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.streaming import open_autoencoder
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.controls.cuts import CutDetector, Cuts
+from stillframe.loading.load import load_pipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.tokens.grid import patchify
 from stillframe.video import VideoReader
+from stillframe.video.fit import Fit, fit_to_grid
 
 
 def read(clip: Path, height: int, multiple: int, most: int = 120) -> Tensor:

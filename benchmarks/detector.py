@@ -26,15 +26,15 @@ from torch import Tensor
 
 from benchmarks.cuts import read
 from benchmarks.detector_choice import choose, report
-from stillframe.change import CausalMask, MaskShape
-from stillframe.engine import BlockStats
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.detection.latents import CausalMask, MaskShape
+from stillframe.engine.stream import BlockStats
 from stillframe.evaluation.sources import Clip, find_clips, spread
-from stillframe.load import load_pipeline
+from stillframe.loading.load import load_pipeline
 from stillframe.methods import Method, Selector, find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.metrics import find_metric
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.streaming import open_autoencoder
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["FIELDS", "SHAPES", "Setting", "ShapedPruning", "measure"]
 

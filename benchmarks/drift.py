@@ -26,11 +26,11 @@ from torch import Tensor
 
 from benchmarks.rates import noted_masks, noted_results, reused, true_error, within
 from benchmarks.rates_bench import Bench, Run, say, write_rows
-from stillframe.control import Control, Guard
-from stillframe.engine import EditStream
-from stillframe.grid import patchify
+from stillframe.controls import Control, Guard
+from stillframe.engine.stream import EditStream
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
+from stillframe.tokens.grid import patchify
 
 #: Lowest, median and highest ratio over clips.
 _RATIOS = (

@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stillframe.control import Control, Refresh
-from stillframe.load import load_pipeline
+from stillframe.controls import Control, Refresh
+from stillframe.loading.load import load_pipeline
 from stillframe.methods import Method, find_method
 from stillframe.methods.prune import InterFramePruning
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["Outcome", "fade", "measure"]
 

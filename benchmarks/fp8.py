@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.cuts import read
-from stillframe.load import load_pipeline
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.loading.load import load_pipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 
 @torch.inference_mode()

@@ -33,9 +33,9 @@ from tests.published import original_names
 from tests.tiny import tokenizer
 from transformers import UMT5Config, UMT5EncoderModel
 
-from stillframe.autoencoder import TinyVideoAutoencoder
-from stillframe.random_model import SHAPES
-from stillframe.taehv import TAEW_CONFIG
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.loading.random_model import SHAPES
+from stillframe.loading.taehv import TAEW_CONFIG
 from stillframe.video import VideoWriter
 
 CONFIG = SHAPES["1.3b"]

@@ -30,12 +30,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.host import keep_freed_memory
 from stillframe.live import LiveSession, SystemClock, Worker
-from stillframe.load import load_pipeline
+from stillframe.loading.host import keep_freed_memory
+from stillframe.loading.load import load_pipeline
+from stillframe.loading.random_model import random_pipeline
 from stillframe.methods import Method, Selector
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.random_model import random_pipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["main"]
 

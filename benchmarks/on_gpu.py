@@ -27,20 +27,21 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from stillframe import visible_kernels
-from stillframe.bench import Share
-from stillframe.change import CausalMask, SourceBlock
-from stillframe.engine import EditStream
-from stillframe.grid import Grid, plan_tokens
-from stillframe.hold import Held
-from stillframe.lean import bucket_lengths, captured_mask
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.backbones.fused import bucket_lengths, captured_mask
+from stillframe.detection.latents import CausalMask
+from stillframe.detection.pixels import TOLERANCE, Anchors, VisibleMask, appearance
+from stillframe.detection.staleness import Staleness
+from stillframe.engine.compose import Held
+from stillframe.engine.stream import EditStream
+from stillframe.jobs.bench import Share
+from stillframe.kernels import visible as visible_kernels
+from stillframe.loading.random_model import random_pipeline
 from stillframe.methods import Method, Selector, find_method
 from stillframe.methods.full import Full
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.random_model import random_pipeline
-from stillframe.staleness import Staleness
-from stillframe.streaming import open_autoencoder
-from stillframe.visible import TOLERANCE, Anchors, VisibleMask, appearance
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.tokens.grid import Grid, plan_tokens
+from stillframe.tokens.source import SourceBlock
 
 _SIGMAS = (0.769, 0.729, 0.625)
 

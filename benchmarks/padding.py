@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillframe.change import SourceBlock
-from stillframe.fit import fit_to_grid
-from stillframe.grid import Grid, patchify, plan_tokens
-from stillframe.lean import bucket_lengths
-from stillframe.load import load_pipeline
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.backbones.fused import bucket_lengths
+from stillframe.detection.frames import PixelBlocks
+from stillframe.detection.pixels import Anchors
+from stillframe.loading.load import load_pipeline
 from stillframe.methods.prune import InterFramePruning
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.pixels import PixelBlocks
-from stillframe.restore import predecessor_rows, restore
-from stillframe.streaming import open_autoencoder
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.tokens.grid import Grid, patchify, plan_tokens
+from stillframe.tokens.restore import predecessor_rows, restore
+from stillframe.tokens.source import SourceBlock
 from stillframe.video import VideoReader
-from stillframe.visible import Anchors
+from stillframe.video.fit import fit_to_grid
 
 
 def blocks(

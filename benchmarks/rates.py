@@ -28,11 +28,11 @@ from torch import Tensor
 
 from benchmarks.rates_bench import Bench, Run, psnr, say, write_rows
 from benchmarks.rates_plot import Line, draw_lines
-from stillframe.control import Control, Cuts, Forecast, Guard, Rate, Survey
-from stillframe.grid import patchify
+from stillframe.controls import Control, Cuts, Forecast, Guard, Rate, Survey
 from stillframe.methods import Method, find_method
 from stillframe.methods.prune import InterFramePruning
-from stillframe.restore import predecessor_rows, restore
+from stillframe.tokens.grid import patchify
+from stillframe.tokens.restore import predecessor_rows, restore
 
 _ROUNDING = 1e-4  # of a value as it is printed
 TARGETS = (1.1, 1.5, 2.0, 2.5, 3.0, 1.5, 2.5, 1.1)

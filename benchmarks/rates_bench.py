@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillframe.control import Control
-from stillframe.engine import BlockStats, EditStream
-from stillframe.fit import fit_to_grid
-from stillframe.grid import Grid, patchify
-from stillframe.load import load_pipeline
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.controls import Control
+from stillframe.detection.frames import PixelBlocks
+from stillframe.engine.stream import BlockStats, EditStream
+from stillframe.loading.load import load_pipeline
+from stillframe.loading.random_model import random_pipeline
 from stillframe.methods import Method
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.pixels import PixelBlocks
-from stillframe.random_model import random_pipeline
-from stillframe.streaming import open_autoencoder
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.tokens.grid import Grid, patchify
 from stillframe.video import VideoReader
+from stillframe.video.fit import fit_to_grid
 
 __all__ = ["Bench", "Run", "psnr", "say", "write_rows"]
 

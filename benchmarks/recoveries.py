@@ -21,8 +21,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from stillframe.edit import edit_file
-from stillframe.load import load_pipeline
+from stillframe.jobs.edit import edit_file
+from stillframe.loading.load import load_pipeline
 from stillframe.methods.prune import InterFramePruning
 
 _COLUMNS = ("computed", "denoise", "total", "worst", "seed", "ratio", "tail", "stale")

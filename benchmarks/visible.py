@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.rates_bench import say
-from stillframe.change import SourceBlock
-from stillframe.fit import fit_to_grid
-from stillframe.grid import Grid
-from stillframe.staleness import Staleness
+from stillframe.detection.pixels import TOLERANCE, Anchors, VisibleMask
+from stillframe.detection.staleness import Staleness
+from stillframe.tokens.grid import Grid
+from stillframe.tokens.source import SourceBlock
 from stillframe.video import VideoReader
-from stillframe.visible import TOLERANCE, Anchors, VisibleMask
+from stillframe.video.fit import fit_to_grid
 
 _PATCH, _FRAMES, _TEMPORAL = 16, 3, 4  # of the bundled model
 

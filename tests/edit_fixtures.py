@@ -14,7 +14,7 @@ from tests.video_samples import Pixels, make_video
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = [
     "STYLES",

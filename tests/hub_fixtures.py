@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from stillframe import hub
 from stillframe.errors import ModelError
+from stillframe.loading import hub
 
 __all__ = ["Asker", "Hub", "asker", "hub_fixture", "online_fixture"]
 
@@ -254,7 +254,7 @@ def online_fixture(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def _act(action: str, given: dict[str, Any]) -> Any:
     if action == "cli":
-        from stillframe.cli import app
+        from stillframe.cli.app import app
 
         os.environ.update(given.get("environment", {}))
         result = CliRunner().invoke(app, given["arguments"])

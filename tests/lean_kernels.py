@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe import visible_kernels
-from stillframe.change import SourceBlock
-from stillframe.convolution import Convolution, convolve, convolve_twin
-from stillframe.grid import Grid
-from stillframe.lean.attention import join, join_twin
-from stillframe.lean.norms import (
+from stillframe.detection.pixels import Anchors, VisibleChange, appearance, changed
+from stillframe.kernels import visible as visible_kernels
+from stillframe.kernels.attention import join, join_twin
+from stillframe.kernels.convolution import Convolution, convolve, convolve_twin
+from stillframe.kernels.norms import (
     Affine,
     Rows8,
     gelu8,
@@ -26,7 +25,7 @@ from stillframe.lean.norms import (
     residual_norm8,
     residual_norm_twin,
 )
-from stillframe.lean.placing import (
+from stillframe.kernels.placing import (
     place,
     place_twin,
     rotate_rows,
@@ -34,8 +33,9 @@ from stillframe.lean.placing import (
     rotated_queries,
     rotated_queries_twin,
 )
-from stillframe.lean.rows import Entries, Sources, Table
-from stillframe.visible import Anchors, VisibleChange, appearance, changed
+from stillframe.kernels.rows import Entries, Sources, Table
+from stillframe.tokens.grid import Grid
+from stillframe.tokens.source import SourceBlock
 
 FP8 = torch.float8_e4m3fn
 WIDTH, HEAD, KEPT, FRAMES, PLACES = 48, 12, 7, 3, 5

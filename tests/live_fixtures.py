@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from tests import tiny
 from torch import Tensor
 
-from stillframe.control import Control
-from stillframe.fit import fit_to_grid
+from stillframe.controls import Control
+from stillframe.jobs.loop import Lane
 from stillframe.live import EditedFrame, LiveSession, Worker
-from stillframe.loop import Lane
 from stillframe.methods import Method
 from stillframe.methods.prune import InterFramePruning
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.video.fit import fit_to_grid
 
 __all__ = [
     "BLOCK",

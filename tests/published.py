@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tests import tiny
 from torch import Tensor
 
-from stillframe.recipes import Recipe, load_recipes
+from stillframe.loading.recipes import Recipe, load_recipes
 
 __all__ = ["base_folder", "model_of", "original_names", "publish", "taehv_file"]
 

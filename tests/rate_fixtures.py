@@ -9,8 +9,8 @@ import torch
 from tests.test_control import Run, scene
 from torch import Tensor
 
-from stillframe.control import Control, Rate, Timing
-from stillframe.control.rate import RateController
+from stillframe.controls import Control, Rate, Timing
+from stillframe.controls.rate import RateController
 from stillframe.methods.prune import InterFramePruning
 
 __all__ = ["FRAMES", "PRUNE", "Simulated", "controller", "moving", "run", "seconds", "windows"]

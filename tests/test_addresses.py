@@ -18,7 +18,7 @@ from tests.edit_fixtures import model_folder_fixture  # noqa: F401
 from tests.video_samples import gradient, noise
 from typer.testing import CliRunner
 
-from stillframe.cli import app
+from stillframe.cli.app import app
 from stillframe.errors import InputError, OutputClosedError, OutputError
 from stillframe.video import Sink, Source, VideoReader, VideoWriter
 

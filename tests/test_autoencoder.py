@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tests import tiny
 from torch import Tensor
 
-from stillframe.autoencoder import TinyVideoAutoencoder
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 
 # the published layer lists, counted by hand: kind and number in ``nn.Sequential``, stride of time
 MEMORY = ("memory", "memory", "memory")

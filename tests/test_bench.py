@@ -13,11 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from stillframe.bench import Share, matmul_ceiling, pass_flops, run_bench
-from stillframe.change import SourceBlock
-from stillframe.cli import app
-from stillframe.grid import Grid
-from stillframe.random_model import SHAPES
+from stillframe.cli.app import app
+from stillframe.jobs.bench import Share, matmul_ceiling, pass_flops, run_bench
+from stillframe.loading.random_model import SHAPES
+from stillframe.tokens.grid import Grid
+from stillframe.tokens.source import SourceBlock
 
 
 def bench(**options: Any) -> Any:
@@ -90,7 +90,7 @@ def test_a_share_keeps_as_many_tokens_as_it_says() -> None:
 def test_shapes_are_wans() -> None:
     assert {name: len(config) for name, config in SHAPES.items()} == {"1.3b": 12, "14b": 12}
     with torch.device("meta"):
-        from stillframe.wan import empty_transformer
+        from stillframe.backbones.wan import empty_transformer
 
         count = sum(p.numel() for p in empty_transformer(SHAPES["1.3b"]).parameters())
     assert 1.3e9 < count < 1.5e9

@@ -8,9 +8,9 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from tests.tiny import stock_rotate, stock_table, visible_frames
 from torch import Tensor
 
-from stillframe.cache import CacheShape, KeyValueCache, context_frames
-from stillframe.grid import Grid
-from stillframe.rope import rotary_table
+from stillframe.attention.cache import CacheShape, KeyValueCache, context_frames
+from stillframe.attention.rotary import rotary_table
+from stillframe.tokens.grid import Grid
 
 LAYERS, BATCH, HEADS, DIM, N = 2, 2, 2, 12, 4
 SHAPES = [(3, 1, 6), (3, 0, 3), (3, 2, 3), (3, 5, 7), (2, 1, 5), (1, 0, 1), (1, 3, 2), (1, 1, 4)]

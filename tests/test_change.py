@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillframe.change import CausalMask, MaskShape, SourceBlock, patch_distance
-from stillframe.grid import Grid
-from stillframe.restore import predecessor_rows, restore
+from stillframe.detection.latents import CausalMask, MaskShape, patch_distance
+from stillframe.tokens.grid import Grid
+from stillframe.tokens.restore import predecessor_rows, restore
+from stillframe.tokens.source import SourceBlock
 
 H, W, P = 8, 12, 16
 N = H * W

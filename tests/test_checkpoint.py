@@ -24,14 +24,14 @@ from tests.weight_files import (
 )
 from torch import nn
 
-from stillframe.checkpoint import (
+from stillframe.loading.checkpoint import (
     check_tensors,
     load_transformer,
     pick_weights,
     strip_prefixes,
     to_diffusers,
 )
-from stillframe.recipes import load_recipes
+from stillframe.loading.recipes import load_recipes
 
 # one network among what a file holds
 

@@ -20,10 +20,10 @@ from tests.edit_fixtures import (
 from tests.video_samples import LOSSLESS, decode, make_video, noise, scramble
 from typer.testing import CliRunner
 
-from stillframe.cli import app
+from stillframe.cli.app import app
+from stillframe.cli.screen import Interruption
 from stillframe.methods import methods
 from stillframe.recovery import recoveries
-from stillframe.screen import Interruption
 from stillframe.video import VideoReader
 
 COMMAND = [sys.executable, "-c", "from stillframe.cli import main; main()"]
@@ -286,7 +286,7 @@ def test_a_rate_reaches_the_method(folder: Path, model_folder: Path) -> None:
 
 def test_help_needs_no_torch() -> None:
     code = (
-        "import sys; from stillframe.cli import app;"
+        "import sys; from stillframe.cli.app import app;"
         "app(['edit', '--help'], standalone_mode=False);"
         "sys.exit('torch' in sys.modules or 'diffusers' in sys.modules or 'av' in sys.modules)"
     )

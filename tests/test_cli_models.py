@@ -17,10 +17,10 @@ from tests.hub_fixtures import (
 )
 from typer.testing import CliRunner
 
-from stillframe.cli import app
-from stillframe.hub import TINY_VAE_FILE, TINY_VAE_REPO
-from stillframe.load import bundled_models
-from stillframe.recipes import RECIPES_VARIABLE, load_recipes
+from stillframe.cli.app import app
+from stillframe.loading.hub import TINY_VAE_FILE, TINY_VAE_REPO
+from stillframe.loading.load import bundled_models
+from stillframe.loading.recipes import RECIPES_VARIABLE, load_recipes
 
 BASE = {
     "model_index.json": b"{}",

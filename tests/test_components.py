@@ -18,9 +18,9 @@ from tests.published import model_of
 from torch import Tensor
 
 from stillframe.errors import ModelError
-from stillframe.load import load_pipeline
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.schedule import edit_sigmas
+from stillframe.loading.load import load_pipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.tokens.schedule import edit_sigmas
 
 EMBEDS = torch.linspace(-1, 1, 5 * tiny.TEXT_DIM).view(1, 5, -1)
 

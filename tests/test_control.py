@@ -11,12 +11,12 @@ from tests.test_engine import H, Recorder, W, embeds
 from tests.tiny import clip
 from torch import Tensor
 
-from stillframe.control import Box, Control, Cuts, Gop, Painting, Refresh, Region
-from stillframe.engine import BlockStats, EditStream, StreamSettings
-from stillframe.grid import Grid
+from stillframe.backbones.wan import WanDenoiser
+from stillframe.controls import Box, Control, Cuts, Gop, Painting, Refresh, Region
+from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
-from stillframe.wan import WanDenoiser
+from stillframe.tokens.grid import Grid
 
 STILL = InterFramePruning(tau1=9.0, tau2=9.0)
 """Prunes everything that it may."""

@@ -20,13 +20,13 @@ from tests.test_engine import H, W
 from tests.video_samples import Pixels, make_video
 from typer.testing import CliRunner
 
-from stillframe.cli import app
-from stillframe.control import CodecDetector, Control, FrameClock, MotionMap
-from stillframe.control.codec import CodecTrack
-from stillframe.edit import edit_file
+from stillframe.cli.app import app
+from stillframe.controls import CodecDetector, Control, FrameClock, MotionMap
+from stillframe.controls.codec import CodecTrack
 from stillframe.errors import InputError
-from stillframe.grid import Grid
+from stillframe.jobs.edit import edit_file
 from stillframe.methods.prune import InterFramePruning
+from stillframe.tokens.grid import Grid
 from stillframe.video import VideoReader
 
 GRID = Grid(3, H // 16, W // 16)

@@ -19,13 +19,13 @@ from tests.tiny import clip
 from tests.video_samples import LOSSLESS, decode, make_video
 from torch import Tensor
 
-from stillframe.cli_control import build_control
-from stillframe.control import Box, Control, Cuts, Film, FrameClock, Gop, Refresh, Region
-from stillframe.edit import edit_file
-from stillframe.grid import Grid
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.cli.control import build_control
+from stillframe.controls import Box, Control, Cuts, Film, FrameClock, Gop, Refresh, Region
+from stillframe.jobs.edit import edit_file
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
-from stillframe.streaming import open_autoencoder
+from stillframe.tokens.grid import Grid
 
 GRID = Grid(3, H // 16, W // 16)
 LEFT = Box(0, 0, 0.5, 1)

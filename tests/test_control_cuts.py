@@ -10,8 +10,8 @@ import torch
 from tests.test_control import Run, columns, scene
 from torch import Tensor
 
-from stillframe.control import Control, Cuts, Gop, Refresh
-from stillframe.control.cuts import CutDetector
+from stillframe.controls import Control, Cuts, Gop, Refresh
+from stillframe.controls.cuts import CutDetector
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
 

@@ -9,7 +9,7 @@ import torch
 from benchmarks.fade import fade
 from tests.test_control import Run, scene
 
-from stillframe.control import Control, Gop, Refresh
+from stillframe.controls import Control, Gop, Refresh
 from stillframe.methods.prune import InterFramePruning
 
 STEP = 0.01

@@ -20,8 +20,8 @@ from tests.tiny import clip
 from tests.video_samples import LOSSLESS, decode, make_video
 from typer.testing import CliRunner
 
-from stillframe.cli import app
-from stillframe.control import (
+from stillframe.cli.app import app
+from stillframe.controls import (
     Box,
     Control,
     Cuts,
@@ -32,8 +32,8 @@ from stillframe.control import (
     Refresh,
     Region,
 )
-from stillframe.edit import edit_file
 from stillframe.errors import InputError, OutputError
+from stillframe.jobs.edit import edit_file
 
 HEADER = MaskHeader(3, 5, 7, 16, 4, frames=30, tau1=0.15)
 

@@ -13,8 +13,8 @@ from tests.edit_fixtures import busy_frames, model_folder_fixture  # noqa: F401
 from tests.video_samples import LOSSLESS, decode, make_video
 from typer.testing import CliRunner
 
-from stillframe import demo
-from stillframe.cli import app
+from stillframe.cli import demo
+from stillframe.cli.app import app
 from stillframe.errors import InputError
 
 

@@ -11,7 +11,7 @@ import torch
 from benchmarks.detector import SHAPES, ShapedPruning, measure
 from benchmarks.detector_choice import choose, compared, curves, held_out, report
 
-from stillframe.change import CausalMask, MaskShape
+from stillframe.detection.latents import CausalMask, MaskShape
 from stillframe.methods import methods
 
 SCALES = (0.5, 1.0, 2.0)

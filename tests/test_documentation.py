@@ -21,8 +21,8 @@ from tests import tiny
 from tests.published import base_folder, publish
 
 import stillframe
-from stillframe.cli import app
-from stillframe.recipes import RECIPES_VARIABLE, load_recipes, read_recipes
+from stillframe.cli.app import app
+from stillframe.loading.recipes import RECIPES_VARIABLE, load_recipes, read_recipes
 
 ROOT = Path(stillframe.__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

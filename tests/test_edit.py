@@ -22,11 +22,11 @@ from tests.edit_fixtures import (
 )
 from tests.video_samples import LOSSLESS, decode, make_video, noise, packets, scramble
 
-from stillframe.edit import Progress, edit_file
 from stillframe.errors import InputError, OutputError
+from stillframe.jobs.edit import Progress, edit_file
+from stillframe.jobs.report import DENOISING_STAGES, STAGES
 from stillframe.methods import find_method
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.report import DENOISING_STAGES, STAGES
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import VideoReader, VideoWriter
 
 PROMPT = "oil painting"

@@ -20,9 +20,9 @@ from tests.edit_fixtures import (
 from tests.video_samples import decode, make_video, packets
 from typer.testing import CliRunner
 
-from stillframe.cli import app
-from stillframe.edit import edit_file
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.cli.app import app
+from stillframe.jobs.edit import edit_file
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 PROMPT = "oil painting"
 

@@ -9,9 +9,9 @@ import pytest
 from tests.edit_fixtures import busy_frames, tiny_pipe_fixture  # noqa: F401
 from tests.video_samples import make_video
 
-from stillframe.edit import Progress, edit_file
+from stillframe.jobs.edit import Progress, edit_file
 from stillframe.methods import find_method
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 PROMPT = "oil painting"
 

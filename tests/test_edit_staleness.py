@@ -13,9 +13,9 @@ import pytest
 from tests.edit_fixtures import busy_frames, tiny_pipe_fixture  # noqa: F401
 from tests.video_samples import Pixels, make_video
 
-from stillframe.control import GivenMasks
-from stillframe.edit import edit_file
-from stillframe.visible import TOLERANCE
+from stillframe.controls import GivenMasks
+from stillframe.detection.pixels import TOLERANCE
+from stillframe.jobs.edit import edit_file
 
 WIDTH, HEIGHT, COUNT, PATCH = 64, 48, 72, 16
 

@@ -14,15 +14,16 @@ from tests import tiny
 from tests.tiny import Masked, causal_mask, clip, set_self_attention, stock
 from torch import Tensor
 
-from stillframe.change import SourceBlock, patch_distance
-from stillframe.engine import BlockStats, EditStream, StreamSettings
-from stillframe.grid import Plan, patchify
+from stillframe.autoencoders.streaming import StreamingAutoencoder, TinyStream, open_autoencoder
+from stillframe.backbones.wan import WanDenoiser
+from stillframe.detection.latents import patch_distance
+from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
 from stillframe.methods import Method, Selector, find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.recovery import base as recovery_registry
 from stillframe.recovery import find_recovery, recoveries
-from stillframe.streaming import StreamingAutoencoder, TinyStream, open_autoencoder
-from stillframe.wan import WanDenoiser
+from stillframe.tokens.grid import Plan, patchify
+from stillframe.tokens.source import SourceBlock
 
 SIGMAS = (0.8, 0.5)
 H, W = 64, 96

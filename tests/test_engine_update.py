@@ -10,10 +10,10 @@ from tests.test_engine import SIGMAS, calls, open_stream
 from tests.tiny import clip
 from torch import Tensor
 
-from stillframe.engine import BlockStats, EditStream, StreamSettings
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
 from stillframe.methods import Method, find_method
 from stillframe.methods.prune import InterFramePruning
-from stillframe.streaming import open_autoencoder
 
 FULL = find_method("full")()
 

@@ -28,9 +28,7 @@ from tests.video_samples import LOSSLESS, gradient, make_video, noise
 from torch import Tensor
 from typer.testing import CliRunner
 
-from stillframe.change import SourceBlock
-from stillframe.cli import app
-from stillframe.edit import edit_file
+from stillframe.cli.app import app
 from stillframe.errors import InputError
 from stillframe.evaluation.cells import Cell, Conditions, Row, RowStore, identity
 from stillframe.evaluation.matrix import Matrix, Watch, fingerprint, pick_metrics
@@ -38,10 +36,12 @@ from stillframe.evaluation.runs import Plan
 from stillframe.evaluation.sources import Clip, find_clips, spread
 from stillframe.evaluation.tables import write_table
 from stillframe.evaluation.variants import FULL, Variant, at_rate, expand, missing_methods
+from stillframe.jobs.edit import edit_file
+from stillframe.jobs.report import DENOISING_STAGES
 from stillframe.methods import Method, Selector, methods
 from stillframe.methods import base as method_registry
 from stillframe.metrics import metrics
-from stillframe.report import DENOISING_STAGES
+from stillframe.tokens.source import SourceBlock
 
 # clips
 

@@ -26,11 +26,11 @@ from stillframe.evaluation.lineup import RECOVERIES, at_rates, by_recovery
 from stillframe.evaluation.runs import BUNDLED_SCALE, PUBLISHED_SCALE, Plan, scaled
 from stillframe.evaluation.statistics import Interval
 from stillframe.evaluation.variants import FULL
-from stillframe.grid import patchify
 from stillframe.methods import find_method, methods
 from stillframe.metrics import find_metric
 from stillframe.recovery import recoveries
-from stillframe.restore import restore_slowly
+from stillframe.tokens.grid import patchify
+from stillframe.tokens.restore import restore_slowly
 
 
 @pytest.fixture(name="out", scope="module")

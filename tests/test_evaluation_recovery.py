@@ -11,10 +11,10 @@ import torch
 from tests.evaluation_fixtures import make_bench, plan_fixture  # noqa: F401
 from torch import Tensor
 
-from stillframe.cache import CacheShape
-from stillframe.change import SourceBlock, patch_distance
-from stillframe.control import Control
-from stillframe.control.refresh import Refresh
+from stillframe.attention.cache import CacheShape
+from stillframe.controls import Control
+from stillframe.controls.refresh import Refresh
+from stillframe.detection.latents import patch_distance
 from stillframe.evaluation.alignments import ALIGNMENTS, AlignedToNewest
 from stillframe.evaluation.experiments import find_experiment
 from stillframe.evaluation.experiments.recovery import LONG_RUNS, relaxed_share, rms
@@ -22,10 +22,11 @@ from stillframe.evaluation.latents import encode
 from stillframe.evaluation.layers import LayerProbe
 from stillframe.evaluation.long_still import block_errors, encoded_still, long_run, still_frames
 from stillframe.evaluation.runs import Plan
-from stillframe.grid import Grid, plan_tokens
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.recovery import RecoverySetup, recoveries
+from stillframe.tokens.grid import Grid, plan_tokens
+from stillframe.tokens.source import SourceBlock
 
 S, N, P, TOLERANCE = 3, 4, 8, 0.3
 

@@ -14,7 +14,7 @@ from tests.edit_fixtures import model_folder_fixture  # noqa: F401
 from tests.evaluation_fixtures import QUICK, make_bench, plan_fixture  # noqa: F401
 from typer.testing import CliRunner
 
-from stillframe.cli import app
+from stillframe.cli.app import app
 from stillframe.evaluation.experiments import experiments
 from stillframe.evaluation.findings import Exhibit, Findings, Plot, Point, Series, Table
 from stillframe.evaluation.plots import draw, ticks

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillframe.fit import Fit, fit_to_grid
+from stillframe.video.fit import Fit, fit_to_grid
 
 
 def frames(height: int, width: int, count: int = 2) -> Tensor:

@@ -14,10 +14,10 @@ from tests.edit_fixtures import model_folder_fixture, tiny_pipe_fixture  # noqa:
 from tests.video_samples import Pixels, decode
 from typer.testing import CliRunner
 
-from stillframe.cli import app
+from stillframe.cli.app import app
 from stillframe.errors import OutputError
-from stillframe.generate import GENERATE_STAGES, GenerateReport, generate_file
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.jobs.generate import GENERATE_STAGES, GenerateReport, generate_file
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import VideoWriter
 
 HEIGHT, WIDTH = 32, 48

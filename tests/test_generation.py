@@ -13,12 +13,12 @@ from tests import tiny
 from tests.tiny import Masked, Saturating, causal_mask, set_self_attention, stock
 from torch import Tensor
 
-from stillframe.engine import BlockStats
-from stillframe.generation import GenerateStream
-from stillframe.grid import Grid, patchify
-from stillframe.pipeline import CausalWanPipeline, CausalWanPipelineOutput
-from stillframe.schedule import generate_sigmas
-from stillframe.streaming import open_autoencoder
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.engine.stream import BlockStats
+from stillframe.pipelines.causal_wan import CausalWanPipeline, CausalWanPipelineOutput
+from stillframe.pipelines.generation import GenerateStream
+from stillframe.tokens.grid import Grid, patchify
+from stillframe.tokens.schedule import generate_sigmas
 
 HEIGHT, WIDTH = 32, 48
 SIGMAS = generate_sigmas(4, 5.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillframe.grid import Grid, patchify, plan_tokens, put, take, unpatchify
+from stillframe.tokens.grid import Grid, patchify, plan_tokens, put, take, unpatchify
 
 GRID = Grid(3, 4, 5)
 

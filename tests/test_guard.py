@@ -10,11 +10,11 @@ import torch
 from tests.rate_fixtures import PRUNE, moving
 from tests.test_control import STILL, Run, scene
 
-from stillframe.control import Box, Control, Guard, Region
-from stillframe.control.guard import Estimate, Stratum, Watch, estimate
+from stillframe.controls import Box, Control, Guard, Region
+from stillframe.controls.guard import Estimate, Stratum, Watch, estimate
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
-from stillframe.restore import restore_slowly
+from stillframe.tokens.restore import restore_slowly
 
 ROWS = (1, 3, 10, 12)  # of a mask (B, S, h, w)
 
@@ -137,7 +137,7 @@ def test_it_sees_what_reuse_would_have_shown_in_a_stream() -> None:
     found = told(guarded)
     assert found["drawn"] == 2 * 36
     assert found["tokens"] == 2 * 72
-    from stillframe.grid import patchify
+    from stillframe.tokens.grid import patchify
 
     result = [patchify(block, 2) for block in guarded.coder.result]
     errors = []

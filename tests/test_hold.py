@@ -10,9 +10,9 @@ from tests import tiny
 from tests.test_engine import edit
 from torch import Tensor
 
-from stillframe.hold import REACH, Held, meet
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.engine.compose import REACH, Held, meet
 from stillframe.methods.prune import InterFramePruning
-from stillframe.streaming import open_autoencoder
 
 PATCH = 16
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def test_kept_memory_is_not_faulted_in_again() -> None:
-    host = Path(importlib.util.find_spec("stillframe.host").origin or "")  # type: ignore[union-attr]
+    host = Path(importlib.util.find_spec("stillframe.loading.host").origin or "")  # type: ignore[union-attr]
     code = f"""
 import resource, runpy
 import numpy as np

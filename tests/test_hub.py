@@ -18,10 +18,10 @@ from tests.hub_fixtures import (
     online_fixture,  # noqa: F401
 )
 
-from stillframe import hub as files_of
-from stillframe import recipes
 from stillframe.errors import ModelError
-from stillframe.hub import TINY_VAE_FILE, TINY_VAE_REPO, RemoteFile, Wanted
+from stillframe.loading import hub as files_of
+from stillframe.loading import recipes
+from stillframe.loading.hub import TINY_VAE_FILE, TINY_VAE_REPO, RemoteFile, Wanted
 
 MODEL = {
     "model_index.json": b"{}",
@@ -84,7 +84,7 @@ def test_sizes_are_written_for_people(size: int | None, text: str) -> None:
 
 def test_importing_is_cheap() -> None:
     code = (
-        "import sys; from stillframe import hub;"
+        "import sys; from stillframe.loading import hub;"
         "heavy = {'huggingface_hub', 'torch', 'typer', 'rich', 'diffusers'};"
         "sys.exit(bool(heavy & {*sys.modules}))"
     )

@@ -13,8 +13,8 @@ from diffusers.video_processor import VideoProcessor
 from tests import tiny
 from torch import Tensor
 
-from stillframe.clips import read_clip
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.pipelines.clips import read_clip
 
 FRAMES, HEIGHT, WIDTH = 14, 32, 48
 PROCESSOR = VideoProcessor(vae_scale_factor=16)

@@ -12,19 +12,26 @@ from tests import tiny
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from stillframe.change import CausalMask, MaskShape, RankedMask, SourceBlock, lookbacks
-from stillframe.engine import EditStream
-from stillframe.grid import Grid
-from stillframe.lean import LeanBlocks, LeanTransformer, bucket_lengths, lean_twin, unsupported
-from stillframe.lean.attention import Cut, attend, best_cut
-from stillframe.lean.linear import Linear8
-from stillframe.lean.masks import SteppedMask
-from stillframe.lean.norms import quantise_twin
+from stillframe.backbones.fused import (
+    LeanBlocks,
+    LeanTransformer,
+    bucket_lengths,
+    lean_twin,
+    unsupported,
+)
+from stillframe.backbones.fused.masks import SteppedMask
+from stillframe.detection.latents import CausalMask, MaskShape, RankedMask, lookbacks
+from stillframe.engine.stream import EditStream
+from stillframe.kernels.attention import Cut, attend, best_cut
+from stillframe.kernels.linear import Linear8
+from stillframe.kernels.norms import quantise_twin
 from stillframe.methods import Method, Selector
 from stillframe.methods.full import Full
 from stillframe.methods.prune import InterFramePruning
 from stillframe.methods.tomesd import TokenMergingDiffusion
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.tokens.grid import Grid
+from stillframe.tokens.source import SourceBlock
 
 BLOCKS = 7
 

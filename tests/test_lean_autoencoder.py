@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from stillframe.autoencoder import Memory, TinyVideoAutoencoder
-from stillframe.lean_autoencoder import LeanAutoencoder, lean_autoencoder
-from stillframe.taehv import TAEW_CONFIG
+from stillframe.autoencoders.tiny import Memory, TinyVideoAutoencoder
+from stillframe.autoencoders.tiny_fused import LeanAutoencoder, lean_autoencoder
+from stillframe.loading.taehv import TAEW_CONFIG
 
 WIDTHS: list[dict[str, Any]] = [
     {"encoder_channels": 16, "decoder_channels": (32, 16, 48, 16)},

@@ -32,8 +32,8 @@ from stillframe.live import (
     Worker,
 )
 from stillframe.methods.prune import InterFramePruning
-from stillframe.overlay import draw_map
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.video.overlay import draw_map
 
 # what hangs shall not hang for long
 pytestmark = pytest.mark.timeout(60)

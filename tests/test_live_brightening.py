@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tests.live_fixtures import Pixels
 
 from stillframe.live import EditedFrame, LiveSession, Worker
-from stillframe.load import load_pipeline
+from stillframe.loading.load import load_pipeline
 
 FPS = 15
 DARK, RAMP, LIGHT = 2.0, 1.5, 4.0  # seconds

@@ -24,12 +24,12 @@ from tests.live_fixtures import (
     while_decoding,
 )
 
-from stillframe.control import Box, Control, Cuts, Gop, Refresh, Region
+from stillframe.controls import Box, Control, Cuts, Gop, Refresh, Region
 from stillframe.live import (
     Worker,
 )
 from stillframe.methods.prune import InterFramePruning
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 # what hangs shall not hang for long
 pytestmark = pytest.mark.timeout(60)

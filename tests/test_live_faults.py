@@ -19,13 +19,13 @@ import torch
 from tests.live_fixtures import BLOCK, embeds, levels, open_session, pipeline, pixels
 from tests.test_live_process import alive, one_thread, play
 
-from stillframe.control import Control, Cuts
-from stillframe.engine import EditStream
+from stillframe.controls import Control, Cuts
+from stillframe.engine.stream import EditStream
 from stillframe.errors import StillframeError
 from stillframe.live import LiveSession, RemoteSession, SessionError, Worker, WorkerProcess
-from stillframe.live.wire import Line
+from stillframe.live.ipc import Line
 from stillframe.methods.prune import InterFramePruning
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 pytestmark = pytest.mark.timeout(120)
 

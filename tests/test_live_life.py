@@ -23,13 +23,13 @@ from tests.live_fixtures import (
 )
 from torch import Tensor
 
-from stillframe.engine import EditStream
+from stillframe.engine.stream import EditStream
 from stillframe.live import (
     LiveSession,
     SessionError,
     Worker,
 )
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 # what hangs shall not hang for long
 pytestmark = pytest.mark.timeout(60)

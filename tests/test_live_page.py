@@ -24,7 +24,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from stillframe.demo import find_clip
+from stillframe.cli.demo import find_clip
 
 sync_api = pytest.importorskip("playwright.sync_api")
 

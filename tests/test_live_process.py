@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from tests.live_fixtures import BLOCK, embeds, file_path, levels, pipeline, pixels
 from tests.server_fixtures import Server, get, serving, wait_until
 
-from stillframe.control import Control, Gop
+from stillframe.controls import Control, Gop
 from stillframe.errors import ModelError
 from stillframe.live import EditedFrame, RemoteSession, SessionError, WorkerProcess
 from stillframe.methods.prune import InterFramePruning
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.server.keeper import ProcessKeeper
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.server.supervisor import ProcessKeeper
 
 Pixels = NDArray[np.uint8]
 

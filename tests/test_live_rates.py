@@ -23,10 +23,10 @@ from tests.live_fixtures import (
     shares,
 )
 
-from stillframe.control import Box, Control, Cuts, Gop, Guard, Rate, Refresh, Region
+from stillframe.controls import Box, Control, Cuts, Gop, Guard, Rate, Refresh, Region
 from stillframe.live import LiveSession, Worker, WorkerProcess
-from stillframe.live.held import Lately
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.live.control_state import Lately
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 pytestmark = pytest.mark.timeout(120)
 

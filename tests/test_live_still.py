@@ -16,8 +16,8 @@ from tests.live_fixtures import (
 from torch import Tensor
 
 from stillframe.live import Worker
-from stillframe.live.still import StillFrames, is_noise
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.live.noise_gate import StillFrames, is_noise
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 pytestmark = pytest.mark.timeout(60)
 

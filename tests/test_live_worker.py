@@ -22,7 +22,7 @@ from tests.live_fixtures import (
 )
 
 from stillframe.live import EditedFrame, LiveSession, SessionError, SystemClock, Worker
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 pytestmark = pytest.mark.timeout(60)
 

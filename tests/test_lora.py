@@ -20,7 +20,7 @@ from tests.weight_files import (
 )
 from torch import Tensor
 
-from stillframe.checkpoint import (
+from stillframe.loading.checkpoint import (
     load_transformer,
     merge_lora,
     to_diffusers,

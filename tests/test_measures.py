@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stillframe.measures import PeakSignalToNoise, StaticFlicker
+from stillframe.metrics.measures import PeakSignalToNoise, StaticFlicker
 
 Video = NDArray[np.uint8]
 

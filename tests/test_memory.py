@@ -18,17 +18,17 @@ from tests.tiny import Drive, whole
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from stillframe.autoencoder import TinyVideoAutoencoder
-from stillframe.device_memory import _available, check_memory, free_memory
-from stillframe.engine import EditStream, StreamSettings
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.backbones.meter import PeakMeter, typed
+from stillframe.backbones.wan import WanDenoiser, empty_transformer
+from stillframe.engine.stream import EditStream, StreamSettings
 from stillframe.errors import ModelError
-from stillframe.grid import Grid, plan_tokens
-from stillframe.memory import MemoryPlan, plan_memory
-from stillframe.meter import PeakMeter, typed
+from stillframe.loading.device_memory import _available, check_memory, free_memory
+from stillframe.loading.memory import MemoryPlan, plan_memory
 from stillframe.methods import find_method
 from stillframe.recovery import find_recovery, recoveries
-from stillframe.streaming import open_autoencoder
-from stillframe.wan import WanDenoiser, empty_transformer
+from stillframe.tokens.grid import Grid, plan_tokens
 
 MIB, GIB = 2**20, 2**30
 SETTINGS = StreamSettings((0.9, 0.6, 0.3))
@@ -296,8 +296,8 @@ def test_a_whole_stream_stays_below_its_peak(recovery: str) -> None:
 
 MEASURED = """
 import torch
-from stillframe.host import peak_resident_bytes
-from stillframe.load import load_pipeline, plan_pipeline
+from stillframe.loading.host import peak_resident_bytes
+from stillframe.loading.load import load_pipeline, plan_pipeline
 
 torch.set_num_threads(1)
 plan, _ = plan_pipeline("tiny", 240, 416, dtype="float32", device="cpu")

@@ -15,18 +15,19 @@ from tests.test_engine import SIGMAS, edit, embeds, open_stream
 from tests.tiny import clip, stock_rotate, stock_table
 from torch import Tensor
 
-from stillframe.attention import BlockAttention
-from stillframe.cache import CacheShape, KeyValueCache
-from stillframe.change import SourceBlock, patch_distance
-from stillframe.engine import BlockStats
-from stillframe.grid import Grid, plan_tokens
-from stillframe.merge import Merger, MergeSetup, Merging, Windows, match, most_similar, split
+from stillframe.attention.block import BlockAttention
+from stillframe.attention.cache import CacheShape, KeyValueCache
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.backbones.wan import WanDenoiser
+from stillframe.detection.latents import patch_distance
+from stillframe.engine.stream import BlockStats
 from stillframe.methods import find_method, methods
 from stillframe.methods.merging import TokenMerging
 from stillframe.methods.prune import InterFramePruning
 from stillframe.recovery import RecoverySetup, find_recovery
-from stillframe.streaming import open_autoencoder
-from stillframe.wan import WanDenoiser
+from stillframe.tokens.grid import Grid, plan_tokens
+from stillframe.tokens.merge import Merger, MergeSetup, Merging, Windows, match, most_similar, split
+from stillframe.tokens.source import SourceBlock
 
 CPU = torch.device("cpu")
 GRID = Grid(3, 4, 5)

@@ -12,14 +12,15 @@ import torch
 from tests import tiny
 from torch import Tensor
 
-from stillframe.attention import BlockAttention
-from stillframe.change import SourceBlock, keep_most
-from stillframe.grid import Grid
+from stillframe.attention.block import BlockAttention
+from stillframe.detection.latents import keep_most
 from stillframe.methods import Method, Selector, find_method, methods
 from stillframe.methods import base as method_registry
 from stillframe.methods.prune import InterFramePruning
 from stillframe.recovery import Recovery, find_recovery, recoveries
 from stillframe.recovery import base as recovery_registry
+from stillframe.tokens.grid import Grid
+from stillframe.tokens.source import SourceBlock
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from stillframe.errors import ModelError
-from stillframe.measures import PeakSignalToNoise
 from stillframe.metrics import Metric, Score, base, find_metric, metrics, register, vmaf
+from stillframe.metrics.measures import PeakSignalToNoise
 from stillframe.metrics.ms_ssim import MultiScaleSimilarity
 
 # what holds for all of them

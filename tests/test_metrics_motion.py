@@ -12,9 +12,9 @@ from tests.metric_videos import noise, panned
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from stillframe.measures import StaticFlicker
 from stillframe.metrics import find_metric
 from stillframe.metrics.flow import estimator, visible, warp
+from stillframe.metrics.measures import StaticFlicker
 from stillframe.metrics.warp_error import pair_error
 
 Plane = NDArray[np.float64]

@@ -18,16 +18,16 @@ from tests.video_samples import decode, make_video
 from torch import Tensor
 from typer.testing import CliRunner
 
-from stillframe import device_memory
-from stillframe import load as load_module
-from stillframe.adapt import attention_backends
-from stillframe.assemble import Task, plan
-from stillframe.autoencoder import TinyVideoAutoencoder
-from stillframe.cli import app
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.cli.app import app
 from stillframe.errors import ModelError
-from stillframe.load import load_pipeline
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.recipes import RECIPES_VARIABLE, load_recipes
+from stillframe.loading import device_memory
+from stillframe.loading import load as load_module
+from stillframe.loading.adapt import attention_backends
+from stillframe.loading.assemble import Task, plan
+from stillframe.loading.load import load_pipeline
+from stillframe.loading.recipes import RECIPES_VARIABLE, load_recipes
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 NAME = "self-forcing"
 PROMPT = "oil painting"

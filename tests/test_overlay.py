@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from tests import tiny
 from tests.video_samples import noise
 
-from stillframe.loop import missing_frames
-from stillframe.overlay import MaskTrack, draw_map
-from stillframe.streaming import open_autoencoder
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.jobs.loop import missing_frames
+from stillframe.video.overlay import MaskTrack, draw_map
 
 
 def _autoencoders() -> list[Any]:

@@ -13,7 +13,7 @@ from tests import tiny
 from tests.chromium import CHROMIUM, Browser, Tab, browsing
 from tests.server_fixtures import Server, serving, wait_until
 
-from stillframe.demo import find_clip
+from stillframe.cli.demo import find_clip
 
 pytestmark = [
     pytest.mark.slow,

@@ -29,11 +29,11 @@ from tests.published import base_folder, publish
 from tests.tiny import Masked, Saturating, causal_mask, set_self_attention, stock, visible_frames
 from torch import Tensor
 
-from stillframe import recipes
-from stillframe.grid import Grid, patchify
-from stillframe.load import load_pipeline
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.recipes import RECIPES_VARIABLE, Recipe, read_recipes
+from stillframe.loading import recipes
+from stillframe.loading.load import load_pipeline
+from stillframe.loading.recipes import RECIPES_VARIABLE, Recipe, read_recipes
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.tokens.grid import Grid, patchify
 
 BUILT_IN = read_recipes(Path(recipes.__file__).with_suffix(".toml"))
 PREFIXES = (

@@ -22,11 +22,11 @@ from diffusers.loaders import WanLoraLoaderMixin
 from tests import tiny
 from torch import Tensor
 
-from stillframe.autoencoder import TinyVideoAutoencoder
-from stillframe.engine import BlockStats
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.engine.stream import BlockStats
 from stillframe.methods.prune import InterFramePruning
-from stillframe.pipeline import CausalWanPipeline, CausalWanPipelineOutput
-from stillframe.schedule import edit_sigmas
+from stillframe.pipelines.causal_wan import CausalWanPipeline, CausalWanPipelineOutput
+from stillframe.tokens.schedule import edit_sigmas
 
 FRAMES, HEIGHT, WIDTH = 14, 32, 48
 

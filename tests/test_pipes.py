@@ -29,12 +29,12 @@ from tests.edit_fixtures import (
 from tests.video_samples import Pixels, decode, make_video, noise, packets
 from typer.testing import CliRunner
 
-from stillframe.cli import app
-from stillframe.edit import edit_file
+from stillframe.cli.app import app
 from stillframe.errors import InputError
-from stillframe.outputs import check_outputs
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.report import Report
+from stillframe.jobs.edit import edit_file
+from stillframe.jobs.outputs import check_outputs
+from stillframe.jobs.report import Report
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Sink, Source, VideoReader
 
 PROMPT = "oil painting"
@@ -43,7 +43,15 @@ TICK = Fraction(1, 25)
 HEADER = f"YUV4MPEG2 W{WIDTH} H{HEIGHT} F25:1 Ip A1:1 C420mpeg2\n".encode()
 PICTURE_BYTES = WIDTH * HEIGHT * 3 // 2
 FRAME_BYTES = len(b"FRAME\n") + PICTURE_BYTES
-COMMAND = [sys.executable, "-c", "from stillframe.cli import main; main()", "edit", "-", "-o", "-"]
+COMMAND = [
+    sys.executable,
+    "-c",
+    "from stillframe.cli import main; main()",
+    "edit",
+    "-",
+    "-o",
+    "-",
+]
 UNEVEN = [50, 51, 54, 55, 61, 62, 63, 77, 78, 79, 80, 91, 92, 93, 94, 160]
 
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 from torch import Tensor
 
-from stillframe import prompts
 from stillframe.errors import ModelError
-from stillframe.prompts import PromptEncoder, default_cache
+from stillframe.loading import prompts
+from stillframe.loading.prompts import PromptEncoder, default_cache
 
 LENGTH = 12  # of tiny.pipeline
 PROMPTS = ["oil painting of a night", "sepia"]

@@ -23,13 +23,14 @@ from tests.rate_fixtures import (
 )
 from tests.test_control import Run, scene
 
-from stillframe.change import ChangeScore, SourceBlock
-from stillframe.control import Box, Control, Cuts, Gop, Guard, Rate, RateTrace, Refresh, Region
-from stillframe.control.cost import CostModel
-from stillframe.control.rate import RateController, most_changed
+from stillframe.controls import Box, Control, Cuts, Gop, Guard, Rate, RateTrace, Refresh, Region
+from stillframe.controls.cost import CostModel
+from stillframe.controls.rate import RateController, most_changed
+from stillframe.detection.latents import ChangeScore
 from stillframe.errors import InputError, OutputError
-from stillframe.grid import Grid
 from stillframe.methods import find_method
+from stillframe.tokens.grid import Grid
+from stillframe.tokens.source import SourceBlock
 
 # a whole block takes a second and is FRAMES frames, so the dense speed is FRAMES a second
 
@@ -103,7 +104,7 @@ def test_forced_tokens_take_the_place_of_others() -> None:
 
 def scores_and_masks(made: Run, latents: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Score and mask of every block after the first, worked out again from the masks alone."""
-    from stillframe.grid import patchify
+    from stillframe.tokens.grid import patchify
 
     score, out = ChangeScore(*PRUNE.thresholds, PRUNE.trim), []
     tokens = [patchify(block, 2).unflatten(1, (3, -1)) for block in latents.split(3, 2)]
@@ -264,7 +265,7 @@ def test_a_trace_replays_a_run_bit_for_bit(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_trace_is_refused(tmp_path: Path, damage: Any, said: str) -> None:
-    from stillframe.control import Timing
+    from stillframe.controls import Timing
 
     path = tmp_path / "a.trace"
     RateTrace((Timing(1.0, 0.25), Timing(0.5, 0.125, True))).write(path)
@@ -320,7 +321,7 @@ def test_pairs_of_blocks_do_not_alternate() -> None:
 
 
 def test_a_stream_without_end_keeps_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stillframe.control.rate._MOST_TIMINGS", 5)
+    monkeypatch.setattr("stillframe.controls.rate._MOST_TIMINGS", 5)
     made = RateController(Rate(fps=1.0), PRUNE, FRAMES)
     for number in range(5):
         made.note(0.5, 1.0 + number, False)

@@ -10,10 +10,10 @@ from tests import tiny
 from tests.test_hold import moving
 from torch import Tensor
 
-from stillframe.control import Control, Guard, Rate
-from stillframe.control.rate import BEHIND
+from stillframe.controls import Control, Guard, Rate
+from stillframe.controls.rate import BEHIND
+from stillframe.detection.pixels import TOLERANCE
 from stillframe.methods.prune import InterFramePruning
-from stillframe.visible import TOLERANCE
 
 
 def drifting(frames: int, speed: float = 0.25) -> Tensor:

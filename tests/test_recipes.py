@@ -16,7 +16,7 @@ import typer
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from stillframe.errors import ModelError
-from stillframe.recipes import (
+from stillframe.loading.recipes import (
     RECIPES_VARIABLE,
     Recipe,
     load_recipes,

@@ -16,14 +16,15 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from tests.tiny import stock_rotate, stock_table
 from torch import Tensor
 
-from stillframe.attention import BlockAttention
-from stillframe.cache import CacheShape, KeyValueCache
-from stillframe.change import CausalMask, SourceBlock, patch_distance
-from stillframe.grid import Grid, Plan, plan_tokens
+from stillframe.attention.block import BlockAttention
+from stillframe.attention.cache import CacheShape, KeyValueCache
+from stillframe.detection.latents import CausalMask, patch_distance
 from stillframe.recovery import RecoverySetup, find_recovery, recoveries
 from stillframe.recovery.aligned import AlignedRecovery, provider_frames
-from stillframe.restore import predecessor_rows, restore
 from stillframe.settings import FP8
+from stillframe.tokens.grid import Grid, Plan, plan_tokens
+from stillframe.tokens.restore import predecessor_rows, restore
+from stillframe.tokens.source import SourceBlock
 
 LAYERS, STEPS, HEADS, DIM, P = 2, 2, 2, 12, 8
 TOLERANCE, TRIM = 0.3, 0.2

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stillframe.errors import OutputError
-from stillframe.report import STAGES, Report, check_report_path
+from stillframe.jobs.report import STAGES, Report, check_report_path
 
 
 def test_the_report_file_holds_what_the_report_holds(tmp_path: Path) -> None:

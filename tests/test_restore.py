@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stillframe.restore import predecessor_rows, restore, restore_slowly
+from stillframe.tokens.restore import predecessor_rows, restore, restore_slowly
 
 BATCH, FRAMES, TOKENS = 3, 4, 7
 

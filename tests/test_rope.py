@@ -7,9 +7,9 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from tests.tiny import stock_rotate, stock_table
 
-from stillframe.cache import context_frames
-from stillframe.grid import Grid
-from stillframe.rope import frame_positions, rotary_table, rotate
+from stillframe.attention.cache import context_frames
+from stillframe.attention.rotary import frame_positions, rotary_table, rotate
+from stillframe.tokens.grid import Grid
 
 GRID = Grid(3, 4, 5)
 

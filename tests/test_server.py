@@ -25,8 +25,8 @@ from tests.server_fixtures import (
 )
 from websockets.exceptions import ConnectionClosed
 
+from stillframe.loading.styles import Style
 from stillframe.server.limits import Limits
-from stillframe.styles import Style
 
 LIMITS = Limits(
     message_bytes=200_000,

@@ -15,8 +15,8 @@ from tests import tiny
 from tests.live_fixtures import BLOCK, file_path, levels
 from tests.server_fixtures import Client, Server, jpeg, pictures, serving, wait_until
 
-from stillframe.control import Control, Cuts, Gop, Guard, Rate, Refresh
-from stillframe.server.chosen import Choice, Chosen, Holding
+from stillframe.controls import Control, Cuts, Gop, Guard, Rate, Refresh
+from stillframe.server.client_config import Choice, Chosen, Holding
 from stillframe.server.messages import Hello, ProtocolError, Update, parse_text
 from stillframe.server.pictures import encode_picture
 

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from stillframe.cli import app as command_line
+from stillframe.cli.app import app as command_line
+from stillframe.loading.styles import Style
 from stillframe.server.app import create_app
-from stillframe.styles import Style
 
 STYLES = [Style("oil", "an oil painting", "thick paint", ("oil",))]
 KEY = "a-key-of-16-chars"

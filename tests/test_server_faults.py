@@ -14,9 +14,9 @@ import torch
 from tests import tiny
 from tests.server_fixtures import Server, frame_message, jpeg, pictures, serving, wait_until
 
-from stillframe.cli_arguments import placed_prompt
+from stillframe.cli.arguments import placed_prompt
 from stillframe.live import LiveSession, Worker
-from stillframe.prompts import clean_prompt
+from stillframe.loading.prompts import clean_prompt
 from stillframe.server.limits import Limits
 
 LIMITS = Limits(picture_pixels=320 * 240, frames_per_second=2000.0, texts_per_second=200.0)

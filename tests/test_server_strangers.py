@@ -17,7 +17,7 @@ from tests import tiny
 from tests.server_fixtures import WAIT, Server, get, serving, wait_until
 from typer.testing import CliRunner
 
-from stillframe.cli import app as command_line
+from stillframe.cli.app import app as command_line
 from stillframe.server.doorkeeper import policy
 from stillframe.server.guard import Gate, RefusedError
 from stillframe.server.limits import Limits

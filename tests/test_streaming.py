@@ -11,9 +11,14 @@ import torch
 from tests import tiny
 from torch import Tensor, nn
 
-from stillframe import streaming
+from stillframe.autoencoders import streaming
+from stillframe.autoencoders.streaming import (
+    StreamingAutoencoder,
+    TinyStream,
+    WanStream,
+    open_autoencoder,
+)
 from stillframe.errors import ModelError
-from stillframe.streaming import StreamingAutoencoder, TinyStream, WanStream, open_autoencoder
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "tiny": tiny.autoencoder,

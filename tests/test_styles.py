@@ -25,7 +25,7 @@ from training.tokenizer import MAX_LENGTH, VOCABULARY, build_tokenizer, save_tok
 from transformers import AutoTokenizer
 
 from stillframe.errors import ModelError
-from stillframe.styles import STYLES_FILE, Style, find, load_styles, place
+from stillframe.loading.styles import STYLES_FILE, Style, find, load_styles, place
 
 UNRELATED = (
     "a cat on a sofa",

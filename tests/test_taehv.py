@@ -18,9 +18,9 @@ from tests import published, tiny
 from tests.test_autoencoder import published as published_shapes
 from torch import Tensor
 
+from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.errors import ModelError
-from stillframe.streaming import open_autoencoder
-from stillframe.taehv import TAEW_CONFIG, load_taehv
+from stillframe.loading.taehv import TAEW_CONFIG, load_taehv
 
 State = dict[str, Tensor]
 Frames = Iterator[Tensor]

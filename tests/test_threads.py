@@ -12,10 +12,10 @@ import torch
 from tests import tiny
 from torch import Tensor
 
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.prompts import PromptEncoder
+from stillframe.backbones.wan import WanDenoiser
+from stillframe.loading.prompts import PromptEncoder
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.turns import device_turn, model_turn
-from stillframe.wan import WanDenoiser
 
 THREADS = 8
 PROMPTS = ["oil painting", "sepia", "night", "a cartoon", "painting of a night", "oil", "a", "of"]

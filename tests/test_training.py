@@ -182,7 +182,7 @@ def test_a_rollout_is_teacher_forcing_on_its_own_output() -> None:
 def test_a_refinement_starts_as_nothing_and_is_what_the_decoder_adds() -> None:
     from training.refine import refined, seam_loss, with_refinement
 
-    from stillframe.autoencoder import TinyVideoAutoencoder
+    from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 
     torch.manual_seed(0)
     plain = TinyVideoAutoencoder(4, 6, (8, 8, 6, 6), patch_size=8, spatial_stages=0).eval()

@@ -21,13 +21,14 @@ from tests.video_samples import decode, make_video
 from torch import Tensor
 from typer.testing import CliRunner
 
-from stillframe.change import ChangeScore, SourceBlock
-from stillframe.cli import app
-from stillframe.control import Control, Forecast, Gop, Rate, Survey
-from stillframe.control.twopass import LEVELS
-from stillframe.edit import edit_file
+from stillframe.cli.app import app
+from stillframe.controls import Control, Forecast, Gop, Rate, Survey
+from stillframe.controls.twopass import LEVELS
+from stillframe.detection.latents import ChangeScore
 from stillframe.errors import InputError
-from stillframe.grid import Grid, patchify
+from stillframe.jobs.edit import edit_file
+from stillframe.tokens.grid import Grid, patchify
+from stillframe.tokens.source import SourceBlock
 
 GRID = Grid(3, 4, 6)
 
@@ -120,7 +121,7 @@ def _clip(folder: Path) -> Path:
 
 
 def test_a_file_in_two_passes_and_its_trace(tmp_path: Path, tiny_pipe: Any) -> None:
-    from stillframe.control import RateTrace
+    from stillframe.controls import RateTrace
 
     clip, trace = _clip(tmp_path), tmp_path / "a.trace"
     out = [tmp_path / f"{i}.mkv" for i in range(2)]
@@ -206,7 +207,7 @@ def test_a_stream_at_a_rate_is_a_file_bit_for_bit() -> None:
     """A share, a guard with a target, and a trace: no decision depends on how frames arrive."""
     from tests.tiny import clip
 
-    from stillframe.control import Guard, RateTrace
+    from stillframe.controls import Guard, RateTrace
 
     video = torch.cat([clip(40), clip(33, seed=3)], 1)
     clock = Simulated(noise=0.2)

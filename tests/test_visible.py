@@ -13,10 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.change import SourceBlock
-from stillframe.grid import Grid
-from stillframe.staleness import QUANTILES, Staleness
-from stillframe.visible import (
+from stillframe.detection.pixels import (
     TOLERANCE,
     Anchors,
     VisibleChange,
@@ -26,6 +23,9 @@ from stillframe.visible import (
     changed,
     sensor_noise,
 )
+from stillframe.detection.staleness import QUANTILES, Staleness
+from stillframe.tokens.grid import Grid
+from stillframe.tokens.source import SourceBlock
 
 S, T, PATCH = 3, 4, 16
 HEIGHT, WIDTH = 4 * PATCH, 6 * PATCH

@@ -12,12 +12,12 @@ from tests import tiny
 from tests.tiny import Drive, Masked, Saturating, causal_mask, set_self_attention, stock, whole
 from torch import Tensor, nn
 
-from stillframe.attention import BlockAttention
+from stillframe.attention.block import BlockAttention
+from stillframe.attention.rotary import rotate
+from stillframe.backbones.wan import WanDenoiser
 from stillframe.errors import ModelError
-from stillframe.grid import Grid, Plan, patchify, plan_tokens, put
 from stillframe.recovery import Recovery, find_recovery, recoveries
-from stillframe.rope import rotate
-from stillframe.wan import WanDenoiser
+from stillframe.tokens.grid import Grid, Plan, patchify, plan_tokens, put
 
 GRID = Grid(3, 2, 3)
 

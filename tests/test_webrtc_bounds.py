@@ -7,7 +7,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests import tiny
@@ -24,9 +24,9 @@ from tests.live_fixtures import levels
 from tests.test_webrtc import Caller, an_offer, freed, post, section
 
 from stillframe.server.decoding import codecs, guarded, vp8_size
-from stillframe.server.descriptions import judged
 from stillframe.server.limits import Limits
 from stillframe.server.messages import ProtocolError
+from stillframe.server.sdp import judged
 from stillframe.server.webrtc import Peer
 
 
@@ -175,7 +175,7 @@ def receiver() -> RTCRtpReceiver:
     class Transport:
         state = "new"
 
-    return RTCRtpReceiver("video", Transport())
+    return RTCRtpReceiver("video", cast(Any, Transport()))
 
 
 def test_a_video_frame_tells_its_size() -> None:

@@ -22,10 +22,10 @@ from tests.weight_files import (
 )
 from torch import Tensor, nn
 
-from stillframe.checkpoint import (
+from stillframe.errors import ModelError
+from stillframe.loading.checkpoint import (
     read_file,
 )
-from stillframe.errors import ModelError
 
 # what is no file of weights
 

@@ -18,13 +18,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from stillframe.attention import BlockAttention, Fill
-from stillframe.autoencoder import TinyVideoAutoencoder
-from stillframe.cache import CacheShape, KeyValueCache
-from stillframe.grid import Grid, Plan, patchify, take
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.attention.block import BlockAttention, Fill
+from stillframe.attention.cache import CacheShape, KeyValueCache
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.backbones.wan import TextCache, WanDenoiser
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.recovery import RecoverySetup
-from stillframe.wan import TextCache, WanDenoiser
+from stillframe.tokens.grid import Grid, Plan, patchify, take
 
 CHANNELS, HEADS, HEAD_DIM, TEXT_DIM = 4, 2, 24, 16
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillframe.autoencoder import TinyVideoAutoencoder
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from training.data import load_clips, random_crops, read_clips, weights
 from training.filters import FILTERS, apply_style
 from training.linear_start import LATENT_STD, build_linear, start_linear

@@ -24,7 +24,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from stillframe.autoencoder import TinyVideoAutoencoder
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from training.captions import canonical
 from training.data import decode
 from training.filters import FILTERS, apply_style

@@ -38,7 +38,7 @@ def model_index(tokenizer: Any) -> dict[str, Any]:
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", type(tokenizer).__name__],
         "transformer": ["diffusers", "WanTransformer3DModel"],
-        "vae": ["stillframe.autoencoder", "TinyVideoAutoencoder"],
+        "vae": ["stillframe.autoencoders.tiny", "TinyVideoAutoencoder"],
         "block_frames": BLOCK,
         "text_length": TEXT_LENGTH,
         "default_height": 240,

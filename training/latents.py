@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.autoencoder import TinyVideoAutoencoder
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from training.data import load_clips, read_clips, weights
 from training.filters import FILTERS, apply_style
 from training.loop import load_checkpoint, say, write_checkpoint

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillframe.autoencoder import TinyVideoAutoencoder
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 
 __all__ = ["COMPONENTS", "LATENT_STD", "build_linear", "start_linear"]
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.autoencoder import TinyVideoAutoencoder
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from training.autoencoder import STYLES, edge_error, grid_error
 from training.data import load_clips, random_crops, read_clips, weights
 from training.filters import apply_style

@@ -8,12 +8,12 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from stillframe.autoencoder import TinyVideoAutoencoder
-    from stillframe.engine import BlockStats, EditStream, StreamSettings
+    from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+    from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
     from stillframe.errors import InputError, ModelError, OutputError, StillframeError
     from stillframe.methods import Method
     from stillframe.methods.prune import InterFramePruning
-    from stillframe.pipeline import CausalWanPipeline, CausalWanPipelineOutput
+    from stillframe.pipelines.causal_wan import CausalWanPipeline, CausalWanPipelineOutput
     from stillframe.recovery import Recovery, recoveries
 
 __all__ = [
@@ -34,12 +34,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "autoencoder": ("TinyVideoAutoencoder",),
-    "engine": ("BlockStats", "EditStream", "StreamSettings"),
+    "autoencoders.tiny": ("TinyVideoAutoencoder",),
+    "engine.stream": ("BlockStats", "EditStream", "StreamSettings"),
     "errors": ("InputError", "ModelError", "OutputError", "StillframeError"),
     "methods": ("Method",),
     "methods.prune": ("InterFramePruning",),
-    "pipeline": ("CausalWanPipeline", "CausalWanPipelineOutput"),
+    "pipelines.causal_wan": ("CausalWanPipeline", "CausalWanPipelineOutput"),
     "recovery": ("Recovery", "recoveries"),
 }
 

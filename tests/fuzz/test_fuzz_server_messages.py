@@ -17,7 +17,7 @@ from tests.fuzz.server_watch import ODD, check_sentence, seeds, watched, wild
 from tests.server_fixtures import Server, frame_message, jpeg, pictures, serving
 from websockets.exceptions import ConnectionClosed
 
-from stillframe.server.chosen import Chosen
+from stillframe.server.client_config import Chosen
 from stillframe.server.fields import CHANGEABLE, CONTROLS, FIRST
 from stillframe.server.limits import Limits
 from stillframe.server.messages import (

@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillframe.attention import BlockAttention
-from stillframe.change import SourceBlock, patch_distance
-from stillframe.grid import Plan, take
+from stillframe.attention.block import BlockAttention
+from stillframe.attention.rotary import rotate
+from stillframe.detection.latents import patch_distance
 from stillframe.recovery.aligned import AlignedRecovery
 from stillframe.recovery.base import RecoverySetup
-from stillframe.rope import rotate
+from stillframe.tokens.grid import Plan, take
+from stillframe.tokens.source import SourceBlock
 
 __all__ = ["ALIGNMENTS", "AlignedToClosest", "AlignedToLast", "AlignedToNewest", "AveragedAligned"]
 

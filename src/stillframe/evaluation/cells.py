@@ -18,7 +18,7 @@ from typing import Any
 
 from stillframe.errors import InputError, OutputError
 from stillframe.evaluation.variants import Variant
-from stillframe.report import write_json
+from stillframe.jobs.report import write_json
 
 __all__ = ["Block", "Cell", "Conditions", "Row", "RowStore", "identity"]
 

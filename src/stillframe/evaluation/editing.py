@@ -19,16 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.engine import BlockStats
+from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError, OutputError
 from stillframe.evaluation.cells import Block, Conditions
 from stillframe.evaluation.sources import Clip
-from stillframe.fit import fit_to_grid
-from stillframe.loop import Comparison, FileLoop, Lane, MapVideo
+from stillframe.jobs.loop import Comparison, FileLoop, Lane, MapVideo
+from stillframe.jobs.report import DENOISING_STAGES, RunReport
 from stillframe.methods import Method, find_method
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.report import DENOISING_STAGES, RunReport
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
+from stillframe.video.fit import fit_to_grid
 from stillframe.whole_file import name_beside
 
 __all__ = ["Edit", "Prepared", "as_video", "edit_frames", "keep_array", "prepare", "write_video"]

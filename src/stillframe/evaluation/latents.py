@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.errors import InputError
-from stillframe.fit import Fit, fit_to_grid
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.streaming import open_autoencoder
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.video.fit import Fit, fit_to_grid
 
 __all__ = ["ClipLatents", "decode", "encode", "frame_fit"]
 

@@ -15,15 +15,15 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from stillframe.change import SourceBlock
-from stillframe.engine import BlockStats, EditStream
+from stillframe.engine.state import StreamState
+from stillframe.engine.stream import BlockStats, EditStream
 from stillframe.errors import ModelError
 from stillframe.methods import Method, Selector
 from stillframe.methods.prune import InterFramePruning
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.recovery import Recovery
 from stillframe.settings import StreamSettings
-from stillframe.stream_state import StreamState
+from stillframe.tokens.source import SourceBlock
 
 __all__ = ["LayerProbe", "Outputs", "PruneFrom", "Reading", "Undecoded", "relative_error"]
 

@@ -32,7 +32,7 @@ from stillframe.evaluation.editing import (
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.variants import FULL
 from stillframe.metrics import Metric, find_metric, metrics
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["Matrix", "Watch", "fingerprint", "pick_metrics"]
 

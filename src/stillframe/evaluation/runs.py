@@ -34,9 +34,9 @@ from stillframe.evaluation.summaries import (
 )
 from stillframe.evaluation.tables import write_table, write_text
 from stillframe.evaluation.variants import FULL, Variant
-from stillframe.load import bundled_models
+from stillframe.loading.load import bundled_models
 from stillframe.metrics import metrics
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["BUNDLED_SCALE", "PUBLISHED_SCALE", "Plan", "evaluate", "reproduce", "scaled"]
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+from stillframe.detection.staleness import QUANTILES
 from stillframe.evaluation.cells import Row
 from stillframe.evaluation.findings import Exhibit, Plot, Point, Series, Table, number, span
 from stillframe.evaluation.matrix import Matrix
@@ -20,9 +21,8 @@ from stillframe.evaluation.statistics import (
     paired_difference,
 )
 from stillframe.evaluation.variants import FULL
+from stillframe.jobs.report import DENOISING_STAGES
 from stillframe.metrics import Metric, find_metric
-from stillframe.report import DENOISING_STAGES
-from stillframe.staleness import QUANTILES
 
 __all__ = [
     "by_label",

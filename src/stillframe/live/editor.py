@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.engine import BlockStats, EditStream, StageClock
-from stillframe.fit import Fit, fit_to_grid
-from stillframe.live.held import Lately, followed
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.engine.stream import BlockStats, EditStream, StageClock
+from stillframe.jobs.loop import missing_frames
+from stillframe.live.control_state import Lately, followed
 from stillframe.live.intake import Arrival, Batch
-from stillframe.live.still import StillFrames
+from stillframe.live.noise_gate import StillFrames
 from stillframe.live.wishes import Wishes
-from stillframe.loop import missing_frames
-from stillframe.overlay import MaskTrack
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.streaming import open_autoencoder
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.video.fit import Fit, fit_to_grid
+from stillframe.video.overlay import MaskTrack
 
 __all__ = ["EditedBlock", "EditedFrame", "Editor", "FrameSize", "check_frame"]
 

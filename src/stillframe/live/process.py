@@ -19,11 +19,11 @@ from concurrent.futures import Future
 from typing import Any
 
 from stillframe.errors import ModelError
-from stillframe.live.inside import serve_line
-from stillframe.live.remote import RemoteSession
-from stillframe.live.wire import Facts, Line, LineClosedError, Pixels
+from stillframe.live.client import RemoteSession
+from stillframe.live.ipc import Facts, Line, LineClosedError, Pixels
 from stillframe.live.worker import SessionError
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.live.worker_main import serve_line
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["WorkerProcess"]
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.control import Control
+from stillframe.controls import Control
 from stillframe.live.editor import EditedBlock, EditedFrame, Editor, FrameSize
 from stillframe.live.intake import Intake, Policy
 from stillframe.live.outbox import Outbox
@@ -29,7 +29,7 @@ from stillframe.live.telemetry import Clock, SystemClock, Telemetry
 from stillframe.live.wishes import UNCHANGED, Unchanged, Wishes, first_wishes
 from stillframe.live.worker import SessionError, Worker
 from stillframe.methods import Method
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["LiveSession"]
 

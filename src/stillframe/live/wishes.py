@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from stillframe.control import Control
-from stillframe.engine import StreamSettings, check_settings
+from stillframe.controls import Control
+from stillframe.engine.stream import StreamSettings, check_settings
+from stillframe.loading.prompts import clean_prompt
 from stillframe.methods import Method, find_method
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.prompts import clean_prompt
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["UNCHANGED", "Unchanged", "Wishes", "first_wishes"]
 

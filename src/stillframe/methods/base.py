@@ -19,10 +19,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stillframe.change import SourceBlock
-from stillframe.merge import Merger, MergeSetup
 from stillframe.recovery import find_recovery
 from stillframe.registry import Registry
+from stillframe.tokens.merge import Merger, MergeSetup
+from stillframe.tokens.source import SourceBlock
 
 __all__ = [
     "Method",

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.change import SourceBlock
-from stillframe.merge import Merger, MergeSetup, Merging, Windows, match, most_similar
 from stillframe.methods.base import register
 from stillframe.methods.merging import TokenMerging
+from stillframe.tokens.merge import Merger, MergeSetup, Merging, Windows, match, most_similar
+from stillframe.tokens.source import SourceBlock
 
 __all__ = ["StructureDetailMerging"]
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillframe.change import SourceBlock, patch_distance
-from stillframe.merge import Merger, MergeSetup, Merging, match, most_similar, split
+from stillframe.detection.latents import patch_distance
 from stillframe.methods.base import register
 from stillframe.methods.merging import TokenMerging
+from stillframe.tokens.merge import Merger, MergeSetup, Merging, match, most_similar, split
+from stillframe.tokens.source import SourceBlock
 
 __all__ = ["ImportanceMerging"]
 

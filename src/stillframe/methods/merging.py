@@ -14,8 +14,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from stillframe.merge import Merger, MergeSetup
 from stillframe.methods.base import Method, Selector, check_rate, keep_everything
+from stillframe.tokens.merge import Merger, MergeSetup
 
 __all__ = ["TokenMerging"]
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stillframe.change import CausalMask, ChangeScore, RankedMask, SourceBlock, keep_most
+from stillframe.detection.latents import CausalMask, ChangeScore, RankedMask, keep_most
+from stillframe.detection.pixels import TOLERANCE, VisibleMask, VisibleScore
 from stillframe.methods.base import Method, Score, Selector, check_rate, register
-from stillframe.visible import TOLERANCE, VisibleMask, VisibleScore
+from stillframe.tokens.source import SourceBlock
 
 __all__ = ["DETECTORS", "TAU1", "TAU2", "InterFramePruning"]
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.change import SourceBlock, keep_most
+from stillframe.detection.latents import keep_most
 from stillframe.methods.base import Method, Selector, check_rate, register
+from stillframe.tokens.source import SourceBlock
 
 __all__ = ["RunLengthTokenisation", "tubelet_distance"]
 

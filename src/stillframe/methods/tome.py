@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillframe.merge import Merger, MergeSetup, Merging, match, most_similar
 from stillframe.methods.base import register
 from stillframe.methods.merging import TokenMerging
+from stillframe.tokens.merge import Merger, MergeSetup, Merging, match, most_similar
 
 __all__ = ["TokenMergingVision"]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillframe.measures import StaticFlicker
 from stillframe.metrics.base import Metric, Score, levels, register
+from stillframe.metrics.measures import StaticFlicker
 
 __all__ = ["Flicker"]
 
@@ -20,7 +20,7 @@ class Flicker(Metric):
     """Mean absolute change of an edited pixel's grey level from frame to frame, over all pixels
     whose source has changed by at most 2 of 255 levels in each of the last three steps.
 
-    `stillframe.measures.StaticFlicker` has the definition in full. Frames are rounded to 8 bits
+    `measures.StaticFlicker` has the definition in full. Frames are rounded to 8 bits
     first, as they are in a file. Frames without a still pixel, and the first three, are nan, and so
     is a video that has none.
 

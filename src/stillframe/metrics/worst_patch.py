@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillframe.measures import WorstPatch
 from stillframe.metrics.base import Metric, Score, levels, register
+from stillframe.metrics.measures import WorstPatch
 
 __all__ = ["WorstPatches"]
 
@@ -18,7 +18,7 @@ __all__ = ["WorstPatches"]
 class WorstPatches(Metric):
     """99th percentile of the patches' root mean square differences from the dense edit.
 
-    `stillframe.measures.WorstPatch` has the definition in full. Frames are rounded to 8 bits first,
+    `measures.WorstPatch` has the definition in full. Frames are rounded to 8 bits first,
     as they are in a file. Of a frame by itself, the same percentile of its own patches.
 
     Range: 0 (identical) to 255 grey levels. Lower is better. Reference: the dense edit.

@@ -18,12 +18,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillframe.attention import BlockAttention
-from stillframe.change import SourceBlock, patch_distance
-from stillframe.grid import Plan, Slots, put, take
+from stillframe.attention.block import BlockAttention
+from stillframe.attention.rotary import rotate
+from stillframe.detection.latents import patch_distance
 from stillframe.recovery.base import Recovery, RecoverySetup, register
-from stillframe.rope import rotate
 from stillframe.settings import FP8
+from stillframe.tokens.grid import Plan, Slots, put, take
+from stillframe.tokens.source import SourceBlock
 
 __all__ = ["AlignedRecovery", "provider_frames"]
 

@@ -14,11 +14,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from stillframe.attention import BlockAttention
-from stillframe.cache import CacheShape
-from stillframe.change import SourceBlock
-from stillframe.grid import Plan
+from stillframe.attention.block import BlockAttention
+from stillframe.attention.cache import CacheShape
 from stillframe.registry import Registry
+from stillframe.tokens.grid import Plan
+from stillframe.tokens.source import SourceBlock
 
 __all__ = ["Recovery", "RecoverySetup", "find_recovery", "recoveries", "register"]
 

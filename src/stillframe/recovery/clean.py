@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stillframe.attention import BlockAttention
-from stillframe.grid import take
+from stillframe.attention.block import BlockAttention
+from stillframe.attention.rotary import rotate
 from stillframe.recovery.base import Recovery, register
-from stillframe.rope import rotate
+from stillframe.tokens.grid import take
 
 __all__ = ["CleanRecovery"]
 

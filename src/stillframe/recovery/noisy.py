@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stillframe.attention import BlockAttention
+from stillframe.attention.block import BlockAttention
+from stillframe.attention.rotary import rotate
 from stillframe.recovery.base import Recovery, register
-from stillframe.rope import rotate
 
 __all__ = ["NoisyRecovery"]
 

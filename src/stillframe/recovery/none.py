@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stillframe.attention import BlockAttention
+from stillframe.attention.block import BlockAttention
 from stillframe.recovery.base import Recovery, register
 
 __all__ = ["NoRecovery"]

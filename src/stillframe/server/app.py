@@ -17,10 +17,11 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.requests import ClientDisconnect
 
 from stillframe.live import SessionError
-from stillframe.load import bundled_models
-from stillframe.pipeline import CausalWanPipeline
-from stillframe.recipes import load_recipes
-from stillframe.server.chosen import Holding
+from stillframe.loading.load import bundled_models
+from stillframe.loading.recipes import load_recipes
+from stillframe.loading.styles import Style
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.server.client_config import Holding
 from stillframe.server.connection import Connection
 from stillframe.server.doorkeeper import KNOWN, Doorkeeper, client_address
 from stillframe.server.guard import (
@@ -32,11 +33,10 @@ from stillframe.server.guard import (
     token_in,
 )
 from stillframe.server.house import House
-from stillframe.server.keeper import Keeper, ProcessKeeper, SessionKeeper
 from stillframe.server.limits import Limits
 from stillframe.server.messages import ProtocolError
 from stillframe.server.offers import parse_offer
-from stillframe.styles import Style
+from stillframe.server.supervisor import Keeper, ProcessKeeper, SessionKeeper
 
 if TYPE_CHECKING:
     from stillframe.server.webrtc import Peers

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from stillframe.live import EditedFrame, Session, SessionError
 from stillframe.server import messages
-from stillframe.server.chosen import Chosen
+from stillframe.server.client_config import Chosen
 from stillframe.server.doorkeeper import KNOWN, client_address
 from stillframe.server.guard import Rate, RefusedError, token_in
 from stillframe.server.hall import Hall

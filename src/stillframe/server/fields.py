@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stillframe.control import Gop, Guard, Rate, Refresh
-from stillframe.control.rate import MODES
+from stillframe.controls import Gop, Guard, Rate, Refresh
+from stillframe.controls.rate import MODES
 from stillframe.errors import StillframeError
-from stillframe.prompts import clean_prompt
+from stillframe.loading.prompts import clean_prompt
 
 __all__ = ["CHANGEABLE", "CONTROLS", "FIRST", "UNREADABLE", "Check", "ProtocolError", "checked"]
 

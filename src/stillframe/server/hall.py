@@ -10,14 +10,14 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
-from stillframe.fit import fit_to_grid
 from stillframe.live import Session
-from stillframe.server.chosen import Holding
+from stillframe.server.client_config import Holding
 from stillframe.server.guard import Seats
-from stillframe.server.keeper import SessionKeeper
 from stillframe.server.limits import Limits
 from stillframe.server.messages import Hello, ProtocolError
 from stillframe.server.strangers import Entry
+from stillframe.server.supervisor import SessionKeeper
+from stillframe.video.fit import fit_to_grid
 
 __all__ = ["Hall"]
 

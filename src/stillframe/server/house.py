@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI
 
 from stillframe.live import Session
+from stillframe.loading.styles import Style
 from stillframe.methods import methods
 from stillframe.recovery import recoveries
-from stillframe.server.chosen import Holding
+from stillframe.server.client_config import Holding
 from stillframe.server.guard import Gate, Seats
 from stillframe.server.hall import Hall
-from stillframe.server.keeper import SessionKeeper
 from stillframe.server.limits import Limits
 from stillframe.server.messages import VERSION
 from stillframe.server.strangers import Entry, Strangers
-from stillframe.styles import Style
+from stillframe.server.supervisor import SessionKeeper
 
 if TYPE_CHECKING:
     from stillframe.server.webrtc import Peers

@@ -1,7 +1,7 @@
 """WebRTC offers as text: what a client wants, as far as that is no matter of WebRTC.
 
 Pure functions; they know no connections, and need no WebRTC package. What a session description
-says is for ``descriptions`` to judge.
+says is for ``sdp`` to judge.
 """
 
 from __future__ import annotations

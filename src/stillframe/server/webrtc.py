@@ -31,12 +31,12 @@ from stillframe.live import EditedFrame, SessionError
 from stillframe.server import messages
 from stillframe.server.connection import FAILED, Connection, StalledError
 from stillframe.server.decoding import codecs, guarded
-from stillframe.server.descriptions import judged
 from stillframe.server.guard import RefusedError
 from stillframe.server.hall import Hall
 from stillframe.server.messages import Hello, ProtocolError
 from stillframe.server.outgoing import Outgoing
 from stillframe.server.pictures import check_size
+from stillframe.server.sdp import judged
 
 __all__ = ["Peer", "Peers"]
 
@@ -155,7 +155,8 @@ class Peer(Connection):
         seconds = self._limits.hello_seconds
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.wait({self._channel, self._left}, return_when=asyncio.FIRST_COMPLETED)
+                either: set[asyncio.Future[Any]] = {self._channel, self._left}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError as error:
             raise ProtocolError(f"no data channel within {seconds:g} s") from error
         if not self._channel.done():

@@ -1,7 +1,7 @@
 """Video files and streams in and out, frame by frame.
 
 `reading` decodes, `writing` encodes, `places` says where; all is streamed, so that memory does not
-grow with length. None knows of models, tensors or the sizes that a model wants (`stillframe.fit`).
+grow with length. None knows of models, tensors or the sizes that a model wants (`fit`).
 """
 
 from __future__ import annotations

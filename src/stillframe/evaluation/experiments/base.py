@@ -18,7 +18,7 @@ from stillframe.evaluation.findings import Findings
 from stillframe.evaluation.matrix import Matrix
 from stillframe.evaluation.sources import Clip, spread
 from stillframe.evaluation.variants import Variant
-from stillframe.pipeline import CausalWanPipeline
+from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.registry import Registry
 
 __all__ = ["Bench", "Experiment", "Scale", "experiments", "find_experiment", "register"]

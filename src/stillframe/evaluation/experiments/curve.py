@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillframe.change import patch_distance
+from stillframe.detection.latents import patch_distance
 from stillframe.errors import InputError
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, span
@@ -21,8 +21,8 @@ from stillframe.evaluation.latents import decode, encode
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import bootstrap_mean
 from stillframe.evaluation.summaries import digits
-from stillframe.grid import Grid, patchify, unpatchify
-from stillframe.restore import predecessor_rows, restore
+from stillframe.tokens.grid import Grid, patchify, unpatchify
+from stillframe.tokens.restore import predecessor_rows, restore
 
 __all__ = ["Curve", "replaced"]
 

@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from stillframe.change import SourceBlock
-from stillframe.engine import BlockStats
+from stillframe.engine.stream import BlockStats
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, number
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import pearson
+from stillframe.jobs.report import DENOISING_STAGES
 from stillframe.methods import Method, Selector
-from stillframe.report import DENOISING_STAGES
+from stillframe.tokens.source import SourceBlock
 
 __all__ = ["Latency", "PrescribedShares"]
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stillframe.control import Control
-from stillframe.control.refresh import Refresh
+from stillframe.controls import Control
+from stillframe.controls.refresh import Refresh
 from stillframe.errors import InputError, ModelError
 from stillframe.evaluation.alignments import ALIGNMENTS
 from stillframe.evaluation.experiments.base import Bench, Experiment, register

@@ -1,0 +1,3 @@
+"""Autoencoders of video, and streams through them."""
+
+__all__: list[str] = []

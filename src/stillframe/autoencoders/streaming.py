@@ -1,0 +1,368 @@
+"""Autoencoders as streams: pixel frames in whenever they come, blocks of latents out, and back.
+
+The weights stay stateless; a stream object remembers what the causal layers need. Blocks are always
+encoded and decoded in the same pieces, however the frames arrive, so chunking never shows in the
+result. Latents handed out are normalised. It does not know what happens to latents in between.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
+from torch import Tensor, nn
+
+from stillframe.autoencoders.tiny import Memory, TinyVideoAutoencoder
+from stillframe.autoencoders.tiny_fused import LeanAutoencoder, lean_autoencoder
+from stillframe.errors import ModelError
+from stillframe.kernels.graphs import CapturedStep
+
+__all__ = ["StreamingAutoencoder", "TinyStream", "WanStream", "open_autoencoder"]
+
+
+class StreamingAutoencoder(ABC):
+    """One stream through an autoencoder.
+
+    Args:
+        block_frames: S, latent frames handed out at a time.
+        temporal, spatial: pixel frames of one latent frame, pixels of one latent pixel.
+        trim: pixel frames the decoder leaves out at the start of a stream.
+    """
+
+    def __init__(self, block_frames: int, temporal: int, spatial: int, trim: int) -> None:
+        self.block_frames = block_frames
+        self.temporal = temporal
+        self.spatial = spatial
+        self.trim = trim
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the stream; the next frame is a first frame."""
+        self._pending: list[Tensor] = []
+        self._shape: torch.Size | None = None
+        self._received = self._emitted = self._encoded = self._decoded = 0
+        self._ended = False
+
+    @property
+    def next_frames(self) -> int:
+        """Pixel frames that the next block takes."""
+        return self._frames_for(self._encoded)
+
+    @property
+    def pending_frames(self) -> int:
+        """Pixel frames waiting for their block to fill up."""
+        return sum(x.shape[1] for x in self._pending)
+
+    def encode(self, frames: Tensor) -> list[Tensor]:
+        """Take frames (B, T, 3, H, W) in [0, 1]; return the blocks that are now full.
+
+        Returns:
+            blocks of latents, each (B, C, S, h, w); often none.
+
+        Raises:
+            ValueError: after `flush`, or if the frames differ in shape from those before.
+        """
+        if self._ended:
+            raise ValueError("this stream has been flushed; reset it first")
+        shape = frames[:, 0:0].shape
+        if self._shape is not None and self._shape != shape:
+            (rows, *_, h, w), (now_rows, *_, now_h, now_w) = self._shape, shape
+            raise ValueError(
+                f"frames changed from {w}x{h} in batches of {rows} "
+                f"to {now_w}x{now_h} in batches of {now_rows}"
+            )
+        self._shape = shape
+        if frames.shape[1]:
+            self._received += frames.shape[1]
+            self._pending.append(frames)
+        blocks = []
+        while self.pending_frames >= self.next_frames:
+            blocks.append(self._take_block())
+        return blocks
+
+    def flush(self) -> list[Tensor]:
+        """End the stream: complete the last block by repeating its last frame.
+
+        Returns:
+            the blocks needed so that decoding them all gives every frame taken; `decode` drops
+            what the repetition added.
+        """
+        self._ended = True
+        blocks = []
+        while self._decodable(self._encoded) < self._received:
+            last = self._pending[-1] if self._pending else self._last
+            missing = self.next_frames - self.pending_frames
+            self._pending.append(last[:, -1:].expand(-1, missing, -1, -1, -1))
+            blocks.append(self._take_block())
+        return blocks
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode the next block (B, C, S, h, w); returns frames (B, T, 3, H, W) in [0, 1].
+
+        Over a whole stream as many frames come out as went in.
+        """
+        frames = self._decode_block(latents, first=self._decoded == 0)
+        if self._decoded == 0:
+            frames = frames[:, self.trim :]
+        self._decoded += 1
+        if self._ended:
+            frames = frames[:, : max(self._received - self._emitted, 0)]
+        self._emitted += frames.shape[1]
+        return frames
+
+    def _take_block(self) -> Tensor:
+        count = self.next_frames
+        frames = torch.cat(self._pending, 1)
+        block, rest = frames[:, :count], frames[:, count:]
+        self._pending = [rest] if rest.shape[1] else []
+        self._last = block[:, -1:].clone()
+        latents = self._encode_block(block, first=self._encoded == 0)
+        self._encoded += 1
+        return latents
+
+    def _decodable(self, blocks: int) -> int:
+        return blocks * self.block_frames * self.temporal - (self.trim if blocks else 0)
+
+    @abstractmethod
+    def fresh(self) -> StreamingAutoencoder:
+        """Another stream through the same autoencoder."""
+
+    @torch.inference_mode()
+    def channel_gains(self) -> Tensor:
+        """What the decoder makes of a change in each latent channel.
+
+        With the gains G, latents x and y of a place look different by about the root mean square of
+        (x - y) @ G, in grey levels of 255. Found by decoding mean latents, and the same with one
+        channel moved by half a standard deviation: the products of what that changes, averaged over
+        pixels and colours, are a quadratic form, and G is a root of it.
+
+        Returns:
+            (C, C) float32.
+        """
+        channels = self.latent_channels
+        steps = torch.cat([torch.zeros(1, channels), torch.eye(channels) * _PROBE])
+        latents = steps.view(-1, channels, 1, 1, 1).expand(-1, -1, self.block_frames, 8, 8)
+        frames = self.fresh().decode(latents.to(self.device).contiguous())[:, -self.temporal :]
+        moved = (frames[1:] - frames[:1]).float().flatten(1) * (255 / _PROBE)
+        form = (moved @ moved.T / moved.shape[1]).double()
+        values, vectors = torch.linalg.eigh(form)
+        root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+        return (root * channels**0.5).float()
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """C."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Of the autoencoder."""
+
+    @abstractmethod
+    def _frames_for(self, block: int) -> int:
+        """Pixel frames that block number ``block`` is encoded from."""
+
+    @abstractmethod
+    def _encode_block(self, frames: Tensor, first: bool) -> Tensor: ...
+
+    @abstractmethod
+    def _decode_block(self, latents: Tensor, first: bool) -> Tensor: ...
+
+
+# standard deviations by which `channel_gains` moves a channel
+_PROBE = 0.5
+
+# More pixels than this at once make the widest layers the largest thing in memory by far, and are
+# no faster; less leaves a GPU idle. A block of 240x416 is below, one latent frame of 480x832 is.
+_PIXELS_AT_ONCE = 2**21
+# The lean autoencoder keeps less in between.
+_PIXELS_AT_ONCE_LEAN = 2**23
+
+
+class TinyStream(StreamingAutoencoder):
+    """A stream through `TinyVideoAutoencoder`; large frames are coded a few at a time."""
+
+    def __init__(self, vae: TinyVideoAutoencoder, block_frames: int) -> None:
+        # convolutions run fastest with channels last, on CPUs and GPUs alike
+        self.vae = vae.to(memory_format=torch.channels_last)
+        super().__init__(block_frames, vae.temporal_factor, vae.spatial_factor, vae.frames_to_trim)
+
+    def fresh(self) -> TinyStream:
+        return TinyStream(self.vae, self.block_frames)
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.device
+
+    def reset(self) -> None:
+        super().reset()
+        self._encoder_memory: Memory | None = None
+        self._decoder_memory: Memory | None = None
+        # comparing waits for the device, which on a GPU costs more than it saves; there, launching
+        # a hundred small kernels is what costs
+        kinds = {"cpu": _Remembered, "cuda": CapturedStep}
+        faster: Any = kinds.get(self.vae.device.type, lambda step: step)
+        lean = self.vae.device.type == "cuda" and LeanAutoencoder.supports(self.vae)
+        coder = lean_autoencoder(self.vae) if lean else self.vae
+        self._most_pixels = _PIXELS_AT_ONCE_LEAN if lean else _PIXELS_AT_ONCE
+        self._encode_chunk = faster(coder.encode_chunk)
+        self._decode_chunk = faster(coder.decode_chunk)
+
+    def _frames_for(self, block: int) -> int:
+        return self.block_frames * self.temporal
+
+    def _encode_block(self, frames: Tensor, first: bool) -> Tensor:
+        frames = frames.to(self.vae.device, self.vae.dtype)
+        batch, _, _, height, width = frames.shape
+        parts = []
+        for part in frames.split(self.temporal * self._at_once(batch * height * width), 1):
+            latents, self._encoder_memory = self._encode_chunk(part, self._encoder_memory)
+            parts.append(latents)
+        return torch.cat(parts, 2)
+
+    def _decode_block(self, latents: Tensor, first: bool) -> Tensor:
+        latents = latents.to(self.vae.dtype)
+        batch, _, _, h, w = latents.shape
+        parts = []
+        for part in latents.split(self._at_once(batch * h * w * self.spatial**2), 2):
+            frames, self._decoder_memory = self._decode_chunk(part, self._decoder_memory)
+            parts.append(frames)
+        return torch.cat(parts, 1)
+
+    def _at_once(self, pixels: int) -> int:
+        """Latent frames to code at once, given the pixels of a frame."""
+        return max(1, self._most_pixels // (self.temporal * pixels))
+
+
+class _Remembered:
+    """A step of the autoencoder that answers from memory when it is asked the same thing again.
+
+    Where nothing changes for a few blocks, input and what the layers remember come round exactly,
+    and so must the output.
+    """
+
+    def __init__(self, step: Callable[[Tensor, Memory | None], tuple[Tensor, Memory]]) -> None:
+        self._step = step
+        self._asked: tuple[Tensor, Memory | None] | None = None
+        self._answer: tuple[Tensor, Memory] | None = None
+
+    def __call__(self, x: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        if self._answer is None or not self._again(x, memory):
+            self._asked, self._answer = (x, memory), self._step(x, memory)
+        output, after = self._answer
+        # whoever gets it may write to it
+        return output.clone(), after
+
+    def _again(self, x: Tensor, memory: Memory | None) -> bool:
+        assert self._asked is not None
+        before, remembered = self._asked
+        if memory is None or remembered is None or not _same(x, before):
+            return False
+        return all(_same(now, then) for now, then in zip(memory, remembered, strict=True))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+class WanStream(StreamingAutoencoder):
+    """A stream through diffusers' ``AutoencoderKLWan``, with feature caches of its own.
+
+    Wan's first latent frame stands for a single pixel frame, every later one for four.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, block_frames: int) -> None:
+        self.vae = vae
+        # the decoder makes 1 frame of the first latent, 4 of the others: nothing is left to trim
+        factors = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
+        self._missing = factors[0] - 1
+        super().__init__(block_frames, *factors, trim=0)
+
+    def fresh(self) -> WanStream:
+        return WanStream(self.vae, self.block_frames)
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.config.z_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return self.vae.device
+
+    def reset(self) -> None:
+        super().reset()
+        counts = self.vae._cached_conv_counts
+        self._encoder_cache: list[Tensor | None] = [None] * counts["encoder"]
+        self._decoder_cache: list[Tensor | None] = [None] * counts["decoder"]
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.vae.config
+        shape = (1, -1, 1, 1, 1)
+        return (
+            like.new_tensor(config.latents_mean).view(shape),
+            like.new_tensor(config.latents_std).view(shape),
+        )
+
+    def _decodable(self, blocks: int) -> int:
+        return blocks * self.block_frames * self.temporal - (self._missing if blocks else 0)
+
+    def _frames_for(self, block: int) -> int:
+        return self.block_frames * self.temporal - (self._missing if block == 0 else 0)
+
+    def _encode_block(self, frames: Tensor, first: bool) -> Tensor:
+        vae = self.vae
+        x = frames.to(vae.device, vae.dtype).transpose(1, 2) * 2 - 1
+        if vae.config.patch_size is not None:
+            x = patchify(x, vae.config.patch_size)
+        out = []
+        for piece in _pieces(x, 1 if first else 0, self.temporal):
+            out.append(vae.encoder(piece, feat_cache=self._encoder_cache, feat_idx=[0]))
+        mean_of_posterior = vae.quant_conv(torch.cat(out, 2)).chunk(2, dim=1)[0]
+        mean, std = self._statistics(mean_of_posterior)
+        return (mean_of_posterior - mean) / std
+
+    def _decode_block(self, latents: Tensor, first: bool) -> Tensor:
+        vae = self.vae
+        mean, std = self._statistics(latents)
+        x = vae.post_quant_conv((latents * std + mean).to(vae.dtype))
+        out = []
+        for i in range(x.shape[2]):
+            start = {"first_chunk": True} if first and i == 0 else {}
+            frame = x[:, :, i : i + 1]
+            out.append(vae.decoder(frame, feat_cache=self._decoder_cache, feat_idx=[0], **start))
+        frames = torch.cat(out, 2)
+        if vae.config.patch_size is not None:
+            frames = unpatchify(frames, vae.config.patch_size)
+        return (frames.clamp(-1, 1).transpose(1, 2) + 1) / 2
+
+
+def _pieces(x: Tensor, head: int, size: int) -> list[Tensor]:
+    """Split (B, C, T, H, W) along time: ``head`` frames first, then ``size`` at a time."""
+    cuts = [0, head] if head else [0]
+    cuts += range(head + size, x.shape[2] + 1, size)
+    return [x[:, :, a:b] for a, b in pairwise(cuts)]
+
+
+def open_autoencoder(vae: nn.Module, block_frames: int) -> StreamingAutoencoder:
+    """A stream through ``vae``.
+
+    Raises:
+        ModelError: if it is neither a `TinyVideoAutoencoder` nor an ``AutoencoderKLWan``.
+    """
+    if isinstance(vae, TinyVideoAutoencoder):
+        return TinyStream(vae, block_frames)
+    if isinstance(vae, AutoencoderKLWan):
+        return WanStream(vae, block_frames)
+    raise ModelError(
+        f"autoencoders are TinyVideoAutoencoder or AutoencoderKLWan, got {type(vae).__name__}"
+    )

@@ -1,0 +1,305 @@
+"""A stream's blocks on the lean path: static buffers, a few lengths, a graph for each.
+
+Kept tokens are padded to one of a few lengths (`bucket_lengths`); a length's passes are captured as
+CUDA graphs the first time it comes up, and replayed from then on. Which token lies where, which
+entry stands in for which and how noisy it all is are data in buffers that never move, so no mask
+and no prompt makes a new graph. Padding computes and writes nothing that anyone reads. Without CUDA
+the same passes run eagerly.
+
+It does what ``BlockAttention`` and a recovery do together, on the same cache and the same store, so
+that a block may be run either way. Batches, plain pruning, noisy duplicates and merging have only
+the slow path: see `LeanBlocks.serves`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+from torch import Tensor
+
+from stillframe.attention.cache import KeyValueCache
+from stillframe.attention.rotary import frame_positions, rotary_table
+from stillframe.backbones.fused.buffers import Buffers
+from stillframe.backbones.fused.transformer import LayerRows, LeanTransformer, PassInputs
+from stillframe.backbones.wan import TextCache
+from stillframe.kernels.graphs import Graphs
+from stillframe.kernels.placing import place, rotate_rows
+from stillframe.kernels.rows import Entries, Sources, Table
+from stillframe.recovery import Recovery
+from stillframe.recovery.aligned import AlignedRecovery
+from stillframe.recovery.clean import CleanRecovery
+from stillframe.recovery.none import NoRecovery
+from stillframe.tokens.grid import Plan
+
+__all__ = ["BlockInputs", "LeanBlocks", "bucket_lengths"]
+
+
+def bucket_lengths(tokens: int) -> list[int]:
+    """Lengths that kept tokens are padded to, rising; the last is ``tokens``.
+
+    In steps of 1/32 of a block, rounded to what matrix products like.
+    """
+    step = max(64, tokens // 32 // 64 * 64)
+    return [*range(step, tokens, step), tokens]
+
+
+class BlockInputs(NamedTuple):
+    """What a block is denoised from.
+
+    Attributes:
+        source: (S*N, P) source latents.
+        noise: (S*N, P) for each pass.
+        sigmas: noise level of each pass.
+        timestep_scale: the model's timestep at sigma 1.
+        shows_source: whether the model sees the source beside what it denoises.
+    """
+
+    source: Tensor
+    noise: Sequence[Tensor]
+    sigmas: Sequence[float]
+    timestep_scale: float
+    shows_source: bool
+
+
+class LeanBlocks:
+    """The lean path of one stream.
+
+    Args:
+        model: the transformer.
+        cache: the stream's; batch of 1.
+        recovery: the stream's, aligned, clean, or none if nothing is ever pruned.
+        rope: the model's rotary module.
+        position_limit: see `rope.frame_positions`.
+        takes_source: whether source latents are concatenated to the input.
+        channels: latent channels.
+        graphs: capture CUDA graphs.
+        fp8: multiply in FP8 where it pays.
+    """
+
+    def __init__(
+        self,
+        model: LeanTransformer,
+        cache: KeyValueCache,
+        recovery: Recovery,
+        rope: WanRotaryPosEmbed,
+        position_limit: int,
+        takes_source: bool,
+        channels: int,
+        graphs: bool,
+        fp8: bool = False,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.recovery = recovery
+        self.lengths = bucket_lengths(cache.shape.grid.tokens)
+        self._rope, self._limit = rope, position_limit
+        self._takes_source, self._channels, self._fp8 = takes_source, channels, fp8
+        self._graphs = Graphs() if graphs else None
+        self._static: Buffers | None = None
+        self._text: tuple[Tensor, Tensor] | None = None
+        self._text_of: TextCache | None = None
+        self._placed: tuple[int, ...] | None = None
+
+    @staticmethod
+    def serves(cache: KeyValueCache, recovery: Recovery) -> bool:
+        """Whether the lean path can run a stream's blocks."""
+        kinds = (AlignedRecovery, CleanRecovery, NoRecovery)
+        return cache.shape.batch == 1 and type(recovery) in kinds
+
+    def can(self, plan: Plan) -> bool:
+        """Whether it can run this block: holes in the cache, or new ones, are not for it."""
+        whole = plan.everything or type(self.recovery) is not NoRecovery
+        return whole and not self.cache.holes
+
+    @property
+    def captured(self) -> int:
+        """Graphs captured so far."""
+        return 0 if self._graphs is None else self._graphs.count
+
+    def denoise(self, plan: Plan, text: TextCache, inputs: BlockInputs) -> Tensor:
+        """The denoising passes of a block; `commit` has to follow.
+
+        Returns:
+            (1, S*N, P) float32 results at their slots, zero elsewhere.
+        """
+        static = self._begin(plan, text, inputs)
+        count = plan.counts[0]
+        length = next(n for n in self.lengths if n >= count)
+        slots = static.slots[:length].long()
+        self._length = length
+        for step, sigma in enumerate(inputs.sigmas):
+            static.sigma.fill_(sigma)
+            static.timestep.fill_(sigma * inputs.timestep_scale)
+            static.entry.fill_(self._entry_of(step))
+            static.noise[:length] = inputs.noise[step][slots]
+            self._run(("denoise", length, self.cache.visible_rows()), self._pass, length)
+        whole = torch.zeros_like(inputs.source)
+        whole[slots[:count]] = static.x0[:count]
+        return whole.unsqueeze(0)
+
+    def commit(self) -> None:
+        """The context pass: commit the block's clean keys and values."""
+        assert self._static is not None
+        self._static.timestep.zero_()
+        key = ("context", self._length, self.cache.visible_rows(), len(self._static.stored))
+        self._run(key, self._context_pass, self._length)
+        self.cache.advance()
+
+    def _run(self, key: tuple[object, ...], work: Callable[[int], None], length: int) -> None:
+        if self._graphs is None or not self._steady:
+            work(length)
+        else:
+            self._graphs.run(key, lambda: work(length))
+
+    @property
+    def _steady(self) -> bool:
+        """Whether the window is full: from then on shapes stay as they are."""
+        shape = self.cache.shape
+        return len(self.cache.context()) == shape.sink + shape.window - shape.grid.frames
+
+    def _pass(self, length: int) -> None:
+        """One denoising pass over the static buffers."""
+        static = self._static
+        assert static is not None
+        x0 = static.x0[:length]
+        x = (1 - static.sigma) * x0 + static.sigma * static.noise[:length]
+        velocity = self.model(
+            self._tokens(x, length), static.timestep, self._prompt, self._inputs(length)
+        )
+        assert velocity is not None
+        static.x0[:length] = x - static.sigma * velocity.float()
+
+    def _context_pass(self, length: int) -> None:
+        static = self._static
+        assert static is not None
+        tokens = self._tokens(static.x0[:length], length)
+        self.model(tokens, static.timestep, self._prompt, self._context_inputs(length))
+
+    @property
+    def _prompt(self) -> tuple[Tensor, Tensor]:
+        assert self._text is not None
+        return self._text
+
+    def _tokens(self, x: Tensor, length: int) -> Tensor:
+        if not self._takes_source:
+            return x
+        assert self._static is not None
+        shown = self._static.source[:length]
+        pixels = (-1, self._channels)
+        return torch.cat([x.unflatten(1, pixels), shown.unflatten(1, pixels)], 2).flatten(1)
+
+    def _inputs(self, length: int) -> PassInputs:
+        static, cache = self._static, self.cache
+        assert static is not None
+
+        def rows(layer: int) -> LayerRows:
+            entries = None
+            if isinstance(self.recovery, AlignedRecovery):
+                entries = Entries(*self.recovery.entries(layer), static.entry)
+            return LayerRows(*self._rows(layer), entries, entries)
+
+        slots = static.slots[:length]
+        return PassInputs(
+            static.table, slots, static.denoise, cache.visible_rows(), rows, fp8=self._fp8
+        )
+
+    def _context_inputs(self, length: int) -> PassInputs:
+        static, cache = self._static, self.cache
+        assert static is not None
+        start = cache.block_rows
+
+        def rows(layer: int) -> LayerRows:
+            keys, values = self._rows(layer)
+            raw = cache.raw(layer)[0].flatten(1)
+            taken = Entries(raw, values[start:], static.zero)
+            # raw keys can be committed at once; values are still read by this very pass
+            return LayerRows(keys, values, taken, Entries(raw, None, static.zero))
+
+        def commit(layer: int) -> None:
+            values = self._rows(layer)[1]
+            values.index_copy_(0, static.committed, values.index_select(0, static.stored))
+
+        slots = static.slots[:length]
+        visible = cache.visible_rows()
+        return PassInputs(
+            static.table, slots, static.context, visible, rows, commit, True, self._fp8
+        )
+
+    def _rows(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, (R, C) each."""
+        return self.cache.keys(layer)[0].flatten(1), self.cache.values(layer)[0].flatten(1)
+
+    def _entry_of(self, step: int) -> int:
+        """Row of the aligned store that a pass starts at."""
+        recovery = self.recovery
+        return recovery.rows_before(step) if isinstance(recovery, AlignedRecovery) else 0
+
+    def _begin(self, plan: Plan, text: TextCache, inputs: BlockInputs) -> Buffers:
+        """Bring all buffers up to date for a block."""
+        self._take_text(text)
+        static = self._static = self._static or Buffers.like(inputs.source, self.cache.shape)
+        grid, count = self.cache.shape.grid, plan.counts[0]
+        slots = torch.arange(grid.tokens, device=inputs.source.device)
+        if plan.kept is not None:
+            static.slots.zero_()
+            slots = plan.kept.index[0]
+        static.slots[:count] = slots
+        shown = inputs.source[static.slots.long()]
+        static.x0.copy_(shown)
+        static.source.copy_(shown if inputs.shows_source else torch.zeros_like(shown))
+        self._place_context(static)
+        static.point(plan, slots, self.cache, self.recovery)
+        if isinstance(self.recovery, CleanRecovery) and not plan.everything:
+            self._fill_clean(static)
+        return static
+
+    def _place_context(self, static: Buffers) -> None:
+        """Positions of the block, and rotated keys of the frames it sees."""
+        cache, grid = self.cache, self.cache.shape.grid
+        order = cache.storage_order()
+        own, context = frame_positions(
+            cache.frames, grid.frames, order, cache.shape.sink, self._limit
+        )
+        if tuple(own) != self._placed:
+            table = rotary_table(self._rope, own, grid.height, grid.width)
+            static.table.cos.copy_(table.real)
+            static.table.sin.copy_(table.imag)
+            self._placed = tuple(own)
+        if context:
+            table = rotary_table(self._rope, context, grid.height, grid.width)
+            seen = Table(table.real.contiguous(), table.imag.contiguous())
+            raw, keys = cache.all_raw()[:, 0].flatten(2), cache.all_keys()[:, 0].flatten(2)
+            rotate_rows(raw, seen, keys, cache.block_rows)
+
+    def _fill_clean(self, static: Buffers) -> None:
+        """Pruned rows take the last committed frame's, once for all passes."""
+        cache = self.cache
+        n = cache.shape.grid.frame_tokens
+        last = torch.arange(n, device=static.slots.device, dtype=torch.int32)
+        pruned = static.denoise.new < 0
+        old = torch.where(pruned, last + cache.last_rows().start, -1).to(torch.int32)
+        nowhere = torch.full_like(old, -1)
+        for layer in range(cache.shape.layers):
+            keys, values = self._rows(layer)
+            raw = cache.raw(layer)[0].flatten(1)
+            taken = Entries(raw, values[cache.block_rows :], static.zero)
+            sources = Sources(nowhere, old, nowhere)
+            place(raw, raw, None, 0.0, static.table, sources, (keys, values), taken, None)
+
+    def _take_text(self, text: TextCache) -> None:
+        """Bring a prompt into the buffers that graphs read."""
+        if text is self._text_of:
+            return
+        keys = torch.stack([key[0].flatten(1) for key in text.keys])
+        values = torch.stack([value[0].flatten(1) for value in text.values])
+        if self._text is not None and self._text[0].shape == keys.shape:
+            self._text[0].copy_(keys)
+            self._text[1].copy_(values)
+        else:
+            self._text = (keys, values)
+            if self._graphs is not None:
+                self._graphs.forget()
+        self._text_of = text

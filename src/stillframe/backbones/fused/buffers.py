@@ -1,0 +1,136 @@
+"""The buffers that a stream's graphs read and write, and what they say of a block.
+
+They never move; a new block changes what is in them. Which slot takes what from where is written
+here once a block, for all its passes: for the denoising passes from the method's plan and the
+recovery's choice of entries, for the context pass from the order of predecessors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stillframe.attention.cache import CacheShape, KeyValueCache
+from stillframe.kernels.rows import Sources, Table
+from stillframe.recovery import Recovery
+from stillframe.recovery.aligned import AlignedRecovery
+from stillframe.tokens.grid import Plan
+from stillframe.tokens.restore import predecessor_rows
+
+__all__ = ["Buffers"]
+
+
+@dataclass
+class Buffers:
+    """One stream's, for blocks of S*N slots and patches of P numbers.
+
+    Attributes:
+        x0, noise, source: (S*N, P) float32 of the computed tokens, in order, padding last.
+        sigma, timestep: (1,) of the pass.
+        slots: (S*N,) int32 slot of each computed token.
+        table: rotations of the slots.
+        denoise, context: where keys and values come from in either kind of pass.
+        entry: row of the aligned store that the pass starts at.
+        zero: 0, where entries start at their first row.
+        committed, stored: rows of the cache's values that the block's frames go to, and the rows
+            of the block that go there.
+    """
+
+    x0: Tensor
+    noise: Tensor
+    source: Tensor
+    sigma: Tensor
+    timestep: Tensor
+    slots: Tensor
+    table: Table
+    denoise: Sources
+    context: Sources
+    entry: Tensor
+    zero: Tensor
+    committed: Tensor
+    stored: Tensor
+
+    @classmethod
+    def like(cls, source: Tensor, shape: CacheShape) -> Buffers:
+        """Fresh buffers for blocks like ``source`` (S*N, P), on its device."""
+        grid, device = shape.grid, source.device
+        tokens, half = grid.tokens, shape.head_dim // 2
+
+        def numbers(*size: int) -> Tensor:
+            return torch.zeros(size, device=device)
+
+        def indices(*size: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.full(size, -1, device=device, dtype=dtype)
+
+        def sources() -> Sources:
+            size = (grid.frames, grid.frame_tokens)
+            return Sources(indices(*size), indices(*size), indices(*size))
+
+        return cls(
+            x0=numbers(*source.shape),
+            noise=numbers(*source.shape),
+            source=numbers(*source.shape),
+            sigma=numbers(1),
+            timestep=numbers(1),
+            slots=torch.zeros(tokens, device=device, dtype=torch.int32),
+            table=Table(numbers(tokens, half), numbers(tokens, half)),
+            denoise=sources(),
+            context=sources(),
+            entry=torch.zeros((), device=device, dtype=torch.int64),
+            zero=torch.zeros((), device=device, dtype=torch.int64),
+            committed=indices(0, dtype=torch.int64),
+            stored=indices(0, dtype=torch.int64),
+        )
+
+    def point(self, plan: Plan, slots: Tensor, cache: KeyValueCache, recovery: Recovery) -> None:
+        """Say where each slot's key and value come from, in denoising and in the context pass.
+
+        Args:
+            plan: of the block; batch of 1.
+            slots: (K,) int64 slots of the kept tokens.
+            cache, recovery: the stream's.
+        """
+        n, device = cache.shape.grid.frame_tokens, slots.device
+        new = self.denoise.new
+        new.fill_(-1)
+        new.view(-1)[slots] = torch.arange(len(slots), device=device, dtype=torch.int32)
+        if isinstance(recovery, AlignedRecovery):
+            self._point_entries(plan, recovery)
+        # the context pass: a pruned token takes its predecessor's, in order, else the last frame's
+        rows = predecessor_rows(plan.keep).view_as(new)
+        own = rows >= n
+        provider = new.view(-1)[(rows - n).clamp(min=0).view(-1)].view_as(rows)
+        self.context.new.copy_(torch.where(own, provider, -1))
+        last = cache.last_rows().start if cache.frames else 0
+        self.context.old.copy_(torch.where(own, -1, last + torch.arange(n, device=device)))
+        self._point_commits(cache)
+
+    def _point_entries(self, plan: Plan, recovery: AlignedRecovery) -> None:
+        """Entries of the aligned store: which stands in for what, and what goes back to it."""
+        frames, n = self.denoise.new.shape
+        device = self.slots.device
+        own = torch.arange(frames * n, device=device, dtype=torch.int32).view(frames, n)
+        if plan.everything or recovery.provider is None:
+            self.denoise.old.fill_(-1)
+            self.denoise.out.copy_(own)
+            return
+        self.denoise.old.copy_(recovery.provider[0] * n + torch.arange(n, device=device))
+        changed = plan.keep[0] | (self.denoise.old != own)
+        self.denoise.out.copy_(torch.where(changed, own, -1))
+
+    def _point_commits(self, cache: KeyValueCache) -> None:
+        """Rows of the cache that the block's frames go to."""
+        n, stored = cache.shape.grid.frame_tokens, cache.stored()
+        place = torch.arange(n, device=self.slots.device)
+        self.context.out.fill_(-1)
+        for j, rows in stored:
+            self.context.out[j] = place + rows.start
+        committed = torch.cat([place + rows.start + cache.block_rows for _, rows in stored])
+        from_rows = torch.cat([place + j * n for j, _ in stored])
+        if len(committed) != len(self.committed):
+            self.committed, self.stored = committed, from_rows
+        else:
+            self.committed.copy_(committed)
+            self.stored.copy_(from_rows)

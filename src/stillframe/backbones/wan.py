@@ -1,0 +1,320 @@
+"""The only file that knows ``WanTransformer3DModel``: running it on some of a block's tokens.
+
+diffusers' model is driven through its own submodules, in its own order; nothing of it is copied and
+nothing stays attached to it: while `WanDenoiser.attached` is entered, its attention processors are
+ours, and on leaving they are what they were. An arbitrary object rides in the rotary slot of each
+transformer block to our self-attention processor, and one in the text slot to the cross-attention
+processor, so that text keys and values are computed once a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from diffusers import WanTransformer3DModel
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan import WanAttention
+from diffusers.utils.torch_utils import is_compiled_module
+from torch import Tensor
+
+from stillframe.attention.block import BlockAttention
+from stillframe.backbones.meter import typed
+from stillframe.errors import ModelError
+from stillframe.turns import model_turn
+
+__all__ = [
+    "TextCache",
+    "WanDenoiser",
+    "empty_transformer",
+    "random_transformer",
+    "read_transformer",
+]
+
+#: Without these a configuration is some other model's: diffusers would fill in Wan 14B's numbers.
+_NEEDED = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim", "in_channels")
+
+
+def empty_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
+    """The transformer of a configuration with its weights on the meta device, in float32.
+
+    Buffers are real: the rotary tables are in no checkpoint. As in diffusers, keys that the model
+    does not know are left out.
+
+    Args:
+        config: content of a transformer's ``config.json``.
+
+    Raises:
+        ModelError: if it is another model's, or has values that no model can be built from.
+    """
+    for name in _NEEDED:
+        value = config.get(name)
+        if value is None:
+            raise ModelError(
+                f"the configuration is not that of a Wan transformer: it has no {name}"
+            )
+        if not isinstance(value, int) or value < 1:
+            raise ModelError(
+                f"the configuration has {name} = {value!r}, which is no positive number"
+            )
+    known = signature(WanTransformer3DModel.__init__).parameters
+    given = {name: value for name, value in config.items() if name in known}
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: WanTransformer3DModel = WanTransformer3DModel(**given)
+    except Exception as error:  # what it says depends on which number is wrong
+        reason = " ".join(str(error).split()) or type(error).__name__
+        message = f"no Wan transformer can be built from the configuration: {reason}"
+        raise ModelError(message) from error
+    return model.eval().requires_grad_(False)
+
+
+def random_transformer(config: Mapping[str, Any], dtype: torch.dtype) -> WanTransformer3DModel:
+    """A transformer with random weights, on torch's present default device."""
+    model = typed(WanTransformer3DModel(**config), dtype)
+    return model.eval().requires_grad_(False)
+
+
+def read_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
+    """The transformer of a folder in diffusers' format, whatever its class is called there.
+
+    Folders of causal models name classes of their authors' programs; the weights are Wan's.
+
+    Args:
+        folder: has ``config.json`` and weights.
+        dtype: of the weights; diffusers' exceptions stay in float32.
+    """
+    model: WanTransformer3DModel = WanTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
+    return model.eval().requires_grad_(False)
+
+
+def _no_transformer(given: object) -> str:
+    if is_compiled_module(given):
+        return (
+            "a transformer that is compiled as a whole would run as if it were not: "
+            "compile its blocks, transformer.compile_repeated_blocks()"
+        )
+    return f"the transformer is a WanTransformer3DModel, got {type(given).__name__}"
+
+
+@dataclass(frozen=True)
+class TextCache:
+    """Cross-attention keys and values of a prompt, one entry a layer: (B, L, heads, head_dim)."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    embeds: Tensor
+
+
+def _heads(attn: WanAttention, x: Tensor) -> Tensor:
+    return x.unflatten(2, (attn.heads, -1))
+
+
+def _keys(attn: WanAttention, hidden_states: Tensor) -> Tensor:
+    if attn.fused_projections:
+        key = attn.to_qkv(hidden_states).chunk(3, dim=-1)[1]
+    else:
+        key = attn.to_k(hidden_states)
+    return _heads(attn, attn.norm_k(key))
+
+
+class _SelfAttention:
+    """Self-attention processor: projections here, keys and values of others from the block.
+
+    Calls that are not ours, from another thread, are the stock processor's.
+    """
+
+    _parallel_config = None
+
+    def __init__(self, layer: int, stock: Any) -> None:
+        self.layer = layer
+        self._stock = stock
+        self._attention_backend = stock._attention_backend
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
+    ) -> Tensor:
+        if not isinstance(rotary_emb, BlockAttention):
+            given = (encoder_hidden_states, attention_mask, rotary_emb)
+            return self._stock(attn, hidden_states, *given)
+        if rotary_emb.merging is not None:
+            return self._merged(attn, hidden_states, rotary_emb)
+        return self._attend(attn, hidden_states, rotary_emb.attend)
+
+    def _merged(self, attn: WanAttention, hidden_states: Tensor, block: BlockAttention) -> Tensor:
+        """Merge before the projections, give every token its row's output after them."""
+        assert block.merging is not None
+        assert block.step is not None
+        keys = partial(_keys, attn, hidden_states)
+        merging = block.merging.match(block.step, self.layer, hidden_states, keys)
+        attend = partial(block.attend_merged, merging)
+        return merging.unmerge(self._attend(attn, merging.merge(hidden_states), attend))
+
+    def _attend(
+        self, attn: WanAttention, hidden_states: Tensor, attend: Callable[..., Tensor]
+    ) -> Tensor:
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query = attn.to_q(hidden_states)
+            key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
+        out = attend(
+            self.layer,
+            _heads(attn, attn.norm_q(query)),
+            _heads(attn, attn.norm_k(key)),
+            _heads(attn, value),
+            self._attention_backend,
+        )
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
+
+
+class _CrossAttention:
+    """Cross-attention processor over cached text keys and values, see `_SelfAttention`."""
+
+    _parallel_config = None
+
+    def __init__(self, layer: int, stock: Any) -> None:
+        self.layer = layer
+        self._stock = stock
+        self._attention_backend = stock._attention_backend
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
+    ) -> Tensor:
+        if not isinstance(encoder_hidden_states, TextCache):
+            given = (encoder_hidden_states, attention_mask, rotary_emb)
+            return self._stock(attn, hidden_states, *given)
+        query = _heads(attn, attn.norm_q(attn.to_q(hidden_states)))
+        out = dispatch_attention_fn(
+            query,
+            encoder_hidden_states.keys[self.layer],
+            encoder_hidden_states.values[self.layer],
+            backend=self._attention_backend,
+        )
+        return attn.to_out[1](attn.to_out[0](out.flatten(2, 3).type_as(query)))
+
+
+class WanDenoiser:
+    """A ``WanTransformer3DModel`` as a function of tokens.
+
+    Attributes:
+        latent_channels: channels predicted.
+        takes_source: whether source latents are concatenated to the input channels.
+        patch: side of a token in latent pixels.
+        layers, heads, head_dim: of self-attention.
+        positions: temporal positions that the model knows.
+
+    Raises:
+        ModelError: for model variants this engine does not drive (image conditioning, patches that
+            span several latent frames, input channels that are neither C nor 2C), and for what is
+            none, such as a model that was compiled as a whole: its forward is never called.
+    """
+
+    def __init__(self, transformer: WanTransformer3DModel) -> None:
+        if not isinstance(transformer, WanTransformer3DModel):
+            raise ModelError(_no_transformer(transformer))
+        config = transformer.config
+        p_t, p_h, p_w = config.patch_size
+        if p_t != 1 or p_h != p_w:
+            raise ModelError(
+                f"patches must be 1 x p x p, this transformer has {tuple(config.patch_size)}"
+            )
+        if config.image_dim is not None or config.added_kv_proj_dim is not None:
+            raise ModelError("image-conditioned (I2V) transformers are not supported")
+        channels = config.out_channels or config.in_channels
+        if config.in_channels not in (channels, 2 * channels):
+            raise ModelError(
+                f"the transformer takes {config.in_channels} channels and predicts {channels}; "
+                f"supported are {channels} and, with source latents, {2 * channels}"
+            )
+        self.transformer = transformer
+        self.latent_channels: int = channels
+        self.takes_source: bool = config.in_channels == 2 * channels
+        self.patch: int = p_h
+        self.layers: int = config.num_layers
+        self.heads: int = config.num_attention_heads
+        self.head_dim: int = config.attention_head_dim
+        self.positions: int = config.rope_max_seq_len
+        #: Another way of running the same weights, kept here by who makes it.
+        self.twin: object = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Use our attention processors within the ``with`` block; the model's return after it.
+
+        Threads that share the model wait for each other.
+        """
+        with model_turn(self.transformer):
+            blocks = self.transformer.blocks
+            before = [(block.attn1.processor, block.attn2.processor) for block in blocks]
+            try:
+                for layer, (block, (own, cross)) in enumerate(zip(blocks, before, strict=True)):
+                    block.attn1.processor = _SelfAttention(layer, own)
+                    block.attn2.processor = _CrossAttention(layer, cross)
+                yield
+            finally:
+                for block, (own, cross) in zip(blocks, before, strict=True):
+                    block.attn1.processor, block.attn2.processor = own, cross
+
+    def text(self, embeds: Tensor) -> TextCache:
+        """Project prompt embeddings (B, L, text_dim) once, for all layers, steps and blocks."""
+        hidden = self.transformer.condition_embedder.text_embedder(embeds)
+        keys, values = [], []
+        for block in self.transformer.blocks:
+            attn = block.attn2
+            if attn.fused_projections:
+                key, value = attn.to_kv(hidden).chunk(2, dim=-1)
+            else:
+                key, value = attn.to_k(hidden), attn.to_v(hidden)
+            keys.append(_heads(attn, attn.norm_k(key)))
+            values.append(_heads(attn, value))
+        return TextCache(tuple(keys), tuple(values), embeds)
+
+    def __call__(
+        self, tokens: Tensor, timestep: Tensor, text: TextCache, block: BlockAttention
+    ) -> Tensor:
+        """Predict for some tokens of a block. Call within `attached`.
+
+        Args:
+            tokens: (B, K, p*p*channels in) latent patches, channels last within a patch.
+            timestep: (B,) float, 1000 sigma.
+            text: from `text`.
+            block: the block's attention, at the right step.
+
+        Returns:
+            (B, K, p*p*C): the model's velocity ``v`` for each token.
+        """
+        model = self.transformer
+        hidden = self._embed(tokens.to(model.dtype))
+        # one text token is enough here: the text projections are in `text` already
+        temb, modulation, _, _ = model.condition_embedder(timestep, text.embeds[:, :1])
+        modulation = modulation.unflatten(1, (6, -1))
+        for layer in model.blocks:
+            hidden = layer(hidden, text, modulation, block)
+        shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+        normed = model.norm_out(hidden.float()) * (1 + scale) + shift
+        return model.proj_out(normed.type_as(hidden))
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """The model's patch embedding of (B, K, p*p*C) tokens, laid side by side as one strip."""
+        b, k, _ = tokens.shape
+        p = self.patch
+        strip = tokens.reshape(b, k, p, p, -1).permute(0, 4, 2, 1, 3).reshape(b, -1, 1, p, k * p)
+        return self.transformer.patch_embedding(strip).flatten(2).transpose(1, 2).contiguous()

@@ -1,0 +1,184 @@
+"""``stillframe models``: which models there are, what of them is on disk, and getting the rest.
+
+Arguments in, tables out; what is wanted and where it is, `hub` knows. See `cli` for exit codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stillframe.cli.downloads import fetch_shown
+from stillframe.cli.options import DeviceOption, DtypeOption, StoreOption, VaeOption
+from stillframe.cli.screen import names_table, numbers_table, one_sentence_errors, say
+
+if TYPE_CHECKING:
+    from stillframe.loading.hub import RemoteFile, Wanted
+
+__all__ = ["models_app"]
+
+models_app = typer.Typer(help="List models, and fetch those that are on the Hugging Face hub.")
+
+
+@models_app.callback(invoke_without_command=True)
+def _list_unless_told_otherwise(context: typer.Context) -> None:
+    """List models, and fetch those that are on the Hugging Face hub."""
+    if context.invoked_subcommand is None:
+        list_models()
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """List the models that are known by name, what of them is on disk, and what else there is."""
+    with one_sentence_errors():
+        _list_bundled()
+        say("")
+        _list_recipes()
+        say("")
+        say("`stillframe models fetch NAME` downloads one. --model also takes a folder in the")
+        say("format of Wan-AI/Wan2.1-T2V-1.3B-Diffusers, or a hub id such as")
+        say("Wan-AI/Wan2.1-T2V-1.3B-Diffusers, which is downloaded once.")
+
+
+def _list_bundled() -> None:
+    from stillframe.loading.hub import size_text
+    from stillframe.loading.load import bundled_models, model_styles
+
+    rows = []
+    for name, folder in bundled_models().items():
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        rows.append((name, size_text(size), f"{len(model_styles(name))} styles"))
+    names_table(("model", "size", "knows"), rows)
+
+
+def _list_recipes() -> None:
+    from stillframe.loading.hub import on_disk, size_text, wanted_by
+    from stillframe.loading.recipes import load_recipes
+
+    rows = []
+    for name, recipe in load_recipes().items():
+        files = on_disk(wanted_by(recipe))
+        size = sum(file.size or 0 for file in files if file.present)
+        rows.append((name, recipe.title, _share(files), size_text(size), recipe.licence))
+    names_table(("recipe", "title", "on disk", "size there", "licence"), rows)
+
+
+def _share(files: Sequence[RemoteFile]) -> str:
+    """How much of a model is on disk, in words."""
+    absent = [file for file in files if not file.present]
+    if not absent:
+        return "all"
+    if len(absent) == len(files):
+        return "nothing"
+    if len(absent) == 1:
+        return f"all but {absent[0].name}"
+    return f"{len(files) - len(absent)} of {len(files)} files"
+
+
+@models_app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="A recipe's name, or a hub id (owner/name).")],
+    vae: Annotated[
+        str | None,
+        typer.Option(help="tiny or full autoencoder; by default a recipe's tiny, a hub id's own."),
+    ] = None,
+) -> None:
+    """Download what a model needs and is not on disk; says first how much that is."""
+    with one_sentence_errors():
+        wanted = _wanted(name, vae)
+        if not wanted:
+            say(f"{name} comes with the package: there is nothing to download")
+            return
+        from stillframe.loading.hub import size_text
+
+        missing, paths = fetch_shown(wanted)
+        total = size_text(sum(path.stat().st_size for path in paths))
+        done = f"{missing} fetched" if missing else "nothing to download"
+        say(f"{name}: {done}, {len(paths)} files of {total} on disk")
+
+
+def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
+    """What a model's name stands for; nothing for a bundled one.
+
+    Raises:
+        ModelError: it is no model's name.
+        ValueError: there is no such autoencoder.
+    """
+    from stillframe.errors import ModelError
+    from stillframe.loading.hub import (
+        TINY_VAE_FILE,
+        TINY_VAE_REPO,
+        VAES,
+        Wanted,
+        wanted_by,
+        wanted_folder,
+    )
+    from stillframe.loading.load import bundled_models
+    from stillframe.loading.recipes import load_recipes
+
+    if vae is not None and vae not in VAES:
+        raise ValueError(f"unknown autoencoder {vae!r}; known are {', '.join(VAES)}")
+    recipes = load_recipes()
+    if name in recipes:
+        return wanted_by(recipes[name], vae or "tiny")
+    if name in bundled_models():
+        return ()
+    if name.count("/") != 1 and not Path(name).expanduser().is_dir():
+        raise ModelError(
+            f"unknown model {name!r}: it is no hub id (owner/name); recipes are "
+            f"{', '.join(recipes)}"
+        )
+    tiny = (Wanted(TINY_VAE_REPO, (TINY_VAE_FILE,)),) if vae == "tiny" else ()
+    return (*wanted_folder(name), *tiny)
+
+
+@models_app.command()
+def plan(
+    name: Annotated[str, typer.Argument(help="A recipe's name, a folder, or a hub id.")],
+    height: Annotated[int, typer.Option(min=16, help="In pixels.")] = 480,
+    width: Annotated[int, typer.Option(min=16, help="In pixels.")] = 832,
+    vae: VaeOption = None,
+    recovery: Annotated[str, typer.Option(help="What stands in for pruned tokens.")] = "aligned",
+    store: StoreOption = "auto",
+    dtype: DtypeOption = "bfloat16",
+    device: DeviceOption = "auto",
+) -> None:
+    """Say how much memory editing will take; needs the model's configuration only."""
+    with one_sentence_errors():
+        from stillframe.loading.load import plan_pipeline
+
+        needs, free = plan_pipeline(
+            name,
+            height,
+            width,
+            vae=vae,
+            recovery=recovery,
+            store=store,
+            dtype=dtype,
+            device=device,
+        )
+        numbers_table((f"{name} at {width}x{height}", dtype), needs.lines())
+        if free is not None:
+            say(f"free on this device: {free / 2**30:.2f} GiB")
+
+
+@models_app.command()
+def convert(
+    name: Annotated[
+        str, typer.Argument(metavar="IN", help="A model's name, or a weight file with --recipe.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    recipe: Annotated[str | None, typer.Option(help="What a weight file is weights of.")] = None,
+    vae: VaeOption = None,
+    dtype: DtypeOption = "bfloat16",
+) -> None:
+    """Write a model as a folder in diffusers' format, its low-rank update merged."""
+    with one_sentence_errors():
+        from stillframe.loading.convert import convert_model
+
+        convert_model(name, out, recipe=recipe, vae=vae, dtype=dtype)
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        say(f"{out}: {size / 1e9:.2f} GB")

@@ -1,0 +1,244 @@
+"""What the command line shows: sentences, a progress bar, summaries and tables.
+
+Knows rich, and reports as numbers. Does not know commands, models or files.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from stillframe.errors import OutputClosedError, StillframeError
+
+if TYPE_CHECKING:
+    from stillframe.jobs.edit import Progress as EditProgress
+    from stillframe.jobs.report import Report, RunReport
+
+__all__ = [
+    "INTERRUPTED",
+    "READER_GONE",
+    "REFUSED",
+    "Interruption",
+    "edit_progress",
+    "names_table",
+    "numbers_table",
+    "one_sentence_errors",
+    "say",
+    "summary",
+    "warn",
+]
+
+REFUSED = 2
+INTERRUPTED = 130
+#: What a shell reports of a program that ended because nobody reads its output any more.
+READER_GONE = 141
+
+
+def say(text: str, *, stderr: bool = False) -> None:
+    """A line on standard output (or error), as it is: not wrapped, not marked up."""
+    Console(soft_wrap=True, stderr=stderr).print(text, markup=False, highlight=False)
+
+
+def warn(text: str) -> None:
+    """A warning on standard error."""
+    _to_stderr("Warning", "yellow", text)
+
+
+def _to_stderr(label: str, style: str, text: str) -> None:
+    line = Text.assemble((f"{label}: ", style), text)
+    Console(stderr=True, soft_wrap=True).print(line, highlight=False)
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """What users cause: one sentence on standard error and exit code 2; for Ctrl-C, 130.
+
+    A reader of the output that has gone is a warning, and exit code 141.
+    """
+    try:
+        yield
+    except OutputClosedError as error:
+        warn(str(error))
+        raise typer.Exit(READER_GONE) from error
+    except (StillframeError, ValueError) as error:
+        _to_stderr("Error", "bold red", str(error))
+        raise typer.Exit(REFUSED) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _to_stderr("Error", "bold red", "out of memory; a smaller --height needs less")
+        raise typer.Exit(REFUSED) from error
+    except KeyboardInterrupt as error:
+        _to_stderr("Interrupted", "yellow", "the file being made was not kept")
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Also torch's own errors, which are known by name because torch is not imported here."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "allocate memory" in str(error)
+    )
+
+
+class Interruption:
+    """Ctrl-C and SIGTERM as a wish: the first one is remembered, a second one acts as usual.
+
+    Use as a context manager in the main thread; call it to ask.
+
+    Attributes:
+        code: the exit code that tells of it, 130 for Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self.code = INTERRUPTED
+        self._wished = False
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        """Whether it happened."""
+        return self._wished
+
+    def _wish(self, number: int, frame: FrameType | None) -> None:
+        self._wished = True
+        self.code = 128 + number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            # None stands for a handler that Python did not install and cannot put back
+            if handler is not None:
+                signal.signal(number, handler)
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._wish)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._restore()
+
+
+class _FramesColumn(ProgressColumn):
+    """Frames written, of how many."""
+
+    def render(self, task: Task) -> Text:
+        total = "?" if task.total is None else f"{task.total:.0f}"
+        return Text(f"{task.completed:.0f}/{total} frames")
+
+
+@contextmanager
+def edit_progress(
+    quiet: bool = False, label: str = "editing"
+) -> Iterator[Callable[[EditProgress], None]]:
+    """A progress bar on standard error with frames, FPS, kept share and time left."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        _FramesColumn(),
+        TextColumn("{task.fields[fps]}"),
+        TextColumn("{task.fields[kept]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(label, total=None, fps="", kept="")
+
+        def show(progress: EditProgress) -> None:
+            bar.update(
+                task,
+                completed=progress.frames_out,
+                total=progress.frames_total,
+                fps=f"{progress.fps:.1f} FPS",
+                kept="" if progress.kept_share is None else f"{progress.kept_share:.0%} kept",
+            )
+
+        yield show
+
+
+def summary(report: Report) -> list[str]:
+    """What was done, in a line or two."""
+    if not report.frames_out:
+        return [f"interrupted before the first block was done: {report.output} was not written"]
+    seconds = report.seconds["total"]
+    lines = [
+        f"{report.output}: {report.frames_out} frames of {report.width}x{report.height} in "
+        f"{seconds:.1f} s ({report.fps:.1f} FPS), {report.kept_share:.0%} of the patches recomputed"
+    ]
+    if report.interrupted:
+        left = report.frames_in - report.frames_out
+        lines.append(f"interrupted: {left} more frames had been read, which are not in the file")
+    if report.staleness is not None:
+        stale = report.staleness
+        lines.append(
+            f"patches that were reused differ from their source by {stale['p99']:.1f} grey levels "
+            f"(99th percentile), at most {stale['max']:.1f}"
+        )
+    if report.full is not None:
+        lines.append(_against_full(report, report.full))
+    return lines
+
+
+def _against_full(report: Report, full: RunReport) -> str:
+    psnr, flickers = report.psnr_vs_full_db, (report.flicker, full.flicker)
+    parts = [
+        f"without pruning: {full.seconds['total']:.1f} s ({full.fps:.1f} FPS)",
+        f"speedup {_times(report.speedup_total)}, in denoising {_times(report.speedup_denoise)}",
+    ]
+    if psnr is not None:
+        parts.append(f"PSNR between the two {psnr:.1f} dB")
+    if report.worst_patch is not None and report.worst_patch_seed is not None:
+        parts.append(
+            f"worst patches {report.worst_patch['p99']:.1f} grey levels apart (99th percentile; "
+            f"another seed {report.worst_patch_seed['p99']:.1f})"
+        )
+    if flickers[0] is not None and flickers[1] is not None:
+        parts.append(
+            f"static regions flicker by {flickers[0]:.2f} grey levels, without pruning by "
+            f"{flickers[1]:.2f}, the source itself by {report.flicker_source:.2f}"
+        )
+    return "; ".join(parts)
+
+
+def _times(factor: float | None) -> str:
+    return "unknown" if factor is None else f"{factor:.2f}x"
+
+
+def names_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column holds names."""
+    table = Table(*columns, box=None, pad_edge=False)
+    for name, *rest in rows:
+        table.add_row(Text(name, style="bold"), *(Text(cell) for cell in rest))
+    Console().print(table)
+
+
+def numbers_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column holds names, the others numbers."""
+    table = Table(show_edge=False)
+    table.add_column(columns[0], style="bold")
+    for name in columns[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)

@@ -1,0 +1,201 @@
+"""What moved, as the codec of the source has it: motion vectors instead of, or beside, latents.
+
+An encoder has searched every block of a picture for where it came from, and said so. That is a
+change detector which costs nothing. What can be known from it, and what not:
+
+- a block with a vector of any length has moved, or looked as if it had;
+- a block with none has been coded anew. What it shows may be old or new: unknown, and so are intra
+  frames, which are many in some files. The method decides there;
+- a vector of length 0 says that the block looks most like what was there before. It does not say
+  that it is the same: vectors come without the residual, so that a skipped block cannot be told
+  from one that got brighter. Slow changes are therefore not seen at all by "codec"; "both" sees
+  them.
+
+Encoders look for what is cheap to code, not for what moved, and noise gives them reason enough for
+a vector now and then. So a place counts as moved if half of it did, over the pixel frames of its
+latent frame; or of the latent frame before, which the encoder still remembers. So do its
+neighbours, into which its layers carry it. What is unknown counts where it could make that half. No
+frame looks ahead, so a stream and a file get the same masks. Knows maps of blocks; not where
+they are read (`stillframe.video.vectors`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stillframe.controls.mask_video import FrameClock
+from stillframe.controls.region import Painting, cell_edges
+from stillframe.tokens.grid import Grid
+
+__all__ = ["KINDS", "Agreement", "CodecDetector", "CodecTrack", "MotionMap"]
+
+#: What `CodecDetector.kind` may be.
+KINDS = ("codec", "both")
+
+_ROUNDING = 1e-6
+_CLOCK = FrameClock()
+
+
+class MotionMap(NamedTuple):
+    """Blocks of a picture that its codec moved.
+
+    Attributes:
+        moved, unknown: (rows, columns) bool, cells of one size that cover the picture. Nothing is
+            both.
+        extent: shares of all cells, across and down, that the picture fills.
+    """
+
+    moved: NDArray[np.bool_]
+    unknown: NDArray[np.bool_]
+    extent: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class CodecDetector:
+    """Which patches changed, from the source's own motion vectors.
+
+    Attributes:
+        kind: "codec" has its masks replace the method's where it knows; "both" recomputes what
+            either of them would.
+        share: how much of a patch must have moved, over area and pixel frames, for it to count; 0:
+            any part in any frame.
+        spread: patches around a moved one that count as moved, too.
+        extent: see `Region.extent`.
+        clock: of the stream's frames.
+
+    Raises:
+        ValueError: for another kind, or numbers out of range.
+    """
+
+    kind: str = "both"
+    share: float = 0.5
+    spread: int = 1
+    extent: tuple[float, float] = (1.0, 1.0)
+    clock: FrameClock = _CLOCK
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"the codec is used alone or as one of 'both', got {self.kind!r}")
+        if not 0 <= self.share < 1:
+            raise ValueError(f"a share of a patch is in [0, 1), got {self.share}")
+        if self.spread < 0:
+            raise ValueError(f"motion spreads over 0 or more patches, got {self.spread}")
+
+    def fitted(self, extent: tuple[float, float], clock: FrameClock | None) -> CodecDetector:
+        """The same for a stream of such frames."""
+        return replace(self, extent=extent, clock=clock or self.clock)
+
+
+class Agreement(NamedTuple):
+    """How the codec's masks compare with the method's, over blocks that were not whole.
+
+    Attributes:
+        known: share of tokens that the codec knows anything of.
+        agreed: of those, share on which both say the same. None if there are none.
+        precision: of what the codec recomputes, share that the method does, too; None if nothing.
+        recall: of what the method recomputes, share that the codec does, too; None if nothing.
+    """
+
+    known: float
+    agreed: float | None
+    precision: float | None
+    recall: float | None
+
+
+class CodecTrack:
+    """The detector of one stream. `add` the map of every frame before the frame is pushed."""
+
+    def __init__(self, detector: CodecDetector) -> None:
+        self._detector = detector
+        self._maps: dict[int, MotionMap | None] = {}
+        self._added = 0
+        # the latent frame before the block
+        self._before: tuple[Tensor, Tensor] | None = None
+        self._moved = self._unknown = torch.empty(0)
+        # tokens: all, known, alike, recomputed by the codec, by the method, by both
+        self._counts: Tensor | None = None
+
+    def add(self, motion: MotionMap | None) -> None:
+        """Take the map of the next frame; None if nothing is known of it."""
+        self._maps[self._added] = motion
+        self._added += 1
+
+    def begin(self, block: int, grid: Grid) -> None:
+        """Look at the maps of a block's frames."""
+        clock = self._detector.clock
+        moved, unknown = [], []
+        for latent in range(block * grid.frames, (block + 1) * grid.frames):
+            frames = clock.taken(latent)
+            # beyond the end, an autoencoder is fed the last frame again, in which nothing moves
+            maps = [self._maps[f] for f in frames if f < self._added]
+            here = _on_grid(maps, grid, self._detector)
+            before = here if self._before is None else self._before
+            moved.append(here[0] | before[0])
+            unknown.append(here[1] | before[1])
+            self._before = here
+        last = clock.taken((block + 1) * grid.frames - 1)
+        self._maps = {f: m for f, m in self._maps.items() if f not in range(last.stop)}
+        self._moved = _spread(torch.stack(moved), self._detector.spread)
+        self._unknown = torch.stack(unknown) & ~self._moved
+
+    def mask(self, keep: Tensor) -> Tensor:
+        """The keep mask of a block, from the method's, (B, S, h, w) bool."""
+        moved, unknown = self._moved.to(keep.device), self._unknown.to(keep.device)
+        self._count(keep, moved.expand_as(keep), unknown.expand_as(keep))
+        return keep | moved if self._detector.kind == "both" else (keep & unknown) | moved
+
+    def _count(self, keep: Tensor, moved: Tensor, unknown: Tensor) -> None:
+        known = ~unknown
+        kinds = (
+            torch.ones_like(keep), known, known & (keep == moved), moved, keep & known,
+            keep & moved,
+        )  # fmt: skip
+        counts = torch.stack([kind.sum() for kind in kinds])
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    @property
+    def agreement(self) -> Agreement:
+        """So far; waits for the device."""
+        counts = [0] * 6 if self._counts is None else self._counts.tolist()
+        every, known, alike, codec, method, both = counts
+
+        def share(part: int, whole: int) -> float | None:
+            return part / whole if whole else None
+
+        return Agreement(
+            share(known, every) or 0.0, share(alike, known), share(both, codec), share(both, method)
+        )
+
+
+def _on_grid(
+    maps: Sequence[MotionMap | None], grid: Grid, detector: CodecDetector
+) -> tuple[Tensor, Tensor]:
+    """Patches (h, w) that moved over the maps, and those that may have."""
+    columns = cell_edges(grid.width, detector.extent[0])
+    rows = cell_edges(grid.height, detector.extent[1])
+    moved = torch.zeros(grid.height, grid.width, dtype=torch.float64)
+    unknown = moved.clone()
+    for motion in maps:
+        if motion is None:
+            unknown += 1
+            continue
+        for into, cells in ((moved, motion.moved), (unknown, motion.unknown)):
+            if cells.any():
+                into += Painting(torch.from_numpy(cells), motion.extent).cover(rows, columns)
+    least = detector.share * max(len(maps), 1) + _ROUNDING
+    return moved > least, (moved + unknown > least) & (moved <= least)
+
+
+def _spread(moved: Tensor, reach: int) -> Tensor:
+    """Patches (S, h, w) with those around them."""
+    size = 2 * reach + 1
+    spread = F.max_pool2d(moved.float().unsqueeze(1), size, stride=1, padding=reach)
+    return spread.squeeze(1) > 0.5

@@ -1,0 +1,263 @@
+"""Quality guard: how wrong is what is reused, estimated from a random sample computed anyway.
+
+In every block a few of the tokens that would be pruned are drawn at random and computed; the square
+of the difference between their result and what reuse would have shown estimates the error made. The
+tokens are drawn by a generator of its own, so a stream's noise is what it was.
+
+Blocks resemble each other, and so do neighbours within one, but the interval does not rest on the
+contrary: what is estimated is the error of the very blocks that were made, and the only chance in
+it is the drawing, which is independent from block to block and without replacement within. So the
+variance is that of a stratified sample (Cochran, Sampling Techniques, 5.3), and nothing is said of
+blocks to come.
+
+Two things a sample cannot see. A token computed alone *leans* towards the reused ones that it
+attends to. And a block computed whole after reused ones *drifts*: what it attends to is not what it
+would be in a dense edit. Error and drift are independent: in copies of streams, their squares add
+up to the square of the true error. The interval's upper end takes in both, as measured beforehand
+on other clips. Knows masks and results, not how they are made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stillframe.tokens.restore import predecessor_rows, restore
+from stillframe.tokens.source import SourceBlock
+
+__all__ = ["Estimate", "Guard", "Stratum", "Watch", "estimate"]
+
+_RECENT = 4  # blocks that thresholds are set by
+_REMEMBERED = 2**14  # blocks that the estimate is over, the latest: a stream may live for days
+_BOUNDS = 0.25, 4.0  # of what thresholds are multiplied by
+_STEP = 1.25  # most that it changes in a block
+_LEAST = 8  # tokens drawn in a block
+# Squared errors of patches have a tail that a small sample may not have met: until there is more
+# to go by, they are taken to vary by so many times their mean, as if from so many tokens.
+_TAIL, _TAIL_TOKENS = 2.0, 12
+# Of the bundled model, over 24 runs of training clips: about the largest drift, and a lean with
+# which all of them were covered.
+DRIFT, LEAN = 0.05, 1.3
+_GAIN = 0.3  # exponent of target / error by which it does
+
+
+@dataclass(frozen=True)
+class Guard:
+    """How the error of reuse is watched.
+
+    Attributes:
+        share: of a block's tokens that are computed for it, above 0 up to 0.5; at least 8 tokens.
+        target: root mean square error of reused tokens, in latent standard deviations, that the
+            thresholds are multiplied towards, between a quarter and four times; None to only watch.
+        confidence: of the interval, above 0 and below 1.
+        seed: of the drawing.
+        drift: most that a block computed whole after reused ones is expected to be off the dense
+            edit, root mean square in latent standard deviations; 0 leaves it out.
+        lean: most that a block computed whole errs more than tokens computed alone, as a factor; 1
+            leaves it out. Both defaults are the bundled model's, see `benchmarks.drift`.
+
+    Raises:
+        ValueError: for numbers out of range.
+    """
+
+    share: float = 0.02
+    target: float | None = None
+    confidence: float = 0.95
+    seed: int = 0
+    drift: float = DRIFT
+    lean: float = LEAN
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 0.5:
+            raise ValueError(f"a guard computes a share in (0, 0.5] of the tokens: {self.share}")
+        if self.target is not None and not 0 < self.target < math.inf:
+            raise ValueError(f"a guard's target is an error above 0, got {self.target}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"a confidence lies between 0 and 1, got {self.confidence}")
+        if not 0 <= self.drift < math.inf:
+            raise ValueError(f"a drift is 0 or more, got {self.drift}")
+        if not 1 <= self.lean < math.inf:
+            raise ValueError(f"a lean is a factor from 1, got {self.lean}")
+
+    def sampled(self, tokens: int) -> int:
+        """Tokens drawn of a block of so many."""
+        return max(_LEAST, round(self.share * tokens))
+
+
+class Stratum(NamedTuple):
+    """What was drawn in a block.
+
+    Attributes:
+        tokens: it was drawn from.
+        drawn: tokens.
+        mean, variance: of their squared errors; variance with ``drawn - 1`` degrees of freedom.
+    """
+
+    tokens: int
+    drawn: int
+    mean: float
+    variance: float
+
+
+class Estimate(NamedTuple):
+    """Root mean square error of reused tokens, in latent standard deviations.
+
+    Attributes:
+        error: the sample's; None before anything was drawn.
+        low, high: the interval; the upper end takes in lean and drift.
+        confidence: of the interval.
+        drawn, tokens: tokens sampled, and tokens they stand for.
+    """
+
+    error: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    drawn: int
+    tokens: int
+
+
+def estimate(
+    strata: list[Stratum], confidence: float, drift: float = 0.0, lean: float = 1.0
+) -> Estimate:
+    """Error over all strata with an interval, symmetric in its logarithm but for drift and lean.
+
+    Squared errors are skewed and cannot be negative, which the logarithm respects; the quantile is
+    Student's with Satterthwaite's degrees of freedom. Small samples get a wider interval than their
+    own variance gives, for the tail that they may have missed.
+    """
+    used = [s for s in strata if s.drawn]
+    tokens, drawn = sum(s.tokens for s in used), sum(s.drawn for s in used)
+    if not tokens:
+        return Estimate(None, None, None, confidence, 0, 0)
+    mean = sum(s.tokens * s.mean for s in used) / tokens
+    freedom = sum(s.drawn - 1 for s in used)
+    pooled = sum((s.drawn - 1) * s.variance for s in used) / freedom if freedom else 0.0
+    parts = []
+    for s in used:
+        spread = s.variance if s.drawn > 1 else pooled
+        rest = 1 - s.drawn / s.tokens
+        parts.append(((s.tokens / tokens) ** 2 * rest * spread / s.drawn, max(s.drawn - 1, 1)))
+    variance = sum(part for part, _ in parts)
+    if not variance or not mean:
+        error = math.sqrt(mean)
+        return Estimate(error, error, math.hypot(lean * error, drift), confidence, drawn, tokens)
+    degrees = variance**2 / sum(part**2 / free for part, free in parts)
+    # relative, and drawn towards what is expected of a tail; nothing is in doubt of tokens drawn
+    rest = 1 - drawn / tokens
+    expected = rest * _TAIL**2 / drawn
+    relative = (drawn * variance / mean**2 + _TAIL_TOKENS * expected) / (drawn + _TAIL_TOKENS)
+    width = _student(confidence, degrees) * math.sqrt(relative)
+    low, high = (math.sqrt(mean * math.exp(sign * width)) for sign in (-1, 1))
+    return Estimate(math.sqrt(mean), low, math.hypot(lean * high, drift), confidence, drawn, tokens)
+
+
+def _student(confidence: float, degrees: float) -> float:
+    """Two-sided quantile of Student's distribution (Abramowitz and Stegun, 26.7.5)."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    g1 = (z**3 + z) / 4
+    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + g1 / degrees + g2 / degrees**2
+
+
+class Watch:
+    """The guard of one stream. For every block `sample`, unless it is whole, `see` and `end`.
+
+    Args:
+        guard: how.
+
+    Attributes:
+        factor: what the method's thresholds are multiplied by now.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.factor = 1.0
+        self._generator = torch.Generator().manual_seed(guard.seed)
+        self._strata: deque[Stratum] = deque(maxlen=_REMEMBERED)
+        self._recent: deque[list[Stratum]] = deque(maxlen=_RECENT)
+        self._asked: Tensor | None = None
+        self._drawn: Tensor | None = None
+        self._free: Tensor | None = None
+        self._waiting: Tensor | None = None
+        self._late: Tensor | None = None
+
+    def scaled(self, block: SourceBlock) -> SourceBlock:
+        """A block as it must look to a detector for its thresholds to be ``factor`` times as high:
+        distances are linear."""
+        by = 1 / self.factor
+        if self.factor == 1:
+            return block
+        return block._replace(
+            tokens=block.tokens * by,
+            previous=block.previous * by,
+            reference=block.reference * by,
+            leniency=block.leniency * self.factor,
+        )
+
+    def sample(self, keep: Tensor, barred: Tensor) -> Tensor:
+        """A keep mask (B, S, h, w) with the tokens that are drawn; none of ``barred`` are."""
+        flat = keep.flatten(1)
+        ranks = torch.rand(flat.shape, generator=self._generator).to(keep.device)
+        taken = flat | barred.flatten(1)
+        count = self.guard.sampled(flat.shape[1])
+        best = ranks.masked_fill(taken, 2.0).argsort(1)[:, :count]
+        drawn = torch.zeros_like(flat).scatter(1, best, True) & ~taken
+        self._asked, self._drawn = keep.flatten(2), drawn
+        self._free = (~taken).sum(1)
+        return keep | drawn.view_as(keep)
+
+    def see(self, result: Tensor, previous: Tensor | None) -> None:
+        """Take a block's result (B, S*N, P), and that of the frame before it, (B, N, P)."""
+        asked, drawn = self._asked, self._drawn
+        self._asked = self._drawn = None
+        if asked is None or drawn is None or self._free is None or previous is None:
+            return
+        # what a drawn token would have shown depends only on tokens that were not drawn
+        shown = restore(result, previous, predecessor_rows(asked))
+        error = (result - shown).double().square().mean(2)
+        count = drawn.sum(1)
+        mean = (error * drawn).sum(1) / count.clamp(min=1)
+        spread = ((error - mean.unsqueeze(1)).square() * drawn).sum(1)
+        variance = spread / (count - 1).clamp(min=1)
+        self._waiting = torch.stack([self._free.double(), count.double(), mean, variance], 1)
+
+    def end(self) -> None:
+        """A block is done. Reads what the one before it left, which is there without waiting."""
+        self._read()
+        self._late, self._waiting = self._waiting, None
+
+    def _read(self) -> None:
+        late, self._late = self._late, None
+        if late is None:
+            return
+        rows = [Stratum(int(n), int(m), mean, var) for n, m, mean, var in late.tolist()]
+        self._strata.extend(rows)
+        self._recent.append(rows)
+        if self.guard.target is not None:
+            self._adjust(self.guard.target)
+
+    def _adjust(self, target: float) -> None:
+        """Move the thresholds towards the target."""
+        recent = estimate([row for rows in self._recent for row in rows], self.guard.confidence)
+        if not recent.error:
+            # nothing reused of late says nothing of what reuse would cost
+            return
+        step = min(max((target / recent.error) ** _GAIN, 1 / _STEP), _STEP)
+        self.factor = min(max(self.factor * step, _BOUNDS[0]), _BOUNDS[1])
+
+    def report(self) -> dict[str, Any]:
+        """Estimate over the latest 16,384 blocks, as plain values; waits for the device."""
+        self._read()
+        self._late, self._waiting = self._waiting, None
+        self._read()
+        guard = self.guard
+        told = estimate(list(self._strata), guard.confidence, guard.drift, guard.lean)
+        asked = {name: getattr(guard, name) for name in ("share", "target", "drift", "lean")}
+        return {**asked, **told._asdict(), "factor": self.factor}

@@ -1,0 +1,194 @@
+"""Keep masks as a side-car file: one analysis for several prompts, or masks of other tools.
+
+The format is described in ``docs/control.md``: a line that names it, a line of JSON, and for every
+block its number of bytes (4, little-endian) and so many of zlib, which hold the mask's bits in the
+order frame, row, column, eight a byte, the first the highest. Knows bytes and files, not where
+masks come from.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillframe.errors import InputError
+from stillframe.tokens.grid import Grid
+from stillframe.whole_file import write_whole
+
+__all__ = ["GivenMasks", "MaskHeader", "MaskRecorder"]
+
+_MAGIC = b"stillframe masks\n"
+_VERSION = 2
+_READ = (1, 2)  # the first has no tolerance
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class MaskHeader:
+    """What masks are of.
+
+    Attributes:
+        block_frames, height, width: S x h x w tokens of a block.
+        patch: side of a token in pixels of the model's frames.
+        temporal: pixel frames of a latent frame.
+        frames: pixel frames of the video that the masks were made for.
+        tolerance: they were made with, in grey levels; None if there was none.
+        tau1, tau2: thresholds they were made with, None if there were none.
+
+    Raises:
+        ValueError: for sizes below 1, or a frame count below 0.
+    """
+
+    block_frames: int
+    height: int
+    width: int
+    patch: int
+    temporal: int
+    frames: int = 0
+    tolerance: float | None = None
+    tau1: float | None = None
+    tau2: float | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.block_frames, self.height, self.width, self.patch, self.temporal)
+        if min(sizes) < 1 or self.frames < 0:
+            raise ValueError(f"sizes of masks must be positive, got {sizes} for {self.frames}")
+
+    @property
+    def grid(self) -> Grid:
+        """Of a block."""
+        return Grid(self.block_frames, self.height, self.width)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.block_frames}x{self.height}x{self.width} patches of {self.patch} pixels, "
+            f"{self.temporal} frames each"
+        )
+
+
+@dataclass(frozen=True)
+class GivenMasks:
+    """Keep masks of a whole video, compressed.
+
+    Attributes:
+        header: what they are of.
+        blocks: zlib streams, see the module.
+    """
+
+    header: MaskHeader
+    blocks: tuple[bytes, ...]
+
+    def block(self, number: int) -> Tensor:
+        """The mask of a block, (1, S, h, w) bool.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
+        if number >= len(self.blocks):
+            raise InputError(
+                f"there are masks of {len(self.blocks)} blocks, and the video has more"
+            )
+        grid = self.header.grid
+        size = -(-grid.tokens // 8)
+        try:
+            unpacker = zlib.decompressobj()
+            packed = unpacker.decompress(self.blocks[number], size + 1)
+        except zlib.error as error:
+            raise InputError(f"the mask of block {number} is damaged: {error}") from error
+        if len(packed) != size:
+            raise InputError(f"the mask of block {number} is damaged: it has not {size} bytes")
+        bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=grid.tokens)
+        keep = torch.from_numpy(bits.astype(np.bool_))
+        return keep.view(1, grid.frames, grid.height, grid.width)
+
+    def check(self, wanted: MaskHeader) -> None:
+        """Raise an InputError unless blocks are those of ``wanted``; length and thresholds may
+        differ."""
+        if str(wanted) != str(self.header):
+            raise InputError(f"the masks are of {self.header}, and the video has {wanted}")
+
+    def check_grid(self, grid: Grid) -> None:
+        """Raise a ValueError unless blocks are of this grid."""
+        if self.header.grid != grid:
+            raise ValueError(f"the masks are of {self.header.grid}, and the stream has {grid}")
+
+    def write(self, path: str | PathLike[str]) -> None:
+        """Write the side-car; the file is complete or not there.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        head = {"version": _VERSION, "blocks": len(self.blocks), **asdict(self.header)}
+        records = (_LENGTH.pack(len(block)) + block for block in self.blocks)
+        write_whole(path, (_MAGIC + json.dumps(head).encode() + b"\n", *records))
+
+    @classmethod
+    def read(cls, path: str | PathLike[str]) -> GivenMasks:
+        """Read a side-car.
+
+        Raises:
+            InputError: it cannot be read, is of another format or version, or incomplete.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} could not be read: {error.strerror}") from error
+        if not data.startswith(_MAGIC):
+            raise InputError(f"{path} ({len(data)} bytes) is not a file of masks")
+        line, _, body = data[len(_MAGIC) :].partition(b"\n")
+        try:
+            head: dict[str, Any] = json.loads(line)
+            version, count = head.pop("version"), head.pop("blocks")
+            if version not in _READ:
+                raise InputError(f"{path} has masks of version {version}, not up to {_VERSION}")
+            header = MaskHeader(**head)
+            blocks = tuple(_records(body))
+        except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+            raise InputError(f"{path} ({len(data)} bytes) is damaged: {error}") from error
+        if len(blocks) != count:
+            raise InputError(f"{path} is damaged: it has {len(blocks)} of {count} blocks")
+        return cls(header, blocks)
+
+
+def _records(body: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(body):
+        (length,) = _LENGTH.unpack_from(body, at)
+        at += _LENGTH.size + length
+        if at > len(body):
+            raise ValueError(f"its last block lacks {at - len(body)} bytes")
+        yield body[at - length : at]
+
+
+class MaskRecorder:
+    """Collects the masks of a stream's blocks as they are done, some hundred bytes each."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+        self._shape: tuple[int, ...] = ()
+
+    def add(self, keep: Tensor) -> None:
+        """Take the mask of the next block, (1, S, h, w) bool."""
+        self._shape = tuple(keep.shape[1:])
+        bits = np.packbits(keep.cpu().numpy().reshape(-1))
+        self._blocks.append(zlib.compress(bits.tobytes(), 9))
+
+    def masks(self, header: MaskHeader) -> GivenMasks:
+        """All of them.
+
+        Raises:
+            ValueError: the header does not fit.
+        """
+        if self._blocks and self._shape != tuple(asdict(header.grid).values()):
+            raise ValueError(f"the blocks are of {self._shape} tokens, not {header.grid}")
+        return GivenMasks(header, tuple(self._blocks))

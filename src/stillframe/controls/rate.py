@@ -1,0 +1,392 @@
+"""Rate control: how many tokens a block may have, and which those are.
+
+For every block the cost model (``cost``) says what share of tokens fits the time that a target
+leaves it, and a ledger pays back, over the next blocks, what earlier ones took too much or too
+little of. The tokens are those that changed most, by ``change.ChangeScore``: nothing that changed
+more is pruned while something calmer is kept, but for what other controls force or forbid, which
+comes out of the same budget. Time is measured by the engine, or read from the trace of another run,
+which makes every decision again. Knows shares, seconds and masks, not what a block is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stillframe.controls.cost import CostModel
+from stillframe.controls.trace import RateTrace, Timing
+from stillframe.controls.twopass import Forecast
+from stillframe.methods import Method
+from stillframe.tokens.source import SourceBlock
+
+__all__ = ["BEHIND", "MODES", "Rate", "RateController", "RateReport", "most_changed"]
+
+#: What `Rate.mode` may be.
+MODES = ("constant", "capped")
+
+_HORIZON = 8  # blocks over which the ledger is settled
+_RESERVE = 4.0  # blocks' worth that the ledger holds at most, either way
+_LATENCY_RESERVE = 0.5  # the same for a latency: a block that is late makes no other one early
+#: Tolerances beyond which what is shown counts as behind its source.
+BEHIND = 2.0
+_FIRST_SHARE = 0.5  # until a block has been timed
+_MOST_TIMINGS = 2**16  # that are kept: hours of video, and no more however long a stream lives
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What is to be held; exactly one of the first three is given.
+
+    Attributes:
+        fps: pixel frames a second, everything between two blocks included.
+        latency: seconds of a block, from encoding to decoding.
+        kept: share of tokens computed, above 0 up to 1.
+        mode: "constant" spends the budget whatever changed; "capped" leaves it to the thresholds
+            where they want less.
+        limit: patches that changed by more than so many times the thresholds are computed even if
+            the target is missed for it; None for no such limit.
+        forecast: what a first pass over the whole video found; spends the budget where it says.
+        trace: times of another run, to be used instead of measured ones.
+        clock: turns a block's share and measured time into the time to go by; for simulations.
+
+    Raises:
+        ValueError: for none or several targets, or numbers out of range.
+    """
+
+    fps: float | None = None
+    latency: float | None = None
+    kept: float | None = None
+    mode: str = "constant"
+    limit: float | None = None
+    forecast: Forecast | None = field(default=None, repr=False)
+    trace: RateTrace | None = field(default=None, repr=False)
+    clock: Callable[[Timing], Timing] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in self.target.items() if v is not None}
+        if len(given) != 1:
+            raise ValueError(f"one of fps, latency and kept is held, got {len(given)} of them")
+        (name, value), *_ = given.items()
+        if not value > 0 or (name == "kept" and value > 1) or value == float("inf"):
+            most = " up to 1" if name == "kept" else ""
+            raise ValueError(f"a target {name} lies above 0{most}, got {value}")
+        if self.mode not in MODES:
+            raise ValueError(f"a rate's mode is 'constant' or 'capped', got {self.mode!r}")
+        if self.limit is not None and not self.limit >= 1:
+            raise ValueError(f"a rate's limit is at least 1 threshold, got {self.limit}")
+
+    @property
+    def target(self) -> dict[str, float | None]:
+        """The three targets by name, two of them None."""
+        return {"fps": self.fps, "latency": self.latency, "kept": self.kept}
+
+    def check(self, method: Method) -> None:
+        """Raise a ValueError if a method cannot be held to a rate."""
+        if not method.prunes or method.score() is None:
+            raise ValueError(
+                f"method {method.name!r} has no thresholds: only one that prunes by them can be "
+                "held to a rate"
+            )
+
+    def quantity(self, frames: int) -> float:
+        """What a block may take: seconds of its ``frames`` pixel frames, or a share."""
+        if self.fps is not None:
+            return frames / self.fps
+        target = self.latency if self.latency is not None else self.kept
+        assert target is not None
+        return target
+
+
+class RateReport(NamedTuple):
+    """How a rate was held.
+
+    Attributes:
+        achieved: the target's quantity over all blocks that count: frames a second, mean seconds a
+            block, or mean share.
+        blocks: so many; the first of a stream is always whole and does not count.
+        out_of_reach: blocks in which even the least that had to be computed took longer than the
+            target left.
+        behind: blocks that showed something staler than twice the method's tolerance.
+        stalest: most that a reused patch differed from its source by, in grey levels; None where
+            nothing says.
+        dense_in_reach: blocks that were computed whole and still left time.
+        fastest: what the target could be at most (fps) or at least, by the cost model, with nothing
+            computed; None for a share, and before anything is known.
+        fixed, slope: of the cost model, seconds.
+    """
+
+    achieved: float | None
+    blocks: int
+    out_of_reach: int
+    behind: int
+    stalest: float | None
+    dense_in_reach: int
+    fastest: float | None
+    fixed: float
+    slope: float
+
+
+def most_changed(score: Tensor, count: int, forced: Tensor, barred: Tensor) -> Tensor:
+    """The ``count`` tokens of largest score, forced ones first and barred ones never.
+
+    Args:
+        score: (B, S, h, w), at least 0; of equal scores the first counts as larger.
+        count: of each batch row, at least 0.
+        forced, barred: (B, S, h, w) bool; all that is forced is kept, even beyond ``count``.
+
+    Returns:
+        (B, S, h, w) bool.
+    """
+    rank = score.masked_fill(forced, float("inf")).masked_fill(barred, -1.0).flatten(1)
+    best = rank.argsort(dim=1, descending=True, stable=True)[:, :count]
+    kept = torch.zeros_like(rank, dtype=torch.bool).scatter(1, best, True).view_as(score)
+    return (kept | forced) & ~barred
+
+
+class RateController:
+    """Holds the rate of one stream. For every block but a first one `choose`, and then `note`.
+
+    Args:
+        rate: what to hold.
+        method: whose thresholds changes are measured in.
+        frames: pixel frames of a block.
+
+    Attributes:
+        blocks: so many so far.
+        timings: of the latest 65,536 of them, see ``trace``.
+    """
+
+    def __init__(self, rate: Rate, method: Method, frames: int) -> None:
+        self.cost = CostModel()
+        self.blocks = 0
+        self.timings: list[Timing] = []
+        self._frames = frames
+        self._method = method
+        self._tokens = 0
+        self._budget: int | None = None
+        self._outside = 0.0
+        self.retarget(rate)
+        self.forget()
+
+    def retarget(self, rate: Rate) -> None:
+        """Hold something else from the next block on; what the old target was owed is forgotten."""
+        self.rate = rate
+        self._goal = rate.quantity(self._frames)
+        self._ledger = self._spent = 0.0
+        self._counted = self._missed = self._idle = self._behind = 0
+        self._stalest: float | None = None
+        self._stale: Tensor | None = None
+
+    def use(self, method: Method) -> None:
+        """Measure changes in another method's thresholds from here on."""
+        if method != self._method:
+            self._method = method
+            self.forget()
+
+    def forget(self) -> None:
+        """Begin to look for changes anew, as after a cut."""
+        self._score = self._method.score()
+
+    def outside(self, seconds: float) -> None:
+        """Count time spent outside of the stream towards the block that is being made."""
+        self._outside += seconds
+
+    def choose(
+        self,
+        block: SourceBlock,
+        own: Tensor,
+        forced: Tensor,
+        barred: Tensor,
+        spare: int = 0,
+        lengths: Sequence[int] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """The keep mask of a block, and the change score that it goes by, (B, S, h, w) each.
+
+        Args:
+            block: the source.
+            own: the method's mask, (B, S, h, w).
+            forced, barred: what must and must not be computed; never both.
+            spare: tokens to leave to others.
+            lengths: of kept tokens, rising, that the fast path pads to: what lies between costs as
+                much as the next.
+        """
+        score = self._scored(block)
+        self._tokens = block.grid.tokens
+        if self.rate.limit is not None:
+            forced = forced | ((score > self.rate.limit) & ~barred)
+        count = max(round(self.share() * self._tokens), 0)
+        if lengths and self.rate.kept is None and count:
+            count = next((n for n in lengths if n >= count), self._tokens)
+        self._budget = count
+        count = max(count - spare, 0)
+        chosen = most_changed(score, count, forced, barred)
+        if self.rate.mode == "capped":
+            own = (own | forced) & ~barred
+            few = own.flatten(1).sum(1) <= count
+            chosen = torch.where(few.view(-1, 1, 1, 1), own, chosen)
+        return chosen, score
+
+    def skip(self, block: SourceBlock) -> None:
+        """Look at a block that is computed whole in any case."""
+        self._tokens = block.grid.tokens
+        self._scored(block)
+
+    def _scored(self, block: SourceBlock) -> Tensor:
+        if self._score is None:
+            raise ValueError(f"method {self._method.name!r} does not rank what changed")
+        return self._score(block)
+
+    def share(self) -> float:
+        """What share of the next block's tokens the target pays for, 0 to 1."""
+        number, forecast = self.blocks, self.rate.forecast
+        if forecast is not None and number < forecast.blocks:
+            return self._forecast_share(forecast, number)
+        left = max(self._goal - self._ledger / _HORIZON, 0.0)
+        if self.rate.kept is not None:
+            return min(left, 1.0)
+        return self.cost.share(left) if self.cost.known else _FIRST_SHARE
+
+    def _forecast_share(self, forecast: Forecast, number: int) -> float:
+        """What the block gets of all that the rest of the video may take."""
+        rest = forecast.blocks - number
+        if self.rate.kept is not None:
+            total = self._goal * (self._counted + rest) - self._spent
+        elif not self.cost.known:
+            return _FIRST_SHARE
+        else:
+            seconds = self._goal * (self._counted + rest) - self._spent
+            total = (seconds - rest * self.cost.fixed) / self.cost.slope
+        return forecast.share(number, total)
+
+    def shows(self, staleness: Tensor) -> None:
+        """Take what the block that is being made shows, see `visible.Anchors.advance`."""
+        self._stale = staleness.amax()
+
+    def note(self, share: float, seconds: float, captured: bool) -> None:
+        """Take what a block was: its share of computed tokens, and the stream's seconds for it.
+
+        Args:
+            share: 0 to 1.
+            seconds: measured.
+            captured: whether a graph was captured in it, so that its time says nothing.
+        """
+        number = self.blocks
+        outside, self._outside = self._outside, 0.0
+        timing = Timing(share, seconds + (outside if self.rate.fps is not None else 0.0), captured)
+        if self.rate.trace is not None:
+            timing = self.rate.trace.replayed(number, timing)
+        elif self.rate.clock is not None:
+            timing = self.rate.clock(timing)
+        self.blocks += 1
+        self.timings.append(timing)
+        del self.timings[:-_MOST_TIMINGS]
+        self._judge(share, timing)
+        self._look()
+        first = number == 0
+        if not first and not timing.captured and timing.seconds > 0:
+            self.cost.note(share, timing.seconds)
+        if not first:
+            self._book(share if self.rate.kept is not None else timing.seconds)
+        self._budget = None
+
+    def _judge(self, share: float, timing: Timing) -> None:
+        """Whether the target could have been met, and whether it left anything to do."""
+        if self._budget is None or not self.cost.known:
+            return
+        kept = round(share * self._tokens)
+        starved = self._budget == 0 and self.cost.seconds(0.0) > self._goal
+        if kept > self._budget or (self.rate.kept is None and starved):
+            self._missed += 1
+        elif self._budget >= self._tokens and timing.seconds < 0.95 * self._goal:
+            self._idle += self.rate.kept is None
+
+    def _look(self) -> None:
+        """Whether the picture is behind its source; the block is done, so nothing is waited for."""
+        stale, self._stale = self._stale, None
+        tolerance = getattr(self._method, "tolerance", None)
+        if stale is None or tolerance is None:
+            return
+        worst = float(stale)
+        self._stalest = max(worst, self._stalest or 0.0)
+        self._behind += worst > BEHIND * tolerance
+
+    def _book(self, spent: float) -> None:
+        """Put a block's excess on the ledger, within what may be owed or saved."""
+        self._counted += 1
+        self._spent += spent
+        excess = spent - self._goal
+        if excess > 0 and self._budget == 0:
+            # nothing was to be computed: it cannot be paid back
+            return
+        reserve = (_LATENCY_RESERVE if self.rate.latency is not None else _RESERVE) * self._goal
+        self._ledger = min(max(self._ledger + excess, -reserve), reserve)
+
+    def report(self) -> RateReport:
+        """How it went since the latest target."""
+        mean = self._spent / self._counted if self._counted else None
+        fps = self.rate.fps is not None
+        fastest = None
+        if self.rate.kept is None and self.cost.known:
+            fixed = max(self.cost.fixed, 1e-9)
+            fastest = self._frames / fixed if fps else fixed
+        return RateReport(
+            self._frames / mean if fps and mean else mean,
+            self._counted,
+            self._missed,
+            self._behind,
+            self._stalest,
+            self._idle,
+            fastest,
+            self.cost.fixed,
+            self.cost.slope,
+        )
+
+    def recorded(self) -> RateTrace:
+        """The trace of the whole stream; a ValueError if it was longer than what is kept."""
+        kept = len(self.timings)
+        if self.blocks > kept:
+            raise ValueError(f"a trace holds {kept} blocks, and this stream had {self.blocks}")
+        return RateTrace(tuple(self.timings))
+
+    def asked(self) -> dict[str, Any]:
+        """What was asked for and how it went, as plain values."""
+        rate = self.rate
+        return {
+            **{f"target_{name}": value for name, value in rate.target.items()},
+            "mode": rate.mode,
+            "limit": rate.limit,
+            "two_pass": rate.forecast is not None,
+            "first_pass_seconds": None if rate.forecast is None else rate.forecast.seconds,
+            "replayed": rate.trace is not None,
+            **self.report()._asdict(),
+        }
+
+    def warnings(self) -> list[str]:
+        """Sentences: that the target was out of reach in more than a tenth of the blocks, that the
+        picture fell behind its source."""
+        told = self.report()
+        found = self._out_of_reach(told)
+        if told.behind and told.stalest is not None:
+            found.append(
+                f"the picture fell behind its source in {told.behind} of {told.blocks} blocks: "
+                f"what was reused differed from it by up to {told.stalest:.1f} grey levels, where "
+                f"the tolerance is {getattr(self._method, 'tolerance', 0):g}"
+            )
+        return found
+
+    def _out_of_reach(self, told: RateReport) -> list[str]:
+        if not told.blocks or told.out_of_reach <= 0.1 * told.blocks:
+            return []
+        name, value = next((k, v) for k, v in self.rate.target.items() if v is not None)
+        unit = {"fps": " FPS", "latency": " s a block", "kept": " of the tokens"}[name]
+        missed = f"{told.out_of_reach} of {told.blocks} blocks"
+        sentence = f"{value:g}{unit} was out of reach in {missed}"
+        if told.achieved is not None:
+            sentence += f": {told.achieved:.3g}{unit} was reached"
+        if told.fastest is not None:
+            sentence += f", and {told.fastest:.3g}{unit} is the limit with nothing recomputed"
+        return [sentence]

@@ -1,0 +1,139 @@
+"""Holding: what is not computed shows the picture that was shown, pixel for pixel.
+
+A decoder gives the same latents another picture in each of its phases, and near what changes; a
+place that nothing happens in would shimmer. So pixels of a patch that was reused are those of the
+last frame that showed it. Latents are restored all the same, for what follows (``restore``).
+
+Where held and new pixels meet, both are right to within the tolerance, and differ by as much. On
+the held side of a border that difference can be seen: it is what the decoder would have shown there
+less what is held. The new side is moved by it, less and less with the distance from the border, so
+that the two meet. Nothing held is mixed into new pixels: what moves leaves no trace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillframe.detection.pixels import enlarged
+from stillframe.kernels.graphs import Graphs
+
+__all__ = ["REACH", "Held", "meet"]
+
+#: Pixels from a border within which new pictures are moved.
+REACH = 12
+
+_CELL = 4  # pixels a side, in whose means differences are taken and spread
+_CELLS = 2  # on either side of a cell, over which they are
+
+
+def meet(new: Tensor, held: Tensor, reused: Tensor) -> Tensor:
+    """New pictures, moved so that they meet what is held.
+
+    Args:
+        new, held: (B, T, 3, H, W) in [0, 1].
+        reused: (B, H, W) bool, where ``held`` is shown.
+
+    Returns:
+        (B, T, 3, H, W): ``held`` where it is shown, else ``new``, moved within `REACH` of that.
+    """
+    mask = reused.unsqueeze(1).unsqueeze(1)
+    known, side = mask.to(new.dtype), math.gcd(_CELL, *new.shape[-2:])
+    weight = _spread(known, side)
+    difference = _spread((held - new) * known, side) / weight.clamp(min=1e-4)
+    # of the cells around the first one beside a straight border, 2 of 5 columns are held
+    share = (weight * (2 * _CELLS + 1) / _CELLS).clamp(max=1)
+    shift = F.interpolate((difference * share).flatten(0, 1), new.shape[-2:], mode="bilinear")
+    return torch.where(mask, held, (new + shift.view_as(new)).clamp(0, 1))
+
+
+def _spread(x: Tensor, side: int) -> Tensor:
+    """Mean of cells, and of 5x5 cells around each of those; zero beyond edges."""
+    cells = F.avg_pool2d(x.flatten(0, 1), side)
+    spread = F.avg_pool2d(cells, 2 * _CELLS + 1, stride=1, padding=_CELLS)
+    return spread.unflatten(0, x.shape[:2])
+
+
+class Held:
+    """The picture of one stream that is shown.
+
+    Args:
+        temporal: pixel frames of a latent frame.
+        graphs: whether to make a CUDA graph of the work, which is many small kernels.
+    """
+
+    def __init__(self, temporal: int, graphs: bool = False) -> None:
+        self._temporal = temporal
+        self._shown: Tensor | None = None
+        self._graphs = Graphs() if graphs else None
+        self._buffers: dict[Hashable, list[Tensor]] = {}
+
+    def compose(
+        self,
+        frames: Tensor,
+        keep: Tensor,
+        whole: bool,
+        lacking: int = 0,
+        untouched: Tensor | None = None,
+    ) -> Tensor:
+        """Pictures of the next block.
+
+        Args:
+            frames: (B, T, 3, H, W) as decoded.
+            keep: (B, S, h, w) bool; where it is false, what was shown stays.
+            whole: whether all of it is true, so that nothing stays.
+            lacking: pixel frames by which the block is short in front.
+            untouched: (B, S, h, w) bool, where pictures stay as they are decoded.
+
+        Returns:
+            (B, T, 3, H, W).
+        """
+        if not frames.shape[1]:
+            return frames
+        if not whole and self._shown is not None:
+            if self._graphs is None or untouched is not None:
+                frames = self._composed(self._shown, frames, keep, lacking, untouched)
+            else:
+                frames = self._replayed(self._graphs, self._shown, frames, keep, lacking)
+        self._shown = frames[:, -1:].clone()
+        return frames
+
+    def _replayed(
+        self, graphs: Graphs, shown: Tensor, frames: Tensor, keep: Tensor, lacking: int
+    ) -> Tensor:
+        """`_composed` as a graph, on buffers that never move."""
+        key, given = (frames.shape, frames.dtype, lacking), (shown, frames, keep)
+        buffers = self._buffers.setdefault(key, [torch.empty_like(x) for x in given])
+        for buffer, x in zip(buffers, given, strict=True):
+            buffer.copy_(x)
+        was, new, mask = buffers
+        done: Tensor = graphs.run(key, lambda: self._composed(was, new, mask, lacking, None))
+        return done.clone()
+
+    def _composed(
+        self,
+        shown: Tensor,
+        frames: Tensor,
+        keep: Tensor,
+        lacking: int,
+        untouched: Tensor | None,
+    ) -> Tensor:
+        patch = frames.shape[-2] // keep.shape[-2], frames.shape[-1] // keep.shape[-1]
+        parts, end = [], frames.shape[1]
+        for t, computed in enumerate(keep.unbind(1)):
+            first, last = (max(k * self._temporal - lacking, 0) for k in (t, t + 1))
+            new = frames[:, first : min(last, end)]
+            if not new.shape[1]:
+                continue
+            free = computed if untouched is None else computed | untouched[:, t]
+            met = meet(new, shown.expand_as(new), ~enlarged(free, patch))
+            if untouched is not None:
+                left = enlarged(untouched[:, t], patch).unsqueeze(1).unsqueeze(1)
+                met = torch.where(left, new, met)
+            parts.append(met)
+            shown = parts[-1][:, -1:]
+        return torch.cat(parts, 1)

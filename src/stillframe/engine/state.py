@@ -1,0 +1,134 @@
+"""What an edited stream remembers from block to block, and how its parts are put together.
+
+Made when the size of the frames is known. The block loop (``engine``) drives it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from stillframe.attention.block import BlockAttention
+from stillframe.attention.cache import CacheShape, KeyValueCache
+from stillframe.backbones.fused import LeanBlocks, captured_mask, lean_twin, unsupported
+from stillframe.backbones.wan import WanDenoiser
+from stillframe.detection.pixels import Anchors
+from stillframe.engine.compose import Held
+from stillframe.methods import Method, Selector
+from stillframe.recovery import Recovery, RecoverySetup, find_recovery
+from stillframe.settings import StreamSettings
+from stillframe.tokens.grid import Grid
+from stillframe.tokens.merge import MergeSetup
+
+__all__ = ["StreamState", "recovery_of"]
+
+
+class StreamState:
+    """What a stream remembers once the size of its frames is known."""
+
+    def __init__(
+        self,
+        denoiser: WanDenoiser,
+        settings: StreamSettings,
+        method: Method,
+        latents: Tensor,
+        temporal: int,
+    ) -> None:
+        batch, _, frames, height, width = latents.shape
+        self.grid = Grid(frames, height // denoiser.patch, width // denoiser.patch)
+        shape = CacheShape(
+            layers=denoiser.layers,
+            batch=batch,
+            grid=self.grid,
+            heads=denoiser.heads,
+            head_dim=denoiser.head_dim,
+            sink=settings.sink_frames,
+            window=settings.window_frames,
+        )
+        device, dtype = latents.device, denoiser.transformer.dtype
+        self._denoiser, self._settings, self._device = denoiser, settings, device
+        self.cache = KeyValueCache(shape, device, dtype)
+        self.recovery = recovery_of(method)(
+            RecoverySetup(
+                shape,
+                len(settings.sigmas),
+                device,
+                dtype,
+                *method.match,
+                settings.store_dtype(dtype),
+            )
+        )
+        self.attention = BlockAttention(
+            self.cache, denoiser.transformer.rope, self.recovery, settings.position_limit
+        )
+        self.select = self._selector(method)
+        self.merger = method.merger(MergeSetup(self.grid, len(settings.sigmas), device))
+        self.lean = self._lean()
+        self.anchors = Anchors()
+        self.held = Held(temporal, graphs=self._captures)
+        #: (C, C) see `streaming.StreamingAutoencoder.channel_gains`; None until they are wanted.
+        self.gains: Tensor | None = None
+        self._visible = method.visible
+        # last frame of the block before: source, what it was recomputed from, result
+        self.source: Tensor | None = None
+        self.reference: Tensor | None = None
+        self.result: Tensor | None = None
+
+    def update(self, method: Method, steps: int) -> bool:
+        """Go on with another method or number of denoising passes.
+
+        Returns:
+            whether the recovery is a new one, which has to see a whole block first.
+        """
+        before, recovery = self.recovery.setup, recovery_of(method)
+        tolerance, trim = method.match
+        setup = replace(before, steps=steps, tolerance=tolerance, trim=trim)
+        self.select = self._selector(method)
+        self.merger = method.merger(MergeSetup(self.grid, steps, before.device))
+        # what a store's entries were computed from is compared in other units
+        same = method.visible == self._visible or not recovery.compares
+        self._visible = method.visible
+        if type(self.recovery) is recovery and before.steps == steps and same:
+            self.recovery.setup = setup
+            return False
+        self.recovery = self.attention.recovery = recovery(setup)
+        self.lean = self._lean()
+        return True
+
+    def _selector(self, method: Method) -> Selector:
+        select = method.selector()
+        return captured_mask(select) if self._captures else select
+
+    @property
+    def _captures(self) -> bool:
+        """Whether many small kernels are made a graph."""
+        return self._device.type == "cuda" and self._settings.execution in ("auto", "graphs")
+
+    def _lean(self) -> LeanBlocks | None:
+        """The fast path, where there is one."""
+        denoiser, execution = self._denoiser, self._settings.execution
+        on_gpu = self.recovery.setup.device.type == "cuda"
+        if execution == "stock" or (execution == "auto" and not on_gpu):
+            return None
+        if not LeanBlocks.serves(self.cache, self.recovery) or unsupported(denoiser.transformer):
+            return None
+        twin, fp8 = lean_twin(denoiser), self._settings.products == "fp8"
+        if fp8:
+            twin.prepare_fp8()
+        return LeanBlocks(
+            twin,
+            self.cache,
+            self.recovery,
+            denoiser.transformer.rope,
+            self._settings.position_limit,
+            denoiser.takes_source,
+            denoiser.latent_channels,
+            graphs=on_gpu and execution != "lean",
+            fp8=fp8,
+        )
+
+
+def recovery_of(method: Method) -> type[Recovery]:
+    # a method that never prunes has nothing to recover
+    return find_recovery(method.recovery if method.prunes else "none")

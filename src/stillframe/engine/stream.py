@@ -1,0 +1,366 @@
+"""The block loop: source frames in, edited frames out, recomputing only what changed.
+
+One loop serves files and live streams. For every block of S latent frames:
+
+    encode -> choose tokens (method) -> denoise the kept ones (recovery fills in for the others)
+           -> commit clean keys and values (context pass) -> restore the full grid -> decode
+
+Everything a stream remembers lives in the `EditStream`; weights are shared and untouched. Streams
+of one model may run in threads of their own, which take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from stillframe.autoencoders.streaming import StreamingAutoencoder
+from stillframe.backbones.fused import bucket_lengths, takes_fp8
+from stillframe.backbones.wan import TextCache, WanDenoiser
+from stillframe.controls import Control, StreamControl
+from stillframe.detection.frames import PixelBlocks
+from stillframe.detection.pixels import appearance
+from stillframe.detection.staleness import Staleness
+from stillframe.engine.inputs import Generators, check_generators, read_frames
+from stillframe.engine.passes import BlockPasses
+from stillframe.engine.stages import BlockStats, StageClock
+from stillframe.engine.state import StreamState, recovery_of
+from stillframe.methods import Method
+from stillframe.settings import StreamSettings
+from stillframe.tokens.grid import Grid, Plan, patchify, plan_tokens, unpatchify
+from stillframe.tokens.restore import predecessor_rows, restore
+from stillframe.tokens.source import SourceBlock
+from stillframe.turns import device_turn, model_turn
+
+__all__ = ["BlockStats", "EditStream", "StageClock", "StreamSettings", "check_settings"]
+
+
+def check_settings(denoiser: WanDenoiser, settings: StreamSettings) -> None:
+    """Raise a ValueError if a transformer cannot be run with some settings."""
+    if settings.conditioning == "source" and not denoiser.takes_source:
+        raise ValueError("this transformer has no source channels: use conditioning='sdedit'")
+    if settings.position_limit > denoiser.positions:
+        raise ValueError(
+            f"{settings.position_limit} positions are too many: "
+            f"this transformer has {denoiser.positions}"
+        )
+    device = denoiser.transformer.device
+    if settings.products == "fp8" and not (settings.execution == "lean" or takes_fp8(device)):
+        raise ValueError(f"products in FP8 need a card of compute capability 9.0, not {device}")
+
+
+class EditStream:
+    """One stream of edited video. Push frames, get frames; `flush` at the end.
+
+    Args:
+        denoiser: the transformer.
+        autoencoder: a fresh stream through the autoencoder.
+        text: the prompt, from ``denoiser.text``.
+        method: which tokens to compute.
+        settings: how to denoise.
+        generator: source of noise; a list gives each batch row its own.
+        on_block: called with the `BlockStats` of every finished block.
+        control: what else is asked for; None for nothing.
+
+    Attributes:
+        controlled: the controls' state, None without any.
+        staleness: of what was reused, for streams that frames are pushed to.
+
+    Raises:
+        ValueError: the settings do not fit the transformer, or the control not the method.
+    """
+
+    def __init__(
+        self,
+        denoiser: WanDenoiser,
+        autoencoder: StreamingAutoencoder,
+        text: TextCache,
+        method: Method,
+        settings: StreamSettings,
+        generator: Generators = None,
+        on_block: Callable[[BlockStats], None] | None = None,
+        control: Control | None = None,
+    ) -> None:
+        check_settings(denoiser, settings)
+        check_generators(generator)
+        if control is not None:
+            control.check(method)
+        frames = autoencoder.block_frames * autoencoder.temporal
+        self.controlled = None if control is None else control.start(method, frames)
+        self.method = method
+        self.settings = settings
+        self.blocks = 0
+        self.staleness = Staleness()
+        self.clock = StageClock()
+        self._captured = 0
+        self._denoiser = denoiser
+        self._autoencoder = autoencoder
+        self._text = text
+        self._generator = generator
+        self._on_block = on_block
+        self._state: StreamState | None = None
+        self._whole = True
+        self._pixels = PixelBlocks(
+            autoencoder.next_frames - autoencoder.trim,
+            autoencoder.block_frames,
+            autoencoder.temporal,
+        )
+        # pixel frames by which the first block is short
+        self._lacking = frames - autoencoder.next_frames + autoencoder.trim
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes held by this stream: ``cache`` and the ``recovery`` store. Bounded."""
+        state = self._state  # another thread may ask while a cut forgets it
+        if state is None:
+            return {"cache": 0, "recovery": 0}
+        return {"cache": state.cache.nbytes, "recovery": state.recovery.nbytes}
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs of the transformer captured so far."""
+        state = self._state
+        lean = None if state is None else state.lean
+        return 0 if lean is None else lean.captured
+
+    def set_text(self, text: TextCache) -> None:
+        """Change the prompt from the next block on, which is then computed whole."""
+        self._text = text
+        self._whole = True
+
+    def update(
+        self, *, method: Method | None = None, settings: StreamSettings | None = None
+    ) -> None:
+        """Change the method or the settings from the next block on; None leaves them.
+
+        Autoencoder and context go on. Other settings make that block whole, since what is shown was
+        made with the old ones. Another method does not, unless its recovery or the number of passes
+        is another: the new store is empty, so the block is whole. Where plain pruning left holes
+        that the new recovery does not know of, the context is forgotten, too.
+
+        Raises:
+            ValueError: for settings that do not fit the transformer, or differ in more than sigmas
+                and conditioning, or a method that does not fit the control. Nothing has changed
+                then.
+        """
+        method, settings = method or self.method, settings or self.settings
+        check_settings(self._denoiser, settings)
+        if self.controlled is not None:
+            self.controlled.control.check(method)
+        for name in (f.name for f in fields(settings)):
+            old, new = getattr(self.settings, name), getattr(settings, name)
+            if old != new and name not in ("sigmas", "conditioning"):
+                raise ValueError(f"{name} of a stream cannot change, from {old} to {new}")
+        if (method, settings) == (self.method, self.settings):
+            return
+        self._whole |= settings != self.settings
+        self.method, self.settings = method, settings
+        if self.controlled is not None:
+            self.controlled.use(method)
+        if self._state is not None and self._state.cache.holes and recovery_of(method).complete:
+            self._state = None
+        elif self._state is not None:
+            self._whole |= self._state.update(method, len(settings.sigmas))
+
+    @torch.inference_mode()
+    def push(self, frames: Tensor) -> Tensor | None:
+        """Feed frames (B, T, 3, H, W) in [0, 1] or uint8, any T; None means "feed me more".
+
+        Returns:
+            edited frames (B, T', 3, H, W), for the blocks that are now complete.
+
+        Raises:
+            ValueError: if they are no such frames, H or W does not fit the model's grid, or frames
+                change size. Nothing was taken then.
+        """
+        frames = read_frames(frames, self._autoencoder.spatial * self._denoiser.patch)
+        check_generators(self._generator, frames.shape[0])
+        with device_turn(self._text.embeds.device), self.clock("encode"):
+            blocks = self._autoencoder.encode(frames)
+        self._pixels.add(frames)
+        return self._edit(blocks)
+
+    @torch.inference_mode()
+    def flush(self) -> Tensor | None:
+        """End the stream: the frames that were still waiting, None if there were none."""
+        with device_turn(self._text.embeds.device), self.clock("encode"):
+            blocks = self._autoencoder.flush()
+        return self._edit(blocks)
+
+    def _edit(self, blocks: Sequence[Tensor]) -> Tensor | None:
+        edited = [self.edit_block(x, self._pixels.take()) for x in blocks]
+        edited = [frames for frames in edited if frames.shape[1]]
+        return torch.cat(edited, 1) if edited else None
+
+    @torch.inference_mode()
+    def edit_block(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """Edit the next block, latents (B, C, S, h, w) that need no encoding; returns its frames.
+
+        `push` does this with what it encodes. A stream is fed by either of them, not by both.
+
+        Args:
+            latents: of the source.
+            pixels: ``SourceBlock.pixels``; without them, change is judged by latents.
+
+        Raises:
+            ValueError: the method needs pixels and there are none.
+        """
+        if self.method.needs_pixels and pixels is None:
+            raise ValueError(f"method {self.method.name!r} looks at source frames: push them")
+        with model_turn(self._denoiser.transformer, latents.device):
+            state, plan, result = self._computed(latents, pixels)
+        with device_turn(latents.device), self.clock("decode"):
+            grid = unpatchify(result, state.grid, self._denoiser.patch)
+            frames = self._decoded(grid, latents)
+            if self.method.holds:
+                frames = self._held(state, frames, plan)
+        self._end(state, plan)
+        return frames
+
+    def _computed(self, latents: Tensor, pixels: Tensor | None) -> tuple[StreamState, Plan, Tensor]:
+        """The block's state, its plan, and its result (B, S*N, P), which the state remembers."""
+        source = patchify(latents.float(), self._denoiser.patch)
+        if self.controlled is not None:
+            with self.clock("mask"):
+                self._obey(self.controlled, source, latents)
+        if self._state is None:
+            self._state = StreamState(
+                self._denoiser, self.settings, self.method, latents, self._autoencoder.temporal
+            )
+        state = self._state
+        with self.clock("mask"):
+            plan = self._plan(state, source, pixels)
+        result = self._recompute(state, source, plan, latents)
+        if self.controlled is not None:
+            self.controlled.see(result, state.result)
+        n = state.grid.frame_tokens
+        state.source, state.result = source[:, -n:], result[:, -n:]
+        return state, plan, result
+
+    def _decoded(self, edited: Tensor, source: Tensor) -> Tensor:
+        if self.controlled is None:
+            return self._autoencoder.decode(edited)
+        return self.controlled.decode(self._autoencoder, edited, source)
+
+    def _held(self, state: StreamState, frames: Tensor, plan: Plan) -> Tensor:
+        """The block's frames with what was shown wherever nothing was computed."""
+        grid = state.grid
+        keep = plan.keep.unflatten(2, (grid.height, grid.width))
+        # what lies around a region that alone is edited shows its source
+        source = None if self.controlled is None else self.controlled.unedited(keep)
+        lacking = self._lacking if self.blocks == 0 else 0
+        return state.held.compose(frames, keep, plan.everything, lacking, source)
+
+    def _obey(self, controlled: StreamControl, source: Tensor, latents: Tensor) -> None:
+        """Make the coming block whole, and forget what came before, if the controls say so."""
+        grid = self._grid(latents)
+        order = controlled.begin(source.unflatten(1, (grid.frames, grid.frame_tokens)), grid)
+        self._whole |= order.whole
+        if order.forget:
+            # the autoencoder goes on: its memory is short, and pictures stay in step
+            self._state = None
+
+    def _grid(self, latents: Tensor) -> Grid:
+        _, _, frames, height, width = latents.shape
+        return Grid(frames, height // self._denoiser.patch, width // self._denoiser.patch)
+
+    def _plan(self, state: StreamState, source: Tensor, pixels: Tensor | None) -> Plan:
+        """The block's plan: whole if it must be, else what the method selects and merges."""
+        grid = state.grid
+        whole, self._whole = self._whole, False
+        by_frame = source.unflatten(1, (grid.frames, grid.frame_tokens))
+        if state.source is None or state.reference is None:
+            plan = plan_tokens(torch.ones_like(by_frame[..., 0], dtype=torch.bool))
+            state.reference = by_frame[:, -1]
+            first = SourceBlock(by_frame, by_frame[:, 0], state.reference, grid, pixels)
+            state.recovery.observe(self._seen(state, first), plan)
+            self._note(state, pixels, plan)
+            return plan
+        block = SourceBlock(by_frame, state.source, state.reference, grid, pixels)
+        block = self._seen(state, block)
+        keep = self._mask(state, block, whole).flatten(2)
+        plan = plan_tokens(torch.ones_like(keep) if whole else keep)
+        state.attention.merger = None if whole else state.merger
+        if state.attention.merger is not None:
+            state.attention.merger.begin_block(block)
+        if not plan.nothing:
+            state.recovery.observe(block, plan)
+        rows = predecessor_rows(plan.keep)
+        state.reference = restore(source, state.reference, rows)[:, -grid.frame_tokens :]
+        self._note(state, pixels, plan)
+        return plan
+
+    def _seen(self, state: StreamState, block: SourceBlock) -> SourceBlock:
+        """A block with what a method that goes by what is seen compares."""
+        if not self.method.visible:
+            return block
+        if block.pixels is not None:
+            return block._replace(anchor=state.anchors.pixels, look=appearance(block.pixels, block))
+        if state.gains is None:
+            state.gains = self._autoencoder.channel_gains()
+        look, before = (
+            (x.unflatten(-1, (-1, len(state.gains))) @ state.gains).flatten(-2)
+            for x in (block.tokens, block.reference)
+        )
+        return block._replace(look=look, look_anchor=before)
+
+    def _note(self, state: StreamState, pixels: Tensor | None, plan: Plan) -> None:
+        """Keep the pixels that tokens were computed from, and how stale the others are."""
+        if pixels is None:
+            return
+        keep = plan.keep.unflatten(2, (state.grid.height, state.grid.width))
+        stale = state.anchors.advance(pixels, keep)
+        if not plan.everything:
+            self.staleness.add(stale, keep)
+        if self.controlled is not None:
+            self.controlled.shows(stale)
+
+    def _mask(self, state: StreamState, block: SourceBlock, whole: bool) -> Tensor:
+        """The keep mask (B, S, h, w) of a block that is not a first one."""
+        if self.controlled is None:
+            return state.select(block)
+        lengths = () if state.lean is None else bucket_lengths(state.grid.tokens)
+        return self.controlled.mask(state.select, whole, block, lengths)
+
+    def _recompute(self, state: StreamState, source: Tensor, plan: Plan, latents: Tensor) -> Tensor:
+        """Denoise and commit the block; returns its result, (B, S*N, P) float32."""
+        noise = self._noise(latents)
+        if plan.nothing:
+            with self.clock("context"):
+                state.attention.skip_block(plan)
+            own = torch.zeros_like(source)
+        else:
+            passes = BlockPasses(self._denoiser, self._text, self.settings, self.clock)
+            own = passes(state, source, noise, plan)
+        if plan.everything or state.result is None:
+            return own
+        with self.clock("context"):
+            return restore(own, state.result, predecessor_rows(plan.keep))
+
+    def _noise(self, latents: Tensor) -> list[Tensor]:
+        """Noise for each pass, (B, S*N, P). Always drawn for the whole grid, so that what is kept
+        does not change what noise the rest gets."""
+        draws = (
+            randn_tensor(latents.shape, self._generator, latents.device, torch.float32)
+            for _ in self.settings.sigmas
+        )
+        return [patchify(draw, self._denoiser.patch) for draw in draws]
+
+    def _end(self, state: StreamState, plan: Plan) -> None:
+        """Tell everybody what became of the block."""
+        told = self.controlled is not None or self._on_block is not None
+        seconds = self.clock.lap() if told else {}
+        if self.controlled is not None:
+            captured, self._captured = self._captured != self.graphs, self.graphs
+            self.controlled.end(plan.keep, plan.everything)
+            self.controlled.spent(plan.kept_share, sum(seconds.values()), captured)
+        if self._on_block is not None:
+            grid = state.grid
+            keep = plan.keep.unflatten(2, (grid.height, grid.width))
+            kept = round(sum(plan.counts) * state.attention.attended_share)
+            self._on_block(BlockStats(self.blocks, kept, keep.numel(), keep, seconds))
+        self.blocks += 1

@@ -1,0 +1,3 @@
+"""Whole jobs: a file edited, a video generated, a machine measured."""
+
+__all__: list[str] = []

@@ -1,0 +1,282 @@
+"""Edit a video file or stream: open it, choose the size, run the loop, complete the files, report.
+
+Knows files, sizes and what a caller may ask for. The loop itself is `loop`, what to recompute the
+engine's business, and how progress is shown the caller's.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.controls import Control, FrameClock, MaskHeader, MaskRecorder
+from stillframe.engine.stream import BlockStats
+from stillframe.errors import InputError
+from stillframe.jobs.edit_report import EditJob, edit_report
+from stillframe.jobs.first_pass import check_two_pass, foretold
+from stillframe.jobs.loop import Comparison, FileLoop, Lane, MapVideo, missing_frames
+from stillframe.jobs.outputs import check_outputs
+from stillframe.jobs.report import Report
+from stillframe.loading.device_memory import forget_peak
+from stillframe.methods import Method, find_method
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.video import Sink, Source, VideoReader, VideoWriter
+from stillframe.video.fit import Fit, fit_to_grid
+
+__all__ = ["Progress", "edit_file"]
+
+StrPath = str | PathLike[str]
+
+
+class Progress(NamedTuple):
+    """How far a job is.
+
+    Attributes:
+        frames_in, frames_out: frames read and written so far.
+        frames_total: frames there will be, as far as the file says; None if unknown.
+        fps: frames written a second since the first was read.
+        kept_share: computed tokens / all tokens so far, 0 to 1; None where all always are.
+    """
+
+    frames_in: int
+    frames_out: int
+    frames_total: int | None
+    fps: float
+    kept_share: float | None
+
+
+def edit_file(
+    pipe: CausalWanPipeline,
+    source: StrPath | Source,
+    target: StrPath | Sink,
+    *,
+    prompt: str,
+    method: str | Method = "prune",
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    max_frames: int | None = None,
+    crf: int = 18,
+    compare: bool = False,
+    map_path: StrPath | None = None,
+    control: Control | None = None,
+    masks_out: StrPath | None = None,
+    two_pass: bool = False,
+    rate_trace_out: StrPath | None = None,
+    model: str | None = None,
+    load_seconds: float = 0.0,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    **settings: Any,
+) -> Report:
+    """Edit a video file or stream. Presentation times and sound are kept, as far as the output
+    holds them; memory does not grow with length.
+
+    A stream is edited as it comes, and every block is written as soon as it is done. Nothing is
+    left out to keep up: a model that is slower than its source lets it wait.
+
+    Args:
+        pipe: the model.
+        source: a file; or a stream: "-" for standard input, a URL, a camera or a `Source`.
+        target: a file, whose extension names its container; or "-", a URL or a `Sink`.
+        prompt: what it should look like.
+        method: which tokens to compute, by name or as a `Method`.
+        seed: of the noise.
+        height, width: size of the output in pixels; one sets the other by the aspect ratio. Without
+            both, the short side is at most the pipeline's ``default_height``, and never enlarged.
+        max_frames: stop reading after so many frames.
+        crf: quality of the output, 0 (lossless) to 51.
+        compare: also edit without pruning, in lockstep, with the same noise and with that of the
+            next seed, and measure the differences. Only the first result is written.
+        map_path: where to write the source with recomputed patches highlighted.
+        control: what else is asked for: whole blocks, refresh, cuts, regions, masks. Of these, only
+            cuts, and a region that alone is edited, concern the edit that is compared to.
+        masks_out: where to write which patches were recomputed, see ``control.GivenMasks``.
+        two_pass: look at the whole file first, and spend the control's rate where it moves.
+        rate_trace_out: where to write the times that a rate went by, see ``control.RateTrace``.
+        model, load_seconds: the model's name and how long it took to load, for the report.
+        on_progress: called after every block.
+        stop: asked after every frame, and while a pipe is silent; true ends the files cleanly with
+            the blocks that are done.
+        settings: see ``CausalWanPipeline.settings``.
+
+    Returns:
+        the report. If ``stop`` came before the first block was done, ``frames_out`` is 0 and no
+        file is written. If whoever reads a stream closes it, that is an interruption, too.
+
+    Raises:
+        InputError: the source cannot be used, or given masks are not of its size and length.
+        OutputError: a result cannot be written; nothing half-written is left.
+        OutputClosedError: nobody reads the stream from the start.
+        KeyboardInterrupt: ``stop`` came before the source's first frame.
+        ValueError: an argument is out of range.
+    """
+    chosen = find_method(method)() if isinstance(method, str) else method
+    if max_frames is not None and max_frames < 1:
+        raise ValueError(f"at least 1 frame must be edited, got {max_frames}")
+    source, target = Source.of(source), Sink.of(target)
+    check_outputs(source, target, map_path, masks_out)
+    check_outputs(source, target, map_path, rate_trace_out)
+    if two_pass:
+        check_two_pass(source, control)
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        motion = control is not None and control.detector is not None
+        reader = stack.enter_context(_open_reader(source, stop, motion, max_frames))
+        fit = fit_to_grid(
+            reader.width,
+            reader.height,
+            multiple=pipe.frame_multiple,
+            target_height=height,
+            target_width=width,
+            max_short_side=pipe.config.default_height,
+        )
+        header = _mask_header(pipe, fit, chosen)
+        control = _fitted(control, fit, header, _frame_clock(pipe, reader))
+        if two_pass and control is not None:
+            control = foretold(pipe, source, fit, chosen, control, max_frames, stop)
+        embeds = pipe.encode_prompt(prompt)
+        load_seconds += time.perf_counter() - started
+        writer = stack.enter_context(_open_writer(target, reader, fit, crf, sound=True, stop=stop))
+        map_video = None
+        if map_path is not None:
+            map_writer = _open_writer(map_path, reader, fit, crf, sound=False)
+            map_video = MapVideo(pipe, stack.enter_context(map_writer))
+        recorder = MaskRecorder()
+
+        def note(stats: BlockStats) -> None:
+            if map_video is not None:
+                map_video.note(stats)
+            if masks_out is not None:
+                recorder.add(stats.keep)
+
+        lanes = [Lane(pipe, embeds, chosen, seed, settings, note, control)]
+        if compare:
+            dense = None if control is None else control.unpruned
+            full = find_method("full")()
+            for other in (seed, seed + 1):
+                lanes.append(Lane(pipe, embeds, full, other, settings, control=dense))
+        comparison = Comparison(_first_frames(pipe)) if compare else None
+        loop = FileLoop(fit, pipe.compute_device, lanes, writer, map_video, comparison)
+        forget_peak(pipe.compute_device)
+        tell = _teller(on_progress, loop, reader, max_frames)
+        loop.run(iter(reader), stop, tell)
+        loop.close()
+        if masks_out is not None and writer.frames_written:
+            recorder.masks(replace(header, frames=writer.frames_written)).write(masks_out)
+        controlled = lanes[0].stream.controlled
+        if rate_trace_out is not None and controlled is not None and controlled.rate is not None:
+            controlled.rate.recorded().write(rate_trace_out)
+        name = model or Path(pipe.name_or_path or type(pipe).__name__).name
+        job = EditJob(pipe, prompt, seed, name, load_seconds)
+        return edit_report(job, reader, fit, loop, comparison)
+
+
+def _mask_header(pipe: CausalWanPipeline, fit: Fit, method: Method) -> MaskHeader:
+    """What masks of an edit are of."""
+    stream = open_autoencoder(pipe.vae, pipe.config.block_frames)
+    patch = pipe.frame_multiple
+    return MaskHeader(
+        stream.block_frames,
+        fit.padded_height // patch,
+        fit.padded_width // patch,
+        patch,
+        stream.temporal,
+        tolerance=getattr(method, "tolerance", None) if method.visible else None,
+        tau1=getattr(method, "tau1", None) if method.prunes else None,
+        tau2=method.tau2 if method.prunes and not method.visible else None,
+    )
+
+
+def _first_frames(pipe: CausalWanPipeline) -> int:
+    """Pixel frames of a stream's first block."""
+    fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
+    return fresh.next_frames - fresh.trim
+
+
+def _frame_clock(pipe: CausalWanPipeline, reader: VideoReader) -> FrameClock:
+    """How latent frames and the reader's go together."""
+    fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
+    untaken = fresh.block_frames * fresh.temporal - fresh.next_frames
+    return FrameClock(fresh.temporal, untaken, missing_frames(pipe.vae, fresh), reader.fps)
+
+
+def _fitted(
+    control: Control | None, fit: Fit, header: MaskHeader, clock: FrameClock
+) -> Control | None:
+    """The control for frames of this size.
+
+    Raises:
+        InputError: it has masks of another grid.
+    """
+    if control is None:
+        return None
+    if control.masks is not None:
+        control.masks.check(header)
+    extent = (fit.width / fit.padded_width, fit.height / fit.padded_height)
+    return control.fitted(fit.source_width, fit.source_height, extent, clock)
+
+
+def _open_reader(
+    source: Source, stop: Callable[[], bool] | None, motion: bool, max_frames: int | None
+) -> VideoReader:
+    try:
+        return VideoReader(source, stop=stop, motion=motion, max_frames=max_frames)
+    except InputError as error:
+        if stop is not None and stop():
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _open_writer(
+    path: StrPath | Sink,
+    reader: VideoReader,
+    fit: Fit,
+    crf: int,
+    *,
+    sound: bool,
+    stop: Callable[[], bool] | None = None,
+) -> VideoWriter:
+    """A writer of frames that are timed and shaped as the reader's."""
+    with warnings.catch_warnings():
+        # that the sound cannot be kept is told in the report
+        warnings.simplefilter("ignore", UserWarning)
+        return VideoWriter(
+            path,
+            fit.width,
+            fit.height,
+            reader.time_base,
+            reader.fps,
+            crf=crf,
+            sample_aspect_ratio=reader.sample_aspect_ratio,
+            audio_from=reader if sound else None,
+            stop=stop,
+        )
+
+
+def _teller(
+    on_progress: Callable[[Progress], None] | None,
+    loop: FileLoop,
+    reader: VideoReader,
+    max_frames: int | None,
+) -> Callable[[], None] | None:
+    """What the loop calls after every block, None if nobody wants to know."""
+    if on_progress is None:
+        return None
+    started = time.perf_counter()
+    known = [count for count in (reader.frames_estimate, max_frames) if count is not None]
+    total = min(known) if reader.frames_estimate is not None else None
+
+    def tell() -> None:
+        out = loop.writer.frames_written
+        fps = out / max(time.perf_counter() - started, 1e-9)
+        on_progress(Progress(loop.frames_in, out, total, fps, loop.lanes[0].kept_share))
+
+    return tell

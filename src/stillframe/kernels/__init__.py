@@ -1,0 +1,3 @@
+"""Triton kernels, each with its reference in torch, and CUDA graphs."""
+
+__all__: list[str] = []

@@ -1,0 +1,214 @@
+"""The process that runs the model: sessions opened, fed and closed as the other end of a line says.
+
+One thread reads, one runs the model for all sessions (``worker``), and of each session one passes
+edited frames on and one waits for room for new ones. Another one tells once a second that there is
+life. What goes wrong in one session ends that one. The process ends when the line does, so that it
+never outlives the one that started it. It does not know who is at the other end, or why.
+"""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from stillframe.errors import StillframeError
+from stillframe.live.ipc import Facts, Figures, Line, LineClosedError, Pixels
+from stillframe.live.session import LiveSession
+from stillframe.live.worker import SessionError, Worker
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+
+__all__ = ["serve_line"]
+
+_BEAT_SECONDS = 1.0
+
+# pixels follow their message
+_ELSEWHERE = np.empty((0, 0, 3), np.uint8)
+
+
+def serve_line(
+    connection: Connection[Any, Any], load: Callable[[], CausalWanPipeline]
+) -> None:  # pragma: no cover - runs in a process of its own
+    """Load the model, say so, and serve until the line ends."""
+    # Ctrl-C reaches every process of a terminal; when to end is for the other one to say
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line, worker = Line(connection), Worker()
+    threading.Thread(target=_beat, args=(line, worker), name="stillframe-beat", daemon=True).start()
+    try:
+        pipe = load()
+    except Exception as error:
+        known = isinstance(error, StillframeError | ValueError)
+        said = str(error) if known else f"{type(error).__name__}: {error}"
+        line.send(("failed", type(error).__name__, said, traceback.format_exc()))
+        return
+    try:
+        line.send(("ready", Facts(pipe.config.default_height, str(pipe.compute_device))))
+        _Desk(line, pipe, worker).run()
+    except LineClosedError:
+        return
+
+
+def _beat(line: Line, worker: Worker) -> None:  # pragma: no cover - as above
+    """Say once a second that there is life, and for how long the model has been at a block."""
+    pause = threading.Event()
+    try:
+        while not pause.wait(_BEAT_SECONDS):
+            line.send(("alive", 0, worker.busy))
+    except LineClosedError:
+        return
+
+
+class _Desk:
+    """Does what is asked for, and answers."""
+
+    def __init__(self, line: Line, pipe: CausalWanPipeline, worker: Worker) -> None:
+        self._line, self._pipe, self._worker = line, pipe, worker
+        self._served: dict[int, _Served] = {}
+        # a session that is closed waits for its block, and nobody else shall
+        self._closing = ThreadPoolExecutor(4, "stillframe-close")
+
+    def run(self) -> None:
+        """Serve until the line ends."""
+        self._worker.start()
+        try:
+            while True:
+                (call, number, verb, options), pixels = self._line.receive()
+                asked = call, number, verb, options, pixels
+                thread = self._thread_for(verb, number)
+                try:
+                    if thread is not None:
+                        thread.submit(self._answer, *asked)
+                        continue
+                except RuntimeError:  # the session is being closed
+                    pass
+                self._answer(*asked)
+        finally:
+            for served in list(self._served.values()):
+                served.give(1)
+            self._worker.stop()
+            self._closing.shutdown()
+
+    def _thread_for(self, verb: str, number: int) -> ThreadPoolExecutor | None:
+        """Where to do what may wait, so that nobody else does."""
+        served = self._served.get(number)
+        if verb == "push" and served is not None:
+            return served.pushing
+        return self._closing if verb == "close" else None
+
+    def _answer(
+        self, call: int | None, number: int, verb: str, options: bytes, pixels: Pixels | None
+    ) -> None:
+        problem = value = figures = None
+        try:
+            # here, where what cannot be read is the caller's fault only
+            value = self._do(number, verb, pickle.loads(options), pixels)
+            served = self._served.get(number)
+            figures = None if served is None else served.figures
+        except Exception as error:
+            trace = error.trace if isinstance(error, SessionError) else traceback.format_exc()
+            problem = type(error).__name__, str(error), trace
+        if call is not None:
+            self._line.send(("answer", call, number, problem, value, figures))
+
+    def _do(self, number: int, verb: str, options: Any, pixels: Pixels | None) -> Any:
+        if verb == "open":
+            return self._open(number, options)
+        if verb == "close":
+            served = self._served.pop(number, None)
+            if served is not None:
+                served.close()
+            return None
+        served = self._served.get(number)
+        if verb == "push":
+            # closed meanwhile: as by a session that is
+            assert pixels is not None
+            return served is not None and served.session.push(pixels, **options)
+        if served is None:
+            raise SessionError("the session is closed: nothing can be changed")
+        if verb == "read":
+            return served.give(options["frames"])
+        return getattr(served.session, verb)(**options)
+
+    def _open(self, number: int, options: dict[str, Any]) -> tuple[int, int]:
+        session = LiveSession(self._pipe, worker=self._worker, **options)
+        served = self._served[number] = _Served(number, session, self._line)
+        served.start()
+        return session.patch, session.block_frames
+
+
+class _Served:
+    """A session, and the thread that passes its frames on.
+
+    No more frames are on their way than the reader has room for, so that one who stops reading
+    stops his own session, as without a line in between.
+
+    Attributes:
+        session: the one.
+        pushing: a thread for frames that come in; of a session they come one by one.
+    """
+
+    def __init__(self, number: int, session: LiveSession, line: Line) -> None:
+        self.session = session
+        self.pushing = ThreadPoolExecutor(1, f"stillframe-in-{number}")
+        self._number, self._line = number, line
+        self._room = threading.Semaphore(session.block_frames)
+        self._thread = threading.Thread(
+            target=self._pass_on, name=f"stillframe-out-{number}", daemon=True
+        )
+
+    def start(self) -> None:
+        """Pass frames on from now on."""
+        self._thread.start()
+
+    def give(self, frames: int) -> None:
+        """So many frames were read at the other end."""
+        self._room.release(frames)
+
+    def close(self) -> None:
+        """Close the session; waits for a block that runs."""
+        self.session.close()
+        self._room.release()
+        self._thread.join()
+        self.pushing.shutdown()
+
+    @property
+    def figures(self) -> Figures:
+        """The session's counters."""
+        session = self.session
+        memory = tuple(session.memory.items())
+        return Figures(session.state, session.paused, session.dropped, session.waiting, memory)
+
+    def _pass_on(self) -> None:
+        error: tuple[str, str] | None = None
+        reported = -1
+        try:
+            while True:
+                self._room.acquire()
+                frame = self.session.get()
+                if frame is None:
+                    break
+                for block in self.session.telemetry.blocks:
+                    if reported < block.block <= frame.block:
+                        self._line.send(("block", self._number, block, self.figures))
+                reported = frame.block
+                self._line.send(
+                    ("frame", self._number, frame._replace(pixels=_ELSEWHERE)), frame.pixels
+                )
+        except SessionError as failure:
+            error = str(failure), failure.trace
+        except LineClosedError:
+            return
+        except Exception as failure:  # of this session; its client must not wait for more
+            said = f"the session failed with {type(failure).__name__}: {failure}"
+            error = said, traceback.format_exc()
+        try:
+            self._line.send(("ended", self._number, error))
+        except LineClosedError:
+            return

@@ -1,0 +1,3 @@
+"""Models from where they lie to a pipeline: recipes, the hub, checkpoints, prompts, memory."""
+
+__all__: list[str] = []

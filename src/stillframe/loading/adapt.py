@@ -1,0 +1,149 @@
+"""Changes to a loaded pipeline: low-rank updates, the attention kernel, weights off the GPU.
+
+All three are diffusers' (and peft's) own; here is how they are asked for and what may go wrong. It
+does not know how models are found or loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from stillframe.errors import ModelError
+from stillframe.loading.checkpoint import read_file
+
+if TYPE_CHECKING:
+    from stillframe.pipelines.causal_wan import CausalWanPipeline
+
+__all__ = [
+    "add_lora",
+    "attention_backends",
+    "check_attention",
+    "check_offload",
+    "offload_blocks",
+    "parse_lora",
+    "use_attention",
+]
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """``FILE`` or ``FILE:SCALE`` as file and scale (1 where none is given).
+
+    Raises:
+        ValueError: the file is missing, or what follows the last colon is no number.
+    """
+    path, colon, scale = text.rpartition(":")
+    if colon and not Path(text).exists():
+        try:
+            chosen = Path(path).expanduser(), float(scale)
+        except ValueError as error:
+            raise ValueError(f"--lora takes FILE or FILE:SCALE, got {text!r}") from error
+    else:
+        chosen = Path(text).expanduser(), 1.0
+    if not chosen[0].is_file():
+        raise ValueError(f"LoRA file {chosen[0]} is not there")
+    return chosen
+
+
+def add_lora(pipe: CausalWanPipeline, path: Path, scale: float = 1.0) -> None:
+    """Merge a low-rank update of the transformer into its weights.
+
+    Args:
+        pipe: on the device where the merging should be computed.
+        path: a file in any layout that diffusers' Wan loader takes.
+        scale: how much of it.
+
+    Raises:
+        ModelError: peft is not installed, the file cannot be read, or is not for this transformer.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ModelError("LoRA files need peft: pip install 'stillframe[lora]'") from error
+    state = read_file(path)
+    try:
+        pipe.load_lora_weights(dict(state), adapter_name="stillframe")
+        if not any("lora_A" in name for name, _ in pipe.transformer.named_modules()):
+            raise ModelError(f"LoRA file {path} updates no layer of the transformer")
+        pipe.fuse_lora(components=["transformer"], lora_scale=scale)
+        pipe.unload_lora_weights()
+    except ModelError:
+        raise
+    except Exception as error:  # peft and diffusers tell of wrong names and shapes in many ways
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"LoRA file {path} does not fit the transformer: {reason}") from error
+
+
+def attention_backends() -> list[str]:
+    """Names of the attention kernels that diffusers knows, installed or not."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    return sorted(name.value for name in AttentionBackendName)
+
+
+def check_attention(name: str) -> None:
+    """Refuse a name that diffusers does not know.
+
+    Raises:
+        ValueError: it does not.
+    """
+    known = attention_backends()
+    if name not in known:
+        raise ValueError(f"unknown attention {name!r}; known are {', '.join(known)}")
+
+
+def use_attention(pipe: CausalWanPipeline, name: str) -> None:
+    """Compute attention with one of diffusers' kernels.
+
+    Raises:
+        ValueError: there is no such kernel, or it is not installed.
+    """
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+
+    check_attention(name)
+    everybody, _ = Registry.get_active_backend()
+    try:
+        pipe.transformer.set_attention_backend(name)
+    except Exception as error:  # each kernel's package is missing in its own way
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"attention {name!r} cannot be used here: {reason}") from error
+    finally:
+        # diffusers makes the kernel of one model that of every model of the process as well
+        Registry.set_active_backend(everybody)
+
+
+def check_offload(device: torch.device) -> None:
+    """Refuse to offload from anything but a GPU.
+
+    Raises:
+        ValueError: the device is none.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"weights are offloaded from a GPU, and the device is {device}")
+
+
+def offload_blocks(transformer: nn.Module, device: torch.device) -> None:
+    """Keep the transformer's layers on the CPU, and bring each to ``device`` while it runs.
+
+    What lies around the layers goes to ``device`` for good.
+
+    Args:
+        transformer: on the CPU.
+        device: a GPU.
+
+    Raises:
+        ValueError: the device is no GPU.
+    """
+    check_offload(device)
+    from diffusers.hooks import apply_group_offloading
+
+    for name, child in transformer.named_children():
+        if name != "blocks":
+            child.to(device)
+    for parameter in transformer.parameters(recurse=False):
+        parameter.data = parameter.data.to(device)
+    for block in transformer.blocks:  # type: ignore[union-attr]
+        apply_group_offloading(block, device, offload_type="leaf_level", use_stream=True)

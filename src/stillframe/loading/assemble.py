@@ -1,0 +1,315 @@
+"""A model from its parts: where each lies on disk, what it will take, and putting them together.
+
+A *source* is a model by any of its names: a recipe (published weights over a base in diffusers'
+format) or a folder in diffusers' format, local or in the hub's cache. The text encoder is never
+loaded with the rest: prompts go through a `PromptEncoder`, which has it while it needs it.
+
+This file downloads nothing, and does not know devices.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.backbones.wan import read_transformer
+from stillframe.engine.stream import StreamSettings
+from stillframe.errors import ModelError
+from stillframe.loading import hub
+from stillframe.loading.checkpoint import load_transformer
+from stillframe.loading.memory import MemoryPlan, plan_memory
+from stillframe.loading.prompts import PromptEncoder
+from stillframe.loading.recipes import Recipe
+from stillframe.loading.taehv import TAEW_CONFIG, load_taehv
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.tokens.schedule import edit_sigmas, scheduler_shift
+
+__all__ = ["Source", "Task", "build", "open_text", "plan"]
+
+_PARTS = ("transformer", "text_encoder", "vae")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's parts come from.
+
+    Attributes:
+        name: what the user calls it.
+        base: folder or hub id in diffusers' format; with a recipe, its transformer is not used.
+        recipe: None where ``base`` is the whole model.
+        vae: "tiny" (``taew2_1``), "full" (the base's), or a weight file of the tiny autoencoder.
+    """
+
+    name: str
+    base: str
+    recipe: Recipe | None = None
+    vae: str = "full"
+
+    @property
+    def wanted(self) -> tuple[hub.Wanted, ...]:
+        """Files that must be on disk."""
+        tiny = hub.Wanted(hub.TINY_VAE_REPO, (hub.TINY_VAE_FILE,))
+        if self.recipe is not None:
+            files = hub.wanted_by(self.recipe, "full" if self.vae == "full" else "tiny")
+        else:
+            files = (*hub.wanted_folder(self.base), tiny)
+        return files if self.vae == "tiny" else tuple(entry for entry in files if entry != tiny)
+
+    @property
+    def configurations(self) -> tuple[hub.Wanted, ...]:
+        """The files among them that say what kind of model it is; kilobytes."""
+        parts = ("transformer", "text_encoder") if self.vae != "full" else _PARTS
+        names = ("model_index.json", *(f"{part}/config.json" for part in parts))
+        return (hub.Wanted(self.base, names),)
+
+    def folder(self) -> Path:
+        """The base on disk.
+
+        Raises:
+            ModelError: it is not there.
+        """
+        return hub.require(self.base, "model_index.json", self.name).parent
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The configuration of one of the base's parts.
+
+        Raises:
+            ModelError: it is not there, or is not JSON.
+        """
+        return self.read(f"{part}/config.json")
+
+    def index(self) -> dict[str, Any]:
+        """The base's ``model_index.json``.
+
+        Raises:
+            ModelError: see `config`.
+        """
+        return self.read("model_index.json")
+
+    def read(self, file: str) -> dict[str, Any]:
+        """The content of one of the base's JSON files.
+
+        Raises:
+            ModelError: see `config`.
+        """
+        path = hub.require(self.base, file, self.name)
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self.name} has a broken {file}: {error}") from error
+        if not isinstance(found, dict):
+            raise ModelError(f"{self.name} has a broken {file}: it holds no fields")
+        return found
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is loaded for, as far as memory depends on it.
+
+    Attributes:
+        height, width: of the video in pixels.
+        recovery: name of the recovery.
+        compare: two streams run beside, unpruned, of two seeds.
+        generate: text-to-video, with its own window.
+        prompts: that are known beforehand.
+        store: what the recovery stores in, see `StreamSettings`.
+    """
+
+    height: int = 480
+    width: int = 832
+    recovery: str = "aligned"
+    compare: bool = False
+    generate: bool = False
+    prompts: tuple[str, ...] = ()
+    store: str = "auto"
+
+
+def _vae_config(source: Source) -> tuple[Mapping[str, Any], str]:
+    if source.vae != "full":
+        return TAEW_CONFIG, "tiny"
+    config = source.config("vae")
+    kind = "tiny" if config.get("_class_name") == "TinyVideoAutoencoder" else "full"
+    return config, kind
+
+
+def _numbers(source: Source) -> dict[str, Any]:
+    """The pipeline's configuration: a recipe's, or what the folder says beyond its parts."""
+    recipe = source.recipe
+    if recipe is None:
+        index, known = source.index(), signature(CausalWanPipeline.__init__).parameters
+        parts = {name for name, value in index.items() if isinstance(value, list | tuple)}
+        lists = ("edit_sigmas", "generate_sigmas")
+        return {k: v for k, v in index.items() if k in known and (k in lists or k not in parts)}
+    seen = max(recipe.edit_sink + recipe.edit_window, recipe.sink + recipe.window)
+    return {
+        "block_frames": recipe.block,
+        "sink_frames": recipe.edit_sink,
+        "window_frames": recipe.edit_window,
+        "position_limit": max(seen, min(recipe.positions, _positions(source))),
+        "edit_sigmas": recipe.edit_sigmas,
+        "generate_sigmas": recipe.generate_sigmas,
+        "generate_window_frames": recipe.window,
+        "generate_sink_frames": recipe.sink,
+    }
+
+
+def _positions(source: Source) -> int:
+    """Temporal positions that the transformer has."""
+    known: int = source.config("transformer").get("rope_max_seq_len", 1024)
+    return known
+
+
+def open_text(
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    *,
+    keep: bool = False,
+    cache: Path | None = None,
+) -> PromptEncoder:
+    """The source's text encoder, not loaded yet.
+
+    Args:
+        source: with all its files on disk.
+        dtype: of the model; in float16's place text is encoded in bfloat16.
+        device: where to encode.
+        keep: hold on to the weights between prompts.
+        cache: folder for embeddings; None keeps none.
+    """
+    return PromptEncoder(
+        source.folder(),
+        _given(source)["text_length"],
+        torch.bfloat16 if dtype == torch.float16 else dtype,
+        device,
+        keep,
+        cache=cache,
+        identity=source.base,
+    )
+
+
+def build(source: Source, dtype: torch.dtype, text: PromptEncoder) -> CausalWanPipeline:
+    """Load everything but the text encoder, on the CPU.
+
+    Args:
+        source: with all its files on disk.
+        dtype: of transformer and autoencoder.
+        text: what prompts will go through.
+
+    Raises:
+        ModelError: a part is missing, damaged, or not of the model it should be.
+    """
+    folder = source.folder()
+    pipe = CausalWanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        transformer=_transformer(source, folder, dtype),
+        vae=_autoencoder(source, folder, dtype),
+        scheduler=_scheduler(source),
+        **_numbers(source),
+    )
+    pipe.prompt_encoder = text
+    return pipe
+
+
+def _transformer(source: Source, folder: Path, dtype: torch.dtype) -> Any:
+    recipe = source.recipe
+    if recipe is None:
+        with _told(f"the transformer of {source.name}"):
+            return read_transformer(folder / "transformer", dtype)
+    repo = recipe.place(recipe.repo)
+    lora = None if recipe.lora is None else hub.require(repo, recipe.lora, source.name)
+    weights = hub.require(repo, recipe.file, source.name)
+    config = source.config("transformer")
+    return load_transformer(config, weights, recipe.keys, dtype, lora, recipe.lora_scale)
+
+
+def _scheduler(source: Source) -> FlowMatchEulerDiscreteScheduler:
+    """Of whatever class the folder's is, the two numbers that matter."""
+    if source.recipe is not None:
+        return FlowMatchEulerDiscreteScheduler(shift=source.recipe.shift)
+    config = source.read("scheduler/scheduler_config.json")
+    return FlowMatchEulerDiscreteScheduler(
+        shift=scheduler_shift(config), num_train_timesteps=config.get("num_train_timesteps", 1000)
+    )
+
+
+def _autoencoder(source: Source, folder: Path, dtype: torch.dtype) -> nn.Module:
+    if source.vae == "tiny":
+        path = hub.require(hub.TINY_VAE_REPO, hub.TINY_VAE_FILE, f"{source.name} --vae tiny")
+        return load_taehv(path, dtype)
+    if source.vae != "full":
+        return load_taehv(Path(source.vae).expanduser(), dtype)
+    _, kind = _vae_config(source)
+    family = TinyVideoAutoencoder if kind == "tiny" else AutoencoderKLWan
+    with _told(f"the autoencoder of {source.name}"):
+        vae: nn.Module = family.from_pretrained(folder / "vae", torch_dtype=dtype)
+    return vae
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """What a damaged folder fails with, which is anything, as a `ModelError`."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{what} cannot be loaded: {reason}") from error
+
+
+def plan(
+    source: Source, dtype: torch.dtype, task: Task, device: torch.device | str = "cuda"
+) -> MemoryPlan:
+    """What a task will take on a device, from the configurations alone.
+
+    Raises:
+        ModelError: a configuration is not on disk, or not one of this kind of model.
+        ValueError: a size does not fit the grid.
+    """
+    vae_config, kind = _vae_config(source)
+    planned = plan_memory(
+        source.config("transformer"),
+        vae_config,
+        kind,
+        source.config("text_encoder"),
+        height=task.height,
+        width=task.width,
+        dtype=dtype,
+        settings=_settings(_given(source), task),
+        recovery="none" if task.generate else task.recovery,
+        on_cpu=torch.device(device).type == "cpu",
+    )
+    if not task.compare:
+        return planned
+    # the other two have a cache, an autoencoder's memory and frames of their own
+    names = ("cache", "stream", "frames", "kept")
+    return replace(planned, **{name: 3 * getattr(planned, name) for name in names})
+
+
+def _given(source: Source) -> dict[str, Any]:
+    """The pipeline's configuration, its defaults included."""
+    usual = {k: p.default for k, p in signature(CausalWanPipeline.__init__).parameters.items()}
+    return {**usual, **_numbers(source)}
+
+
+def _settings(given: Mapping[str, Any], task: Task) -> StreamSettings:
+    """How a pipeline of this configuration works, as far as memory depends on it."""
+    kind = "generate_" if task.generate else ""
+    sink, window = given[f"{kind}sink_frames"], given[f"{kind}window_frames"]
+    return StreamSettings(
+        sigmas=tuple(given["edit_sigmas"] or edit_sigmas(1.0, given["num_inference_steps"], 1.0)),
+        block_frames=given["block_frames"],
+        sink_frames=sink,
+        window_frames=window,
+        position_limit=max(given["position_limit"], sink + window),
+        store=task.store,
+    )

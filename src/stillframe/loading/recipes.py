@@ -1,0 +1,177 @@
+"""Recipes: where published causal models are, and how each is meant to be run.
+
+``recipes.toml`` beside this file is the table; a file of the user's own adds to it. A recipe says
+where weights lie and which numbers go with them. It does not load or download anything.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import typer
+
+from stillframe.errors import ModelError
+from stillframe.tokens.schedule import check_sigmas, shift_sigma
+
+__all__ = ["RECIPES_VARIABLE", "Recipe", "load_recipes", "read_recipes", "user_recipes"]
+
+RECIPES_VARIABLE = "STILLFRAME_RECIPES"
+"""Environment variable that names a recipe file of the user's own."""
+
+TIMESTEPS = 1000
+"""A model's timestep at sigma 1."""
+
+_EDIT_STEPS = (400, 350, 250)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One published model; ``recipes.toml`` explains the fields.
+
+    ``folder`` is the one that relative paths in ``repo`` and ``base`` start from.
+    """
+
+    name: str
+    folder: Path
+    title: str
+    repo: str
+    file: str
+    base: str
+    steps: tuple[float, ...]
+    warp: bool
+    shift: float
+    block: int
+    window: int
+    sink: int
+    keys: tuple[str, ...] = ()
+    edit_steps: tuple[float, ...] | None = None
+    edit_window: int = 6
+    edit_sink: int = 1
+    positions: int = 21
+    lora: str | None = None
+    lora_scale: float = 1.0
+    licence: str = "not stated"
+    paper: str = ""
+
+    @property
+    def generate_sigmas(self) -> tuple[float, ...]:
+        """Noise levels of text-to-video, falling from 1."""
+        return self._sigmas(self.steps, self.warp)
+
+    @property
+    def edit_sigmas(self) -> tuple[float, ...]:
+        """Noise levels of video-to-video (the pruning papers' steps are warped by the shift)."""
+        if self.edit_steps is None:
+            return self._sigmas(_EDIT_STEPS, True)
+        return self._sigmas(self.edit_steps, self.warp)
+
+    def _sigmas(self, steps: tuple[float, ...], warp: bool) -> tuple[float, ...]:
+        shares = (step / TIMESTEPS for step in steps)
+        return tuple(shift_sigma(u, self.shift) if warp else u for u in shares)
+
+    def place(self, repo: str) -> str:
+        """A hub id as it is; a folder (``./x``, ``../x``, ``/x``, ``~/x``) as an absolute path."""
+        if not repo.startswith((".", "/", "~")):
+            return repo
+        return str((self.folder / os.path.expanduser(repo)).resolve())
+
+
+def _convert(value: Any, wanted: Any) -> Any:
+    """``value`` from TOML as a field of type ``wanted``; Type- or OverflowError if it is none."""
+    if wanted in (tuple[float, ...], tuple[float, ...] | None) and isinstance(value, list):
+        return tuple(_convert(entry, float) for entry in value)
+    if wanted == tuple[str, ...] and isinstance(value, list):
+        return tuple(_convert(entry, str) for entry in value)
+    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):  # TOML has nan and inf
+            raise TypeError
+        return float(value)
+    plain = str if wanted == str | None else wanted
+    if not isinstance(plain, type) or type(value) is not plain:
+        raise TypeError
+    return value
+
+
+def _recipe(name: str, table: Mapping[str, Any], path: Path) -> Recipe:
+    """Check one table of ``path``.
+
+    Raises:
+        ModelError: a field is unknown, missing, of the wrong type or out of range.
+    """
+    place = f"recipe {name!r} in {path}"
+    known = {f.name: f for f in fields(Recipe) if f.name not in ("name", "folder")}
+    hints, given = get_type_hints(Recipe), {}
+    for key, value in table.items():
+        if key not in known:
+            raise ModelError(f"{place} has an unknown field {key!r}; known are {', '.join(known)}")
+        try:
+            given[key] = _convert(value, hints[key])
+        except (TypeError, OverflowError):
+            raise ModelError(f"{place} has {key} = {value!r}, which is of the wrong type") from None
+    for key, entry in known.items():
+        if entry.default is MISSING and key not in given:
+            raise ModelError(f"{place} has no {key}")
+    recipe = Recipe(name=name, folder=path.parent.resolve(), **given)
+    if min(recipe.block, recipe.shift) < 1 or min(recipe.sink, recipe.edit_sink) < 0:
+        raise ModelError(f"{place} needs block and shift of at least 1 and sinks of at least 0")
+    if min(recipe.window, recipe.edit_window) < recipe.block:
+        raise ModelError(f"{place} has a window smaller than its block of {recipe.block}")
+    try:
+        check_sigmas(recipe.generate_sigmas)
+        check_sigmas(recipe.edit_sigmas)
+    except ValueError as error:
+        raise ModelError(f"{place} has steps out of order: {error}") from error
+    if recipe.steps[0] != TIMESTEPS:
+        first = f"{recipe.steps[0]:g}, and text-to-video starts from noise, at {TIMESTEPS}"
+        raise ModelError(f"{place} has steps that start at {first}")
+    return recipe
+
+
+def read_recipes(path: Path) -> dict[str, Recipe]:
+    """The recipes of one file, by name.
+
+    Raises:
+        ModelError: it cannot be read, or an entry is wrong.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"recipe file {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"recipe file {path} is not valid TOML: {error}") from error
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ModelError(f"recipe file {path} has {name} outside a [table] of its own")
+    return {name: _recipe(name, table, path) for name, table in tables.items()}
+
+
+def user_recipes() -> Path | None:
+    """The user's recipe file, None if there is none.
+
+    Raises:
+        ModelError: the environment variable names a file that is not there.
+    """
+    if named := os.environ.get(RECIPES_VARIABLE):
+        path = Path(os.path.expanduser(named))
+        if not path.is_file():
+            raise ModelError(f"{RECIPES_VARIABLE} names {path}, which is not a file")
+        return path
+    usual = Path(typer.get_app_dir("stillframe")) / "recipes.toml"
+    return usual if usual.is_file() else None
+
+
+def load_recipes() -> dict[str, Recipe]:
+    """All recipes by name: the built-in ones, then the user's, which win.
+
+    Raises:
+        ModelError: the user's file is wrong.
+    """
+    recipes = read_recipes(Path(__file__).with_suffix(".toml"))
+    own = user_recipes()
+    return recipes if own is None else {**recipes, **read_recipes(own)}

@@ -1,0 +1,3 @@
+"""Pipelines in diffusers' conventions."""
+
+__all__: list[str] = []

@@ -1,0 +1,254 @@
+"""What runs the model for all sessions, and another one if it fails.
+
+`ProcessKeeper` runs it in a process of its own: whatever becomes of that, the server goes on.
+`Keeper` runs it on a thread of the server's process, and is its slow twin: pictures, sockets and
+model get into each other's way, and what kills one kills all. They know neither sockets nor
+clients.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from stillframe.live import LiveSession, Session, SessionError, Worker, WorkerProcess
+from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.server.guard import RefusedError
+
+__all__ = ["Keeper", "ProcessKeeper", "SessionKeeper"]
+
+_log = logging.getLogger(__name__)
+_LONGEST_PAUSE = 30.0
+
+
+class SessionKeeper(Protocol):
+    """What the server asks of either of them."""
+
+    @property
+    def failures(self) -> int:
+        """How many workers have failed."""
+        ...
+
+    @property
+    def default_height(self) -> int:
+        """Of the edited frames if nobody asks for a size, in pixels."""
+        ...
+
+    def start(self) -> None:
+        """Serve from now on, once the model is there; again, this does nothing."""
+        ...
+
+    def stop(self) -> None:
+        """End after the block that runs; sessions that are left fail."""
+        ...
+
+    def open(self, prompt: str | None, **options: Any) -> Session:
+        """Open a session, see `LiveSession`."""
+        ...
+
+
+class Keeper:
+    """Runs a worker on a thread from `start` to `stop`.
+
+    If the worker fails, its sessions have ended with a message (`Worker.run`) and the next one
+    takes its place.
+
+    Args:
+        pipe: the model, or what loads it.
+    """
+
+    def __init__(self, pipe: CausalWanPipeline | Callable[[], CausalWanPipeline]) -> None:
+        self._source = pipe
+        self._pipe: CausalWanPipeline | None = None
+        self._worker = Worker()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._failures = 0
+        self._thread = threading.Thread(target=self._keep, name="stillframe-worker", daemon=True)
+
+    @property
+    def worker(self) -> Worker:
+        """The one that serves now."""
+        with self._lock:
+            return self._worker
+
+    @property
+    def failures(self) -> int:
+        """How many workers have failed."""
+        return self._failures
+
+    @property
+    def default_height(self) -> int:
+        """Of the edited frames if nobody asks for a size, in pixels."""
+        assert self._pipe is not None
+        return int(self._pipe.config.default_height)
+
+    def start(self) -> None:
+        """Load the model, and serve from now on; once."""
+        source = self._source
+        self._pipe = source if isinstance(source, CausalWanPipeline) else source()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the block that runs; sessions that are left fail."""
+        with self._lock:
+            self._stopped = True
+            worker = self._worker
+        worker.stop()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def open(self, prompt: str | None, **options: Any) -> Session:
+        """Open a session, see `LiveSession`."""
+        assert self._pipe is not None
+        return LiveSession(self._pipe, prompt, worker=self.worker, **options)
+
+    def _keep(self) -> None:
+        while True:
+            try:
+                self.worker.run()
+            except BaseException:  # even one that asks the thread to end must not end the service
+                _log.exception("the worker failed; another one takes its place")
+            with self._lock:
+                if self._stopped:
+                    return
+                self._failures += 1
+                self._worker = Worker()
+
+
+class ProcessKeeper:
+    """Keeps a process that runs the model, from `start` to `stop`.
+
+    If it ends, its sessions end with a message that says how, and another one is started. Until
+    that has loaded the model, who wants a session waits for it.
+
+    Args:
+        load: makes the model, in that process; picklable, see `WorkerProcess`.
+        patience: seconds that `open` waits for a process.
+    """
+
+    def __init__(self, load: Callable[[], CausalWanPipeline], patience: float = 60.0) -> None:
+        self._load, self._patience = load, patience
+        self._process: WorkerProcess | None = None
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._failures = 0
+        self._height = 0
+        self._thread: threading.Thread | None = None
+
+    @property
+    def process(self) -> WorkerProcess | None:
+        """The one that serves now; None if there is none."""
+        return self._process
+
+    @property
+    def pid(self) -> int | None:
+        """Of that process."""
+        process = self._process
+        return None if process is None else process.pid
+
+    @property
+    def failures(self) -> int:
+        """How many processes have ended that should not have."""
+        return self._failures
+
+    @property
+    def default_height(self) -> int:
+        """Of the edited frames if nobody asks for a size, in pixels."""
+        return self._height
+
+    def start(self) -> None:
+        """Start the process and wait for the model; nothing happens the second time.
+
+        Raises:
+            ModelError: the model cannot be loaded.
+            ValueError: it was described wrongly.
+        """
+        if self._thread is not None:
+            return
+        process = WorkerProcess(self._load)
+        process.start()
+        self._height = process.facts.default_height
+        self._process = process
+        self._thread = threading.Thread(target=self._keep, name="stillframe-keeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the block that runs; sessions that are left fail."""
+        with self._changed:
+            self._stopped = True
+            process = self._process
+            self._changed.notify_all()
+        if process is not None:
+            process.stop()
+        if self._thread is not None:
+            self._thread.join()
+
+    def open(self, prompt: str | None, **options: Any) -> Session:
+        """Open a session, see `WorkerProcess.open`.
+
+        Raises:
+            RefusedError: there is no process, and none came in time.
+        """
+        end = time.monotonic() + self._patience
+        while True:
+            process = self._present(end - time.monotonic())
+            try:
+                return process.open(prompt, **options)
+            except SessionError:
+                if process.reason is None:
+                    raise
+                # it had just gone, and nobody had noticed yet
+
+    def _present(self, seconds: float) -> WorkerProcess:
+        """The process that serves, waiting for one if there is none."""
+
+        def there() -> bool:
+            return self._process is not None and self._process.reason is None
+
+        with self._changed:
+            self._changed.wait_for(lambda: there() or self._stopped, seconds)
+            if self._process is None or not there():
+                raise RefusedError("the model is not there at the moment; try again later")
+            return self._process
+
+    def _keep(self) -> None:
+        """Start a process whenever one has ended; a thread's work."""
+        pause = 1.0
+        while (process := self._process) is not None:
+            begun = time.monotonic()
+            process.wait()
+            with self._changed:
+                if self._stopped:
+                    return
+                self._process = None
+                self._failures += 1
+            _log.error("%s; another one takes its place", process.reason)
+            if time.monotonic() - begun > _LONGEST_PAUSE:
+                pause = 1.0
+            self._process_again(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _process_again(self, pause: float) -> None:
+        """Start processes until one stays, each after a longer pause than the one before."""
+        while True:
+            process = WorkerProcess(self._load)
+            try:
+                process.start()
+            except Exception:
+                _log.exception("the process of the model did not start; again in %g s", pause)
+            else:
+                with self._changed:
+                    if not self._stopped:
+                        self._process = process
+                        self._changed.notify_all()
+                        return
+                process.stop()
+                return
+            with self._changed:
+                if self._changed.wait_for(lambda: self._stopped, pause):
+                    return
+            pause = min(2 * pause, _LONGEST_PAUSE)
