@@ -85,6 +85,14 @@ def no_text(server: Server) -> None:
         assert client.ending()[0] == 1007
 
 
+def no_text_and_goodbye(server: Server) -> None:
+    with server.client({}) as client:
+        # in one piece, so that the goodbye has been read when the text is looked at
+        masked = b"\x81\x82\0\0\0\0\xff\xfe" + b"\x88\x82\0\0\0\0\x03\xe8"
+        client.socket.socket.sendall(masked)
+        client.until("closed")
+
+
 def raw(server: Server, said: bytes) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT) as line:
         line.sendall(said)
@@ -102,7 +110,9 @@ def other_upgrade(server: Server) -> None:
     raw(server, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
 
 
-@pytest.mark.parametrize("way", [no_text, half_an_offer, no_request, other_upgrade])
+@pytest.mark.parametrize(
+    "way", [no_text, no_text_and_goodbye, half_an_offer, no_request, other_upgrade]
+)
 def test_clients_cannot_fill_the_log(
     server: Server, lines: list[str], way: Callable[[Server], None]
 ) -> None:
