@@ -24,7 +24,16 @@ ROOT = SOURCE.parents[1]
 LAYERS: list[tuple[str, set[str]]] = [
     (
         "ground",
-        {"errors", "options", "registry", "turns", "models", "tokens", "kernels"},
+        {
+            "errors",
+            "options",
+            "untrusted",
+            "registry",
+            "turns",
+            "models",
+            "tokens",
+            "kernels",
+        },
     ),
     ("parts", {"attention", "autoencoders", "detection", "whole_file"}),
     ("choices", {"recovery", "methods"}),
@@ -266,7 +275,7 @@ import uvicorn.protocols.websockets.websockets_sansio_impl
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan import pipeline_wan
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 sys.stdout.flush(), sys.stderr.flush()
 here = pathlib.Path.cwd()
 state = lambda: (dict(os.environ), sorted(map(str, here.rglob("*"))),

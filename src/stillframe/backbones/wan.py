@@ -27,9 +27,11 @@ from torch import Tensor
 from stillframe.attention.block import Attend, BlockAttention
 from stillframe.attention.rotary import rotary_table
 from stillframe.backbones.base import FusedPasses, TextCache
+from stillframe.backbones.finite import check_model
 from stillframe.backbones.fused.blocks import FusedBlocks
 from stillframe.backbones.fused.transformer import FusedTransformer, unsupported
 from stillframe.backbones.meter import typed
+from stillframe.backbones.model_folder import check_part
 from stillframe.errors import ModelError
 from stillframe.turns import model_turn
 
@@ -93,8 +95,15 @@ def read_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     Args:
         folder: has ``config.json`` and weights.
         dtype: of the weights; diffusers' exceptions stay in float32.
+
+    Raises:
+        ModelError: its weights lie elsewhere, or are not finite.
     """
-    model: WanTransformer3DModel = WanTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
+    check_part(folder)
+    model: WanTransformer3DModel = WanTransformer3DModel.from_pretrained(
+        folder, torch_dtype=dtype, local_files_only=True
+    )
+    check_model(model, f"the transformer in {folder}")
     return model.eval().requires_grad_(False)
 
 
