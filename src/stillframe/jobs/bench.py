@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.engine.stream import BlockStats, EditStream
 from stillframe.methods import Method, Selector
 from stillframe.pipelines.causal_wan import CausalWanPipeline
@@ -156,7 +155,7 @@ class _Bench:
         self.pipe, self.pixels = pipe, pixels
         self.device = pipe.compute_device
         self.sigmas, self.recovery = tuple(sigmas), recovery
-        self.coder = open_autoencoder(pipe.vae, pipe.config.block_frames)
+        self.timeline = pipe.timeline
         self.size = height, width
         self.blocks: list[BlockStats] = []
         embeds = torch.randn(1, pipe.config.text_length, pipe.transformer.config.text_dim)
@@ -168,7 +167,7 @@ class _Bench:
             sigmas=self.sigmas,
             **options,
         )
-        shape = (self.coder.block_frames * self.coder.temporal, 3, height, width)
+        shape = (self.timeline.later_frames, 3, height, width)
         generator = torch.Generator(self.device).manual_seed(1)
         self._frames = torch.randint(
             0, 256, (1, *shape), generator=generator, device=self.device, dtype=torch.uint8
@@ -188,9 +187,9 @@ class _Bench:
         return time.perf_counter() - start
 
     def _latents(self) -> Tensor:
-        spatial, channels = self.coder.spatial, self.pipe.denoiser.latent_channels
-        height, width = (side // spatial for side in self.size)
-        return torch.randn(1, channels, self.coder.block_frames, height, width, device=self.device)
+        height, width = (side // self.timeline.spatial for side in self.size)
+        shape = (self.pipe.denoiser.latent_channels, self.timeline.block_frames, height, width)
+        return torch.randn(1, *shape, device=self.device)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -290,7 +289,7 @@ def _rows(
     ceiling: float | None,
 ) -> list[Row]:
     steps = len(bench.sigmas)
-    frames = bench.coder.block_frames * bench.coder.temporal
+    frames = bench.timeline.later_frames
     slowest = median(measured[max(range(len(measured)), key=lambda i: measured[i][0])][1])
     rows = []
     for share, seconds, blocks in measured:
@@ -323,9 +322,7 @@ def _of_ceiling(bench: _Bench, tokens: int, ms: float, ceiling: float | None) ->
     if ceiling is None:
         return None
     config = bench.pipe.config
-    height, width = (
-        side // (bench.coder.spatial * bench.pipe.denoiser.patch) for side in bench.size
-    )
+    height, width = (side // bench.pipe.frame_multiple for side in bench.size)
     keys = (config.sink_frames + config.window_frames) * height * width
     flops = pass_flops(bench.pipe.transformer.config, tokens, keys, config.text_length)
     return flops / (ms * 1e-3) / (ceiling * 1e12)

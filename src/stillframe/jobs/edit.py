@@ -15,13 +15,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.controls import Control, FrameClock, MaskHeader, MaskRecorder
+from stillframe.autoencoders.timeline import Timeline
+from stillframe.controls import Control, MaskHeader, MaskRecorder
 from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError
 from stillframe.jobs.edit_report import EditJob, edit_report
 from stillframe.jobs.first_pass import check_two_pass, foretold
-from stillframe.jobs.loop import Comparison, FileLoop, Lane, MapVideo, missing_frames
+from stillframe.jobs.loop import Comparison, FileLoop, Lane, MapVideo
 from stillframe.jobs.outputs import check_outputs
 from stillframe.jobs.report import Report
 from stillframe.loading.device_memory import forget_peak
@@ -139,7 +139,7 @@ def edit_file(
             max_short_side=pipe.config.default_height,
         )
         header = _mask_header(pipe, fit, chosen)
-        control = _fitted(control, fit, header, _frame_clock(pipe, reader))
+        control = _fitted(control, fit, header, replace(pipe.timeline, fps=reader.fps))
         if two_pass and control is not None:
             control = foretold(pipe, source, fit, chosen, control, max_frames, stop)
         embeds = pipe.encode_prompt(prompt)
@@ -163,7 +163,7 @@ def edit_file(
             full = find_method("full")()
             for other in (seed, seed + 1):
                 lanes.append(Lane(pipe, embeds, full, other, settings, control=dense))
-        comparison = Comparison(_first_frames(pipe)) if compare else None
+        comparison = Comparison(pipe.timeline.decoded_from(1)) if compare else None
         loop = FileLoop(fit, pipe.compute_device, lanes, writer, map_video, comparison)
         forget_peak(pipe.compute_device)
         tell = _teller(on_progress, loop, reader, max_frames)
@@ -181,35 +181,21 @@ def edit_file(
 
 def _mask_header(pipe: CausalWanPipeline, fit: Fit, method: Method) -> MaskHeader:
     """What masks of an edit are of."""
-    stream = open_autoencoder(pipe.vae, pipe.config.block_frames)
     patch = pipe.frame_multiple
     return MaskHeader(
-        stream.block_frames,
+        pipe.timeline.block_frames,
         fit.padded_height // patch,
         fit.padded_width // patch,
         patch,
-        stream.temporal,
+        pipe.timeline.temporal,
         tolerance=getattr(method, "tolerance", None) if method.visible else None,
         tau1=getattr(method, "tau1", None) if method.prunes else None,
         tau2=method.tau2 if method.prunes and not method.visible else None,
     )
 
 
-def _first_frames(pipe: CausalWanPipeline) -> int:
-    """Pixel frames of a stream's first block."""
-    fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
-    return fresh.next_frames - fresh.trim
-
-
-def _frame_clock(pipe: CausalWanPipeline, reader: VideoReader) -> FrameClock:
-    """How latent frames and the reader's go together."""
-    fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
-    untaken = fresh.block_frames * fresh.temporal - fresh.next_frames
-    return FrameClock(fresh.temporal, untaken, missing_frames(pipe.vae, fresh), reader.fps)
-
-
 def _fitted(
-    control: Control | None, fit: Fit, header: MaskHeader, clock: FrameClock
+    control: Control | None, fit: Fit, header: MaskHeader, timeline: Timeline
 ) -> Control | None:
     """The control for frames of this size.
 
@@ -221,7 +207,7 @@ def _fitted(
     if control.masks is not None:
         control.masks.check(header)
     extent = (fit.width / fit.padded_width, fit.height / fit.padded_height)
-    return control.fitted(fit.source_width, fit.source_height, extent, clock)
+    return control.fitted(fit.source_width, fit.source_height, extent, timeline)
 
 
 def _open_reader(

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.autoencoders.streaming import StreamingAutoencoder, open_autoencoder
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.controls import Control, MotionMap
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
 from stillframe.errors import OutputClosedError
@@ -27,7 +27,7 @@ from stillframe.video import Frame, VideoWriter
 from stillframe.video.fit import Fit
 from stillframe.video.overlay import MaskTrack, draw_map
 
-__all__ = ["Comparison", "FileLoop", "Lane", "MapVideo", "missing_frames"]
+__all__ = ["Comparison", "FileLoop", "Lane", "MapVideo"]
 
 Pixels = NDArray[np.uint8]
 
@@ -99,21 +99,15 @@ class Lane:
         for stage, spent in seconds.items():
             self._seconds[stage] += spent
 
-    def control_report(self, temporal: int, missing: int) -> dict[str, Any] | None:
-        """What controls were asked for and what they did, None without any.
-
-        Args:
-            temporal: pixel frames of a latent frame.
-            missing: pixel frames by which the first block is short, see `missing_frames`.
-        """
+    def control_report(self, timeline: Timeline) -> dict[str, Any] | None:
+        """The settings of the controls and what they did, None without any."""
         controlled = self.stream.controlled
         if controlled is None:
             return None
         happened = controlled.happened
-        cuts = [max(latent * temporal - missing, 0) for latent in happened.cuts]
         return {
             **controlled.control.asked(),
-            "cut_frames": cuts,
+            "cut_frames": [timeline.output_frames(latent).start for latent in happened.cuts],
             "whole_blocks": happened.whole_blocks,
             "refreshed_tokens": happened.refreshed_tokens,
             "oldest_blocks": happened.oldest,
@@ -151,16 +145,6 @@ class Lane:
         )
 
 
-def missing_frames(vae: Any, fresh: StreamingAutoencoder) -> int:
-    """Pixel frames by which a stream's first block is short of a full one; ``fresh`` is unused yet.
-
-    Either the encoder takes fewer frames for it (Wan's first latent frame stands for one), or the
-    decoder drops some that it makes.
-    """
-    not_taken = fresh.block_frames * fresh.temporal - fresh.next_frames
-    return not_taken + int(getattr(vae, "frames_to_trim", 0))
-
-
 class MapVideo:
     """The map as a video: masks come from the engine, source frames from the loop.
 
@@ -171,9 +155,8 @@ class MapVideo:
 
     def __init__(self, pipe: CausalWanPipeline, writer: VideoWriter) -> None:
         self.writer = writer
-        stream = open_autoencoder(pipe.vae, pipe.config.block_frames)
-        self._patch = stream.spatial * pipe.denoiser.patch
-        self._track = MaskTrack(stream.temporal, missing_frames(pipe.vae, stream))
+        self._patch = pipe.frame_multiple
+        self._track = MaskTrack(pipe.timeline)
 
     def note(self, stats: BlockStats) -> None:
         """Take the mask of a finished block."""

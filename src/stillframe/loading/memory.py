@@ -177,7 +177,8 @@ def plan_memory(
     vae = typed(_autoencoder(vae_config, vae_kind), dtype)
     denoiser = WanDenoiser(transformer)
     stream = open_autoencoder(vae, settings.block_frames)
-    multiple = stream.spatial * denoiser.patch
+    timeline = stream.timeline
+    multiple = timeline.spatial * denoiser.patch
     if min(height, width) < multiple or height % multiple or width % multiple:
         raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
     grid = Grid(settings.block_frames, height // multiple, width // multiple)
@@ -188,7 +189,7 @@ def plan_memory(
     cache, fill = job.state(denoiser)
     text = denoiser.text(job.embeds(denoiser))
     # float32, in and out
-    frames = 2 * 4 * batch * settings.block_frames * stream.temporal * 3 * height * width
+    frames = 2 * 4 * batch * timeline.later_frames * 3 * height * width
     compared = frames + remembered if vae_kind == "tiny" else 0
     return MemoryPlan(
         text_encoder=text_encoder,
@@ -199,7 +200,7 @@ def plan_memory(
         recovery=fill.nbytes,
         text_cache=sum(x.nbytes for x in (*text.keys, *text.values, text.embeds)),
         stream=remembered,
-        frames=job.seen(stream.temporal),
+        frames=job.seen(timeline.temporal),
         kept=frames + compared if on_cpu else 0,
         process=_LIBRARIES if on_cpu else 0,
         activations=_activations(transformer_config, job),
