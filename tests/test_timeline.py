@@ -77,7 +77,7 @@ def encoded(stream: StreamingAutoencoder, video: Tensor) -> tuple[list[Tensor], 
     return latents, taken
 
 
-def decoded(stream: StreamingAutoencoder, latents: Sequence[Tensor]) -> list[list[Tensor]]:
+def decoded(stream: StreamingAutoencoder, latents: list[Tensor]) -> list[list[Tensor]]:
     """The frames that come of each block."""
     stream.reset()
     size = stream.timeline.block_frames

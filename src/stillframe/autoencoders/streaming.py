@@ -2,7 +2,7 @@
 
 The weights stay stateless; a stream object remembers what the causal layers need. Blocks are always
 encoded and decoded in the same pieces, however the frames arrive, so chunking never shows in the
-result. Latents handed out are normalised. It does not know what happens to latents in between.
+result. Latents handed out are normalised.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stillframe.autoencoders.timeline import Timeline
 from stillframe.autoencoders.tiny import Memory, TinyVideoAutoencoder
-from stillframe.autoencoders.tiny_fused import LeanAutoencoder, lean_autoencoder
+from stillframe.autoencoders.tiny_fused import FusedAutoencoder, fused_autoencoder
 from stillframe.errors import ModelError
 from stillframe.kernels.graphs import CapturedStep
 
@@ -172,8 +172,8 @@ _PROBE = 0.5
 # More pixels than this at once make the widest layers the largest thing in memory by far, and are
 # no faster; less leaves a GPU idle. A block of 240x416 is below, one latent frame of 480x832 is.
 _PIXELS_AT_ONCE = 2**21
-# The lean autoencoder keeps less in between.
-_PIXELS_AT_ONCE_LEAN = 2**23
+# The fused autoencoder keeps less in between.
+_PIXELS_AT_ONCE_FUSED = 2**23
 
 
 class TinyStream(StreamingAutoencoder):
@@ -209,9 +209,9 @@ class TinyStream(StreamingAutoencoder):
         # a hundred small kernels is what costs
         kinds = {"cpu": _Remembered, "cuda": CapturedStep}
         faster: Any = kinds.get(self.vae.device.type, lambda step: step)
-        lean = self.vae.device.type == "cuda" and LeanAutoencoder.supports(self.vae)
-        coder = lean_autoencoder(self.vae) if lean else self.vae
-        self._most_pixels = _PIXELS_AT_ONCE_LEAN if lean else _PIXELS_AT_ONCE
+        fused = self.vae.device.type == "cuda" and FusedAutoencoder.supports(self.vae)
+        coder = fused_autoencoder(self.vae) if fused else self.vae
+        self._most_pixels = _PIXELS_AT_ONCE_FUSED if fused else _PIXELS_AT_ONCE
         self._encode_chunk = faster(coder.encode_chunk)
         self._decode_chunk = faster(coder.decode_chunk)
 
@@ -239,7 +239,7 @@ class TinyStream(StreamingAutoencoder):
 
 
 class _Remembered:
-    """A step of the autoencoder that answers from memory when it is asked the same thing again.
+    """A step of the autoencoder that answers from memory when its input is the same again.
 
     Where nothing changes for a few blocks, input and what the layers remember come round exactly,
     and so must the output.
@@ -247,19 +247,19 @@ class _Remembered:
 
     def __init__(self, step: Callable[[Tensor, Memory | None], tuple[Tensor, Memory]]) -> None:
         self._step = step
-        self._asked: tuple[Tensor, Memory | None] | None = None
+        self._input: tuple[Tensor, Memory | None] | None = None
         self._answer: tuple[Tensor, Memory] | None = None
 
     def __call__(self, x: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         if self._answer is None or not self._again(x, memory):
-            self._asked, self._answer = (x, memory), self._step(x, memory)
+            self._input, self._answer = (x, memory), self._step(x, memory)
         output, after = self._answer
         # whoever gets it may write to it
         return output.clone(), after
 
     def _again(self, x: Tensor, memory: Memory | None) -> bool:
-        assert self._asked is not None
-        before, remembered = self._asked
+        assert self._input is not None
+        before, remembered = self._input
         if memory is None or remembered is None or not _same(x, before):
             return False
         return all(_same(now, then) for now, then in zip(memory, remembered, strict=True))

@@ -50,10 +50,7 @@ def check_files(
 
     if not source.is_live:
         VideoReader(source).close()
-    check_outputs(source, out, map_path, report)
-    check_outputs(source, out, map_path, masks)
-    if report is not None and masks is not None and report.resolve() == masks.resolve():
-        raise ValueError(f"{masks} cannot be the report and the masks: choose another name")
+    check_outputs(source, out, map_path, report, masks)
 
 
 def kept_clean(sink: Sink) -> AbstractContextManager[Sink]:

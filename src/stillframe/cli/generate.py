@@ -66,7 +66,7 @@ def generate(
     with one_sentence_errors():
         from stillframe.jobs.outputs import check_outputs
 
-        check_outputs(None, out, report_path=report)
+        check_outputs(None, out, None, report)
         levels = parse_sigmas(sigmas)
         started = time.perf_counter()
         options = LoadOptions(

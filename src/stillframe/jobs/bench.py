@@ -1,8 +1,7 @@
 """How fast the engine is, stage by stage, against the share of tokens that is kept.
 
 The engine's own block loop runs on random latents, or on random frames, with masks of a given
-share; nothing is read from disk or the network. Warm-up is apart, figures are medians. It knows
-the engine, not which models there are or the command line.
+share; nothing is read from disk or the network. Warm-up is apart, figures are medians.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Row:
     """One share of kept tokens; times are medians over blocks, in milliseconds.
 
     Attributes:
-        share: asked for.
+        share: of tokens to keep.
         tokens: kept tokens of a block.
         pass_ms, context_ms: one denoising pass, the context pass.
         pass_spread_ms: between the quartiles of ``pass_ms``.
@@ -66,7 +65,7 @@ class Row:
         fps: pixel frames a second of the stages that were run.
         speedup: against the same run's largest share.
         of_ceiling: arithmetic of a denoising pass / its time / the measured ceiling; None on CPUs.
-        peak_bytes: most memory held; 0 where nobody counts.
+        peak_bytes: most memory in use; 0 where it is not counted.
     """
 
     share: float
@@ -199,6 +198,15 @@ class _Bench:
         """Keep that share from the next block on."""
         self.stream.update(method=Share(recovery=self.recovery, share=share))
 
+    def warm_up(self, shares: Sequence[float]) -> None:
+        """Fill the window, and run every share."""
+        for _ in range(4):
+            self.block()
+        for share in shares:
+            self.use(share)
+            self.block()
+            self.block()
+
     @property
     def graphs(self) -> int:
         """CUDA graphs of the transformer so far."""
@@ -242,21 +250,11 @@ def run_bench(
     Raises:
         ValueError: a share or another number is out of range.
     """
-    if not shares or any(not 0 < share <= 1 for share in shares):
-        raise ValueError(f"shares lie above 0 and up to 1, got {list(shares)}")
-    if height % pipe.frame_multiple or width % pipe.frame_multiple:
-        raise ValueError(
-            f"height and width must be multiples of {pipe.frame_multiple}, got {height}x{width}"
-        )
+    _check(pipe, height, width, shares)
     options = dict(options or {})
     started = time.perf_counter()
     bench = _Bench(pipe, height, width, sigmas, recovery, pixels, options)
-    for _ in range(4):
-        bench.block()
-    for share in shares:
-        bench.use(share)
-        bench.block()
-        bench.block()
+    bench.warm_up(shares)
     warm = time.perf_counter() - started
     captured = bench.graphs
     gpu = bench.device.type == "cuda"
@@ -281,6 +279,14 @@ def run_bench(
         graphs=(captured, bench.graphs - captured),
         rows=tuple(rows),
     )
+
+
+def _check(pipe: CausalWanPipeline, height: int, width: int, shares: Sequence[float]) -> None:
+    if not shares or any(not 0 < share <= 1 for share in shares):
+        raise ValueError(f"shares lie above 0 and up to 1, got {list(shares)}")
+    multiple = pipe.frame_multiple
+    if height % multiple or width % multiple:
+        raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
 
 
 def _rows(

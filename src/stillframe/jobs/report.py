@@ -1,19 +1,17 @@
 """What an edit did and what it cost, as numbers: the report.
 
-Every field is described in ``docs/report.md``. Knows JSON and files; not where numbers come from.
+Every field is described in ``docs/report.md``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-from stillframe.errors import OutputError
+from stillframe.video.targets import check_file
 from stillframe.whole_file import write_whole
 
 __all__ = [
@@ -21,7 +19,6 @@ __all__ = [
     "STAGES",
     "Report",
     "RunReport",
-    "check_report_path",
     "write_json",
 ]
 
@@ -131,25 +128,6 @@ def write_json(values: dict[str, Any], path: str | PathLike[str]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    check_report_path(path)
+    check_file(path)
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(path, (text.encode(),))
-
-
-def check_report_path(path: str | PathLike[str]) -> Path:
-    """The real path of a report to be written; touches nothing.
-
-    Raises:
-        OutputError: the folder is missing or not writable, or something that is not a regular file
-            is in the way.
-    """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise OutputError(f"{path} is a folder, not a file that can be written")
-    if target.exists() and not target.is_file():
-        raise OutputError(f"{path} is not a regular file and cannot be replaced")
-    if not target.parent.is_dir():
-        raise OutputError(f"{path} cannot be written: there is no folder {target.parent}")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path} cannot be written: no permission in {target.parent}")
-    return target

@@ -92,7 +92,7 @@ class MemoryPlan:
         return self.text_encoder + self.text_activations
 
     @property
-    def held(self) -> int:
+    def resident(self) -> int:
         """What stays from block to block of the second phase."""
         weights = self.transformer + self.autoencoder
         states = self.cache + self.recovery + self.text_cache + self.stream + self.frames
@@ -101,7 +101,7 @@ class MemoryPlan:
     @property
     def editing(self) -> int:
         """Peak of the second phase, in which blocks are encoded, denoised and decoded in turn."""
-        return self.held + max(self.activations, self.encode, self.decode)
+        return self.resident + max(self.activations, self.encode, self.decode)
 
     @property
     def peak(self) -> int:
@@ -167,7 +167,7 @@ def plan_memory(
         recovery: name of the recovery.
         batch: B, videos at once.
         text_length: tokens of a prompt.
-        on_cpu: whether all of it is held by the process itself, see ``MemoryPlan.kept``.
+        on_cpu: whether all of it is in the process itself, see ``MemoryPlan.kept``.
 
     Raises:
         ModelError: a configuration is not one of the model it is meant for.
@@ -213,7 +213,7 @@ def plan_memory(
 
 @dataclass(frozen=True)
 class _Job:
-    """What `plan_memory` was asked for."""
+    """What `plan_memory` plans for."""
 
     grid: Grid
     batch: int
@@ -251,7 +251,7 @@ class _Job:
         grid, layers, heads, dim = self.grid, denoiser.layers, denoiser.heads, denoiser.head_dim
         sees = self.settings.sink_frames, self.settings.window_frames
         shape = CacheShape(layers, self.batch, grid, heads, dim, *sees)
-        # which distances count as equal does not change what is held
+        # which distances count as equal does not change sizes
         store = self.settings.store_dtype(self.dtype)
         setup = RecoverySetup(shape, self.steps, META, self.dtype, 0.0, 0.0, store)
         fill = find_recovery(self.recovery)(setup)
