@@ -30,11 +30,16 @@ class StreamingAutoencoder(ABC):
     """One stream through an autoencoder.
 
     Args:
+        vae: the autoencoder.
+        block_frames: S, latent frames handed out at a time.
+
+    Attributes:
         timeline: how frames, latent frames and blocks go together.
     """
 
-    def __init__(self, timeline: Timeline) -> None:
-        self.timeline = timeline
+    def __init__(self, vae: Any, block_frames: int) -> None:
+        self.vae = vae
+        self.timeline = self.timeline_of(vae, block_frames)
         self.reset()
 
     def reset(self) -> None:
@@ -121,9 +126,10 @@ class StreamingAutoencoder(ABC):
         self._encoded += 1
         return latents
 
+    @staticmethod
     @abstractmethod
-    def fresh(self) -> StreamingAutoencoder:
-        """Another stream through the same autoencoder."""
+    def timeline_of(vae: Any, block_frames: int) -> Timeline:
+        """The geometry of any stream through ``vae``, from its configuration."""
 
     @torch.inference_mode()
     def channel_gains(self) -> Tensor:
@@ -140,9 +146,9 @@ class StreamingAutoencoder(ABC):
         channels = self.latent_channels
         steps = torch.cat([torch.zeros(1, channels), torch.eye(channels) * _PROBE])
         latents = steps.view(-1, channels, 1, 1, 1).expand(-1, -1, self.timeline.block_frames, 8, 8)
-        frames = self.fresh().decode(latents.to(self.device).contiguous())[
-            :, -self.timeline.temporal :
-        ]
+        fresh = type(self)(self.vae, self.timeline.block_frames)
+        frames = fresh.decode(latents.to(self.vae.device).contiguous())
+        frames = frames[:, -self.timeline.temporal :]
         moved = (frames[1:] - frames[:1]).float().flatten(1) * (255 / _PROBE)
         form = (moved @ moved.T / moved.shape[1]).double()
         values, vectors = torch.linalg.eigh(form)
@@ -153,11 +159,6 @@ class StreamingAutoencoder(ABC):
     @abstractmethod
     def latent_channels(self) -> int:
         """C."""
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Of the autoencoder."""
 
     @abstractmethod
     def _encode_block(self, frames: Tensor, first: bool) -> Tensor: ...
@@ -181,25 +182,16 @@ class TinyStream(StreamingAutoencoder):
 
     def __init__(self, vae: TinyVideoAutoencoder, block_frames: int) -> None:
         # convolutions run fastest with channels last, on CPUs and GPUs alike
-        self.vae = vae.to(memory_format=torch.channels_last)
-        super().__init__(self.timeline_of(vae, block_frames))
+        super().__init__(vae.to(memory_format=torch.channels_last), block_frames)
 
     @staticmethod
     def timeline_of(vae: TinyVideoAutoencoder, block_frames: int) -> Timeline:
-        """See `timeline_of`."""
         factors = vae.temporal_factor, vae.spatial_factor
         return Timeline(*factors, block_frames, trim=vae.frames_to_trim)
-
-    def fresh(self) -> TinyStream:
-        return TinyStream(self.vae, self.timeline.block_frames)
 
     @property
     def latent_channels(self) -> int:
         return int(self.vae.config.latent_channels)
-
-    @property
-    def device(self) -> torch.device:
-        return self.vae.device
 
     def reset(self) -> None:
         super().reset()
@@ -275,27 +267,15 @@ class WanStream(StreamingAutoencoder):
     Wan's first latent frame stands for a single pixel frame, every later one for four.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, block_frames: int) -> None:
-        self.vae = vae
-        super().__init__(self.timeline_of(vae, block_frames))
-
     @staticmethod
     def timeline_of(vae: AutoencoderKLWan, block_frames: int) -> Timeline:
-        """See `timeline_of`."""
         factors = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
         # the decoder makes 1 frame of the first latent, 4 of the others: nothing is left to trim
         return Timeline(*factors, block_frames, pad=factors[0] - 1)
 
-    def fresh(self) -> WanStream:
-        return WanStream(self.vae, self.timeline.block_frames)
-
     @property
     def latent_channels(self) -> int:
         return int(self.vae.config.z_dim)
-
-    @property
-    def device(self) -> torch.device:
-        return self.vae.device
 
     def reset(self) -> None:
         super().reset()
@@ -351,8 +331,7 @@ def open_autoencoder(vae: nn.Module, block_frames: int) -> StreamingAutoencoder:
     Raises:
         ModelError: if it is neither a `TinyVideoAutoencoder` nor an ``AutoencoderKLWan``.
     """
-    stream: StreamingAutoencoder = _stream_class(vae)(vae, block_frames)
-    return stream
+    return _stream_class(vae)(vae, block_frames)
 
 
 def timeline_of(vae: nn.Module, block_frames: int) -> Timeline:
@@ -361,11 +340,10 @@ def timeline_of(vae: nn.Module, block_frames: int) -> Timeline:
     Raises:
         ModelError: as `open_autoencoder`.
     """
-    timeline: Timeline = _stream_class(vae).timeline_of(vae, block_frames)
-    return timeline
+    return _stream_class(vae).timeline_of(vae, block_frames)
 
 
-def _stream_class(vae: nn.Module) -> Any:
+def _stream_class(vae: nn.Module) -> type[StreamingAutoencoder]:
     for kind, stream in ((TinyVideoAutoencoder, TinyStream), (AutoencoderKLWan, WanStream)):
         if isinstance(vae, kind):
             return stream
