@@ -22,13 +22,13 @@ from torch import Tensor
 from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError, OutputError
 from stillframe.evaluation.cells import Block, Conditions
+from stillframe.evaluation.latents import frame_fit
 from stillframe.evaluation.sources import Clip
 from stillframe.jobs.loop import Comparison, EditRun, FileLoop, MapVideo
 from stillframe.jobs.report import DENOISING_STAGES, RunReport
 from stillframe.methods import Method, find_method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
-from stillframe.video.fit import fit_to_grid
 from stillframe.whole_file import name_beside
 
 __all__ = ["Edit", "Prepared", "as_video", "edit_frames", "keep_array", "prepare", "write_video"]
@@ -176,9 +176,7 @@ def edit_frames(
         ValueError: the method or a setting does not fit the model.
     """
     _, height, width, _ = clip.frames.shape
-    fit = fit_to_grid(
-        width, height, multiple=pipe.frame_multiple, target_height=height, target_width=width
-    )
+    fit = frame_fit(pipe, clip.frames)
     blocks: list[Block] = []
 
     def note(stats: BlockStats) -> None:
