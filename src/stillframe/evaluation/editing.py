@@ -29,6 +29,7 @@ from stillframe.jobs.report import DENOISING_STAGES, RunReport
 from stillframe.methods import Method, find_method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
+from stillframe.video.fit import fit_to_grid
 from stillframe.whole_file import name_beside
 
 __all__ = ["Edit", "Prepared", "as_video", "edit_frames", "keep_array", "prepare", "write_video"]
