@@ -31,11 +31,14 @@ def named_places(
     out: str,
     output_format: str | None,
     background: str = "black",
+    max_pixels: int | None = None,
 ) -> tuple[Source, Sink]:
     """What is meant by the names that were typed."""
     from stillframe.video import Sink, Source
+    from stillframe.video.formats import MAX_PIXELS
 
-    return Source.of(source, input_format, timeout, background), Sink.of(out, output_format)
+    most = MAX_PIXELS if max_pixels is None else max_pixels
+    return Source.of(source, input_format, timeout, background, most), Sink.of(out, output_format)
 
 
 def check_files(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stillframe.cli.options import number
+
 if TYPE_CHECKING:
     from stillframe.controls import Box, Control, Cuts, Film, GivenCuts, Painting, Region
     from stillframe.methods import Method
@@ -37,15 +39,26 @@ _PANEL = "Control of what is recomputed"
 # what a method looks for change in by itself
 _DETECTORS = ("pixels", "latent")
 _CODEC = ("codec", "both")
+# All that is named: of other formats, Pillow runs programs.
+_PAINTED = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "TGA", "PPM")
 
 GopOption = Annotated[
     int | None,
-    typer.Option("--gop", metavar="N", help="A whole block every N.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--gop",
+        min=1,
+        max=10**6,
+        metavar="N",
+        help="A whole block every N.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 RefreshOption = Annotated[
     int | None,
     typer.Option(
         "--refresh",
+        min=1,
+        max=10**6,
         metavar="R",
         help="Recompute every patch at least once in R blocks.",
         rich_help_panel=_PANEL,
@@ -67,8 +80,9 @@ CutsByOption = Annotated[
 ]
 ToleranceOption = Annotated[
     float | None,
-    typer.Option(
+    number(
         "--tolerance",
+        most=255,
         metavar="LEVELS",
         help="How far a patch may differ from its source before it is recomputed, in grey levels "
         "of 255: 3 by default, which nobody sees; more is faster.",
@@ -85,14 +99,20 @@ DetectorOption = Annotated[
 ]
 Tau1Option = Annotated[
     float | None,
-    typer.Option(
-        "--tau1", help="Short-term threshold of --detector latent.", rich_help_panel=_PANEL
+    number(
+        "--tau1",
+        most=10**6,
+        help="Short-term threshold of --detector latent.",
+        rich_help_panel=_PANEL,
     ),
 ]
 Tau2Option = Annotated[
     float | None,
-    typer.Option(
-        "--tau2", help="Long-term threshold of --detector latent.", rich_help_panel=_PANEL
+    number(
+        "--tau2",
+        most=10**6,
+        help="Long-term threshold of --detector latent.",
+        rich_help_panel=_PANEL,
     ),
 ]
 RoiOption = Annotated[
@@ -226,14 +246,16 @@ def _painting(path: str) -> Painting | None:
     """The white parts of an image; what is transparent is black. None if it is something else."""
     import numpy as np
     import torch
-    from PIL import Image
 
     from stillframe.controls import Painting
+    from stillframe.video.formats import check_pixels, unread_picture
 
     try:
-        with Image.open(path) as image:
+        with unread_picture(path, *_PAINTED) as image:
+            check_pixels(f"--roi {path}", *image.size)
             layers = np.asarray(image.convert("LA"))
-    except (OSError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError):
+        # Pillow tells of damage in all of these
         return None
     white = (layers[..., 0] >= 128) & (layers[..., 1] >= 128)
     return Painting(torch.from_numpy(white))

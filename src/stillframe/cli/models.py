@@ -5,6 +5,7 @@ Arguments in, tables out; what is wanted and where it is, `hub` knows. See `cli`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -95,9 +96,23 @@ def fetch(
         from stillframe.loading.hub import size_text
 
         missing, paths = fetch_shown(wanted)
+        _check_pins(name)
         total = size_text(sum(path.stat().st_size for path in paths))
         done = f"{missing} fetched" if missing else "nothing to download"
         say(f"{name}: {done}, {len(paths)} files of {total} on disk")
+
+
+def _check_pins(name: str) -> None:
+    """Say at once, and not when the model is used, that a recipe's file is another.
+
+    Raises:
+        ModelError: it is.
+    """
+    from stillframe.loading.load import find_source
+    from stillframe.loading.recipes import load_recipes
+
+    if name in load_recipes():
+        find_source(name).check_pins()
 
 
 def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
@@ -126,7 +141,7 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
         return wanted_by(recipes[name], vae or "tiny")
     if name in bundled_models():
         return ()
-    if name.count("/") != 1 and not Path(name).expanduser().is_dir():
+    if name.count("/") != 1 and not os.path.isdir(Path(name).expanduser()):
         raise ModelError(
             f"unknown model {name!r}: it is no hub id (owner/name); recipes are "
             f"{', '.join(recipes)}"
@@ -138,8 +153,8 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
 @models_app.command()
 def plan(
     name: Annotated[str, typer.Argument(help="A recipe's name, a folder, or a hub id.")],
-    height: Annotated[int, typer.Option(min=16, help="In pixels.")] = 480,
-    width: Annotated[int, typer.Option(min=16, help="In pixels.")] = 832,
+    height: Annotated[int, typer.Option(min=16, max=16384, help="In pixels.")] = 480,
+    width: Annotated[int, typer.Option(min=16, max=16384, help="In pixels.")] = 832,
     vae: VaeOption = None,
     recovery: Annotated[str, typer.Option(help="What stands in for pruned tokens.")] = "aligned",
     store: StoreOption = "auto",

@@ -59,7 +59,7 @@ def serve(
     threads: ThreadsOption = None,
     height: HeightOption = None,
     width: WidthOption = None,
-    max_sessions: Annotated[int, typer.Option(min=1, help="Open at a time.")] = 4,
+    max_sessions: Annotated[int, typer.Option(min=1, max=1024, help="Open at a time.")] = 4,
     token: Annotated[
         str | None, typer.Option(envvar="STILLFRAME_TOKEN", help="What clients must know.")
     ] = None,
@@ -75,6 +75,10 @@ def serve(
     target_kept: TargetKeptOption = None,
     rate_mode: RateModeOption = None,
     guard: GuardOption = None,
+    max_pixels: Annotated[
+        int,
+        typer.Option(min=256, max=2**31 - 1, help="Refuse larger pictures of clients."),
+    ] = 1920 * 1088,
 ) -> None:
     """Edit live: camera, screen or file in, in the browser.
 
@@ -93,7 +97,7 @@ def serve(
         with listen(host, port) as place:
             app = _app(
                 LoadOptions(model, device, dtype, threads, height=height, width=width),
-                host, token, max_sessions, one_process, holding,
+                host, token, max_sessions, one_process, holding, max_pixels,
             )  # fmt: skip
             url = address(host, place.getsockname()[1], token)
             say(f"live editing at {url} (Ctrl-C ends it)")
@@ -135,10 +139,12 @@ def _app(
     max_sessions: int,
     one_process: bool,
     holding: Holding,
+    max_pixels: int,
 ) -> FastAPI:
     """The application, its model loaded."""
     from stillframe.loading.load import model_styles
     from stillframe.server.app import create_app
+    from stillframe.server.limits import Limits
 
     return create_app(
         load(options) if one_process else _in_a_process(options),
@@ -150,6 +156,7 @@ def _app(
         height=options.height,
         width=options.width,
         holding=holding,
+        limits=Limits(picture_pixels=max_pixels),
     )
 
 

@@ -34,6 +34,7 @@ from torch import Tensor
 from stillframe.autoencoders.timeline import Timeline
 from stillframe.controls.region import Painting, cell_edges
 from stillframe.tokens.grid import Grid
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["KINDS", "Agreement", "CodecDetector", "CodecTrack", "MotionMap"]
 
@@ -88,6 +89,7 @@ class CodecDetector:
             raise ValueError(f"a share of a patch is in [0, 1), got {self.share}")
         if self.spread < 0:
             raise ValueError(f"motion spreads over 0 or more patches, got {self.spread}")
+        check_number("the patches that motion spreads over", self.spread, 0, 10**4, whole=True)
 
     def fitted(self, extent: tuple[float, float], clock: Timeline | None) -> CodecDetector:
         """The same for a stream of such frames."""

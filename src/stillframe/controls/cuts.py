@@ -25,6 +25,7 @@ from torch import Tensor
 
 from stillframe.autoencoders.timeline import Timeline
 from stillframe.detection.latents import patch_distance
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["CutDetector", "CutFinder", "Cuts", "CutsOfBlock", "GivenCuts"]
 
@@ -63,6 +64,9 @@ class Cuts:
             )
         if self.window < 1:
             raise ValueError(f"cuts are judged by 1 or more frames, got {self.window}")
+        for name in ("minimum", "ratio", "deviations"):
+            check_number(f"the {name} of a cut", getattr(self, name), 0, 10**9)
+        check_number("the frames that cuts are judged by", self.window, 1, 10**6, whole=True)
 
     def start(self) -> CutFinder:
         """A fresh detector for one stream."""

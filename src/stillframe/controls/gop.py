@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stillframe.untrusted.numbers import check_number
+
 __all__ = ["Gop"]
 
 
@@ -27,6 +29,7 @@ class Gop:
     def __post_init__(self) -> None:
         if self.blocks < 1:
             raise ValueError(f"a whole block comes every 1 or more blocks, got {self.blocks}")
+        check_number("the distance of whole blocks", self.blocks, 1, 10**6, whole=True)
 
     def due(self, since: int) -> bool:
         """Whether the next block must be whole, ``since`` blocks after the latest whole one."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stillframe.tokens.grid import Grid
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["Refresh", "Refreshing", "refresh_phases"]
 
@@ -51,6 +52,7 @@ class Refresh:
     def __post_init__(self) -> None:
         if self.blocks < 1:
             raise ValueError(f"a refresh takes 1 or more blocks, got {self.blocks}")
+        check_number("the blocks that a refresh takes", self.blocks, 1, 10**6, whole=True)
 
 
 class Refreshing:

@@ -16,6 +16,7 @@ from torch import Tensor
 from stillframe.autoencoders.timeline import Timeline
 from stillframe.controls.mask_video import Film
 from stillframe.tokens.grid import Grid
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["MODES", "Box", "Painting", "Region", "RegionTrack", "cell_edges"]
 
@@ -48,6 +49,8 @@ class Box:
                 "a box begins at 0 or more and has sides above 0, got "
                 f"{self.left:g},{self.top:g},{self.width:g},{self.height:g}"
             )
+        for value in (self.left, self.top, self.width, self.height):
+            check_number("a number of a box", value, 0, 10**6)
 
     @property
     def in_pixels(self) -> bool:

@@ -130,4 +130,5 @@ def write_json(values: dict[str, Any], path: str | PathLike[str]) -> None:
     """
     check_file(path)
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, (text.encode(),))
+    # a name in bytes that are not UTF-8 is kept as JSON's escapes
+    write_whole(path, (text.encode(errors="backslashreplace"),))

@@ -6,12 +6,14 @@ does not know how models are found or loaded.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from stillframe.backbones.finite import check_finite, check_model
 from stillframe.errors import ModelError
 from stillframe.loading.checkpoint import read_file
 
@@ -37,13 +39,13 @@ def parse_lora(text: str) -> tuple[Path, float]:
     """
     name, scale = text, 1.0
     before, colon, number = text.rpartition(":")
-    if colon and not Path(text).exists():
+    if colon and not os.path.exists(text):
         try:
             name, scale = before, float(number)
         except ValueError as error:
             raise ValueError(f"--lora takes FILE or FILE:SCALE, got {text!r}") from error
     path = Path(name).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"LoRA file {path} is not there")
     return path, scale
 
@@ -64,12 +66,16 @@ def add_lora(pipe: CausalWanPipeline, path: Path, scale: float = 1.0) -> None:
     except ImportError as error:
         raise ModelError("LoRA files need peft: pip install 'stillframe[lora]'") from error
     state = read_file(path)
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    check_finite(tensors.items(), f"LoRA file {path}")
     try:
         pipe.load_lora_weights(dict(state), adapter_name="stillframe")
         if not any("lora_A" in name for name, _ in pipe.transformer.named_modules()):
             raise ModelError(f"LoRA file {path} updates no layer of the transformer")
         pipe.fuse_lora(components=["transformer"], lora_scale=scale)
         pipe.unload_lora_weights()
+        # large numbers that are finite may not be so any more once they are multiplied
+        check_model(pipe.transformer, f"the transformer with LoRA file {path} at scale {scale:g}")
     except ModelError:
         raise
     except Exception as error:  # peft and diffusers tell of wrong names and shapes in many ways

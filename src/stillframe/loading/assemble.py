@@ -9,7 +9,6 @@ This file downloads nothing, and does not know devices.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +21,8 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.backbones.finite import check_model
+from stillframe.backbones.model_folder import check_part
 from stillframe.backbones.wan import read_transformer
 from stillframe.engine.stream import StreamSettings
 from stillframe.errors import ModelError
@@ -33,9 +34,12 @@ from stillframe.loading.recipes import Recipe
 from stillframe.loading.taehv import TAEW_CONFIG, load_taehv
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.tokens.schedule import edit_sigmas, scheduler_shift
+from stillframe.untrusted.small_files import parse_json, read_bounded
 
 __all__ = ["Source", "Task", "build", "open_text", "plan"]
 
+# of a configuration
+_MOST_BYTES = 2**22
 _PARTS = ("transformer", "text_encoder", "vae")
 
 
@@ -96,6 +100,17 @@ class Source:
         """
         return self.read("model_index.json")
 
+    def check_pins(self) -> None:
+        """Refuse files that are not those that the recipe pins.
+
+        Raises:
+            ModelError: one is another, or not on disk.
+        """
+        if self.recipe is not None:
+            for file, expected in self.recipe.pins.items():
+                path = hub.require(self.recipe.repo_place, file, self.name)
+                hub.check_sha256(path, expected, f"recipe {self.recipe.name!r}")
+
     def read(self, file: str) -> dict[str, Any]:
         """The content of one of the base's JSON files.
 
@@ -104,8 +119,10 @@ class Source:
         """
         path = hub.require(self.base, file, self.name)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found = parse_json(read_bounded(path, _MOST_BYTES))
+        except OSError as error:
+            raise ModelError(f"{self.name} has a broken {file}: {error.strerror}") from error
+        except ValueError as error:
             raise ModelError(f"{self.name} has a broken {file}: {error}") from error
         if not isinstance(found, dict):
             raise ModelError(f"{self.name} has a broken {file}: it holds no fields")
@@ -226,7 +243,8 @@ def _transformer(source: Source, folder: Path, dtype: torch.dtype) -> Any:
     if recipe is None:
         with _told(f"the transformer of {source.name}"):
             return read_transformer(folder / "transformer", dtype)
-    repo = recipe.place(recipe.repo)
+    source.check_pins()
+    repo = recipe.repo_place
     lora = None if recipe.lora is None else hub.require(repo, recipe.lora, source.name)
     weights = hub.require(repo, recipe.file, source.name)
     config = source.config("transformer")
@@ -252,7 +270,11 @@ def _autoencoder(source: Source, folder: Path, dtype: torch.dtype) -> nn.Module:
     _, kind = _vae_config(source)
     family = TinyVideoAutoencoder if kind == "tiny" else AutoencoderKLWan
     with _told(f"the autoencoder of {source.name}"):
-        vae: nn.Module = family.from_pretrained(folder / "vae", torch_dtype=dtype)
+        check_part(folder / "vae")
+        vae: nn.Module = family.from_pretrained(
+            folder / "vae", torch_dtype=dtype, local_files_only=True
+        )
+        check_model(vae, f"the autoencoder of {source.name}")
     return vae
 
 
@@ -261,6 +283,8 @@ def _told(what: str) -> Iterator[None]:
     """What a damaged folder fails with, which is anything, as a `ModelError`."""
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"{what} cannot be loaded: {reason}") from error
@@ -275,6 +299,13 @@ def plan(
         ModelError: a configuration is not on disk, or not one of this kind of model.
         ValueError: a size does not fit the grid.
     """
+    with _well_typed(source.name):
+        return _planned(source, dtype, task, device)
+
+
+def _planned(
+    source: Source, dtype: torch.dtype, task: Task, device: torch.device | str
+) -> MemoryPlan:
     vae_config, kind = _vae_config(source)
     planned = plan_memory(
         source.config("transformer"),
@@ -293,6 +324,17 @@ def plan(
     # the other two have a cache, an autoencoder's memory and frames of their own
     names = ("cache", "stream", "frames", "kept")
     return replace(planned, **{name: 3 * getattr(planned, name) for name in names})
+
+
+@contextmanager
+def _well_typed(name: str) -> Iterator[None]:
+    """What arithmetic fails with on a configuration of texts, lists and absurd numbers."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        raise ModelError(
+            f"{name} has a configuration with values of the wrong kind or size"
+        ) from error
 
 
 def _given(source: Source) -> dict[str, Any]:

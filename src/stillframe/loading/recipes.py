@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import tomllib
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -18,16 +18,35 @@ import typer
 
 from stillframe.errors import ModelError
 from stillframe.tokens.schedule import check_sigmas, shift_sigma
+from stillframe.untrusted.numbers import check_number, shortened
+from stillframe.untrusted.small_files import decode, parse_toml, read_bounded
 
 __all__ = ["RECIPES_VARIABLE", "Recipe", "load_recipes", "read_recipes", "user_recipes"]
 
 RECIPES_VARIABLE = "STILLFRAME_RECIPES"
 """Environment variable that names a recipe file of the user's own."""
 
+# latent frames that attention may see, and what factors there are, far beyond any model's
+_MOST_FRAMES = 10**6
+_LARGEST_NUMBER = 10**6
+# of a file of recipes
+_MOST_BYTES = 2**20
+
 TIMESTEPS = 1000
 """A model's timestep at sigma 1."""
 
 _EDIT_STEPS = (400, 350, 250)
+
+# how the name of a folder starts, unlike a hub id
+_FOLDERS = (".", "/", "~")
+
+# fields that pin something: hexadecimal digits, and the field that they are about
+_PINS = {
+    "revision": (40, "repo"),
+    "base_revision": (40, "base"),
+    "sha256": (64, "file"),
+    "lora_sha256": (64, "lora"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,10 @@ class Recipe:
     lora_scale: float = 1.0
     licence: str = "not stated"
     paper: str = ""
+    revision: str | None = None
+    base_revision: str | None = None
+    sha256: str | None = None
+    lora_sha256: str | None = None
 
     @property
     def generate_sigmas(self) -> tuple[float, ...]:
@@ -75,9 +98,25 @@ class Recipe:
         shares = (step / TIMESTEPS for step in steps)
         return tuple(shift_sigma(u, self.shift) if warp else u for u in shares)
 
+    @property
+    def repo_place(self) -> str:
+        """Where the weights are, as `hub.Wanted` has it: a folder, or a hub id and its commit."""
+        return self.place(self.repo) + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def base_place(self) -> str:
+        """Where the base is, likewise."""
+        return self.place(self.base) + (f"@{self.base_revision}" if self.base_revision else "")
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """The SHA-256 that files of the weights' repository must have, by their names."""
+        pinned = {self.file: self.sha256, self.lora: self.lora_sha256}
+        return {file: value for file, value in pinned.items() if file and value}
+
     def place(self, repo: str) -> str:
         """A hub id as it is; a folder (``./x``, ``../x``, ``/x``, ``~/x``) as an absolute path."""
-        if not repo.startswith((".", "/", "~")):
+        if not repo.startswith(_FOLDERS):
             return repo
         return str((self.folder / os.path.expanduser(repo)).resolve())
 
@@ -113,15 +152,24 @@ def _recipe(name: str, table: Mapping[str, Any], path: Path) -> Recipe:
         try:
             given[key] = _convert(value, hints[key])
         except (TypeError, OverflowError):
-            raise ModelError(f"{place} has {key} = {value!r}, which is of the wrong type") from None
+            told = f"{key} = {shortened(value)}"
+            raise ModelError(f"{place} has {told}, which is of the wrong type") from None
     for key, entry in known.items():
         if entry.default is MISSING and key not in given:
             raise ModelError(f"{place} has no {key}")
     recipe = Recipe(name=name, folder=path.parent.resolve(), **given)
+    _check_pins(recipe, place)
     if min(recipe.block, recipe.shift) < 1 or min(recipe.sink, recipe.edit_sink) < 0:
         raise ModelError(f"{place} needs block and shift of at least 1 and sinks of at least 0")
     if min(recipe.window, recipe.edit_window) < recipe.block:
         raise ModelError(f"{place} has a window smaller than its block of {recipe.block}")
+    try:
+        for name in ("block", "window", "sink", "edit_window", "edit_sink", "positions"):
+            check_number(name, getattr(recipe, name), 0, _MOST_FRAMES, whole=True)
+        check_number("shift", recipe.shift, 1, _LARGEST_NUMBER)
+        check_number("lora_scale", recipe.lora_scale, -_LARGEST_NUMBER, _LARGEST_NUMBER)
+    except ValueError as error:
+        raise ModelError(f"{place} has a number out of bounds: {error}") from error
     try:
         check_sigmas(recipe.generate_sigmas)
         check_sigmas(recipe.edit_sigmas)
@@ -133,6 +181,20 @@ def _recipe(name: str, table: Mapping[str, Any], path: Path) -> Recipe:
     return recipe
 
 
+def _check_pins(recipe: Recipe, place: str) -> None:
+    """Refuse pins that pin nothing: a branch's or a tag's name may mean another file tomorrow."""
+    for key, (digits, about) in _PINS.items():
+        value, pinned = getattr(recipe, key), getattr(recipe, about)
+        if value is None:
+            continue
+        if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
+            raise ModelError(f"{place} has {key} = {value!r}, which is not {digits} digits 0-9a-f")
+        if pinned is None:
+            raise ModelError(f"{place} has {key} and no {about}")
+        if about in ("repo", "base") and pinned.startswith(_FOLDERS):
+            raise ModelError(f"{place} has {key}, and its {about} {pinned} is a folder")
+
+
 def read_recipes(path: Path) -> dict[str, Recipe]:
     """The recipes of one file, by name.
 
@@ -140,10 +202,10 @@ def read_recipes(path: Path) -> dict[str, Recipe]:
         ModelError: it cannot be read, or an entry is wrong.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = parse_toml(decode(read_bounded(path, _MOST_BYTES)))
     except OSError as error:
         raise ModelError(f"recipe file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ModelError(f"recipe file {path} is not valid TOML: {error}") from error
     for name, table in tables.items():
         if not isinstance(table, dict):
@@ -159,7 +221,7 @@ def user_recipes() -> Path | None:
     """
     if named := os.environ.get(RECIPES_VARIABLE):
         path = Path(os.path.expanduser(named))
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelError(f"{RECIPES_VARIABLE} names {path}, which is not a file")
         return path
     usual = Path(typer.get_app_dir("stillframe")) / "recipes.toml"
