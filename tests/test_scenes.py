@@ -10,8 +10,9 @@ import torch
 from tests.test_control import Run, scene
 from tests.video_samples import LOSSLESS, gradient, make_video, noise
 
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.cli.control import build_control
-from stillframe.controls import Control, FrameClock, GivenCuts
+from stillframe.controls import Control, GivenCuts
 from stillframe.errors import InputError
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
@@ -44,7 +45,7 @@ def test_nothing_of_the_old_scene_survives_a_given_cut(at: int) -> None:
 
 def test_given_cuts_go_by_the_frames_that_are_encoded() -> None:
     """Where the first latent frame stands for one pixel frame, frame 25 is in latent frame 7."""
-    control = Control(cuts=GivenCuts((25,))).fitted(64, 64, (1.0, 1.0), FrameClock(4, 3, 3))
+    control = Control(cuts=GivenCuts((25,))).fitted(64, 64, (1.0, 1.0), Timeline(pad=3))
     run = Run(control)
     run.feed(scene(0, 12))
     assert run.stream.controlled is not None

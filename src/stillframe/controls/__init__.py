@@ -5,7 +5,7 @@ from stillframe.controls.codec import Agreement, CodecDetector, MotionMap
 from stillframe.controls.cuts import Cuts, GivenCuts
 from stillframe.controls.gop import Gop
 from stillframe.controls.guard import Guard
-from stillframe.controls.mask_video import Film, FrameClock
+from stillframe.controls.mask_video import Film
 from stillframe.controls.masks import GivenMasks, MaskHeader, MaskRecorder
 from stillframe.controls.outcome import Happened
 from stillframe.controls.rate import Rate
@@ -24,7 +24,6 @@ __all__ = [
     "Cuts",
     "Film",
     "Forecast",
-    "FrameClock",
     "GivenCuts",
     "GivenMasks",
     "Gop",

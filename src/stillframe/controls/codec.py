@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.controls.mask_video import FrameClock
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.controls.region import Painting, cell_edges
 from stillframe.tokens.grid import Grid
 from stillframe.untrusted.numbers import check_number
@@ -42,7 +42,7 @@ __all__ = ["KINDS", "Agreement", "CodecDetector", "CodecTrack", "MotionMap"]
 KINDS = ("codec", "both")
 
 _ROUNDING = 1e-6
-_CLOCK = FrameClock()
+_TIMELINE = Timeline()
 
 
 class MotionMap(NamedTuple):
@@ -80,7 +80,7 @@ class CodecDetector:
     share: float = 0.5
     spread: int = 1
     extent: tuple[float, float] = (1.0, 1.0)
-    clock: FrameClock = _CLOCK
+    clock: Timeline = _TIMELINE
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -91,7 +91,7 @@ class CodecDetector:
             raise ValueError(f"motion spreads over 0 or more patches, got {self.spread}")
         check_number("the patches that motion spreads over", self.spread, 0, 10**4, whole=True)
 
-    def fitted(self, extent: tuple[float, float], clock: FrameClock | None) -> CodecDetector:
+    def fitted(self, extent: tuple[float, float], clock: Timeline | None) -> CodecDetector:
         """The same for a stream of such frames."""
         return replace(self, extent=extent, clock=clock or self.clock)
 
@@ -135,7 +135,7 @@ class CodecTrack:
         clock = self._detector.clock
         moved, unknown = [], []
         for latent in range(block * grid.frames, (block + 1) * grid.frames):
-            frames = clock.taken(latent)
+            frames = clock.source_frames(latent)
             # beyond the end, an autoencoder is fed the last frame again, in which nothing moves
             maps = [self._maps[f] for f in frames if f < self._added]
             here = _on_grid(maps, grid, self._detector)
@@ -143,7 +143,7 @@ class CodecTrack:
             moved.append(here[0] | before[0])
             unknown.append(here[1] | before[1])
             self._before = here
-        last = clock.taken((block + 1) * grid.frames - 1)
+        last = clock.source_frames((block + 1) * grid.frames - 1)
         self._maps = {f: m for f, m in self._maps.items() if f not in range(last.stop)}
         self._moved = _spread(torch.stack(moved), self._detector.spread)
         self._unknown = torch.stack(unknown) & ~self._moved

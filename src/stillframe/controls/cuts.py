@@ -23,14 +23,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stillframe.controls.mask_video import FrameClock
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.detection.latents import patch_distance
 from stillframe.untrusted.numbers import check_number
 
 __all__ = ["CutDetector", "CutFinder", "Cuts", "CutsOfBlock", "GivenCuts"]
 
 _QUANTILES = (0.1, 0.5)
-_CLOCK = FrameClock()
+_TIMELINE = Timeline()
 _NORMAL_MAD = 1.4826  # standard deviations to a median absolute deviation, of a normal distribution
 
 
@@ -72,7 +72,7 @@ class Cuts:
         """A fresh detector for one stream."""
         return CutDetector(self)
 
-    def fitted(self, clock: FrameClock) -> Cuts:
+    def fitted(self, clock: Timeline) -> Cuts:
         """The same: latents do not care how many pixel frames they stand for."""
         return self
 
@@ -114,13 +114,13 @@ class GivenCuts:
     """
 
     frames: tuple[int, ...]
-    clock: FrameClock = _CLOCK
+    clock: Timeline = _TIMELINE
 
     def start(self) -> CutFinder:
         """What tells them for one stream."""
         return _Announcer(self)
 
-    def fitted(self, clock: FrameClock) -> GivenCuts:
+    def fitted(self, clock: Timeline) -> GivenCuts:
         """The same for a stream of such frames."""
         return replace(self, clock=clock)
 
@@ -137,7 +137,7 @@ class _Announcer:
         begun: list[int] = []
         last: int | None = None
         for j in range(tokens.shape[1]):
-            taken = self._clock.taken(self._latent)
+            taken = self._clock.source_frames(self._latent)
             here = self._frames.intersection(taken)
             # within a latent frame, a cut mixes two scenes; and the encoder remembers the old one
             # for a latent frame more

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stillframe.controls.mask_video import Film, FrameClock
+from stillframe.autoencoders.timeline import Timeline
+from stillframe.controls.mask_video import Film
 from stillframe.tokens.grid import Grid
 from stillframe.untrusted.numbers import check_number
 
@@ -169,7 +170,7 @@ class Region:
         width: int,
         height: int,
         extent: tuple[float, float],
-        clock: FrameClock | None = None,
+        clock: Timeline | None = None,
     ) -> Region:
         """The same for a source of so many pixels, see ``extent``, and such frames."""
         shape = self.shape

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.controls.codec import CodecDetector, CodecTrack
 from stillframe.controls.confine import Confinement, Decoder
 from stillframe.controls.cuts import Cuts, GivenCuts
 from stillframe.controls.gop import Gop
 from stillframe.controls.guard import Guard, Watch
-from stillframe.controls.mask_video import FrameClock
 from stillframe.controls.masks import GivenMasks
 from stillframe.controls.outcome import Happened, Order
 from stillframe.controls.rate import Rate, RateController
@@ -97,7 +97,7 @@ class Control:
         width: int,
         height: int,
         extent: tuple[float, float],
-        clock: FrameClock | None = None,
+        clock: Timeline | None = None,
     ) -> Control:
         """The same for a source of so many pixels, see `Region.fitted`, and of such frames."""
         region, cuts, detector = self.region, self.cuts, self.detector

@@ -89,8 +89,8 @@ class EditStream:
         check_generators(generator)
         if control is not None:
             control.check(method)
-        frames = autoencoder.block_frames * autoencoder.temporal
-        self.controlled = None if control is None else control.start(method, frames)
+        timeline = autoencoder.timeline
+        self.controlled = None if control is None else control.start(method, timeline.later_frames)
         self.method = method
         self.settings = settings
         self.blocks = 0
@@ -104,13 +104,7 @@ class EditStream:
         self._on_block = on_block
         self._state: StreamState | None = None
         self._whole = True
-        self._pixels = PixelBlocks(
-            autoencoder.next_frames - autoencoder.trim,
-            autoencoder.block_frames,
-            autoencoder.temporal,
-        )
-        # pixel frames by which the first block is short
-        self._lacking = frames - autoencoder.next_frames + autoencoder.trim
+        self._pixels = PixelBlocks(timeline)
 
     @property
     def memory(self) -> dict[str, int]:
@@ -177,7 +171,7 @@ class EditStream:
             ValueError: if they are no such frames, H or W does not fit the model's grid, or frames
                 change size. Nothing was taken then.
         """
-        frames = read_frames(frames, self._autoencoder.spatial * self._backbone.patch)
+        frames = read_frames(frames, self._autoencoder.timeline.spatial * self._backbone.patch)
         check_generators(self._generator, frames.shape[0])
         with device_turn(self._text.embeds.device), self.clock("encode"):
             blocks = self._autoencoder.encode(frames)
@@ -229,7 +223,11 @@ class EditStream:
                 self._obey(self.controlled, source, latents)
         if self._state is None:
             self._state = StreamState(
-                self._backbone, self.settings, self.method, latents, self._autoencoder.temporal
+                self._backbone,
+                self.settings,
+                self.method,
+                latents,
+                self._autoencoder.timeline.temporal,
             )
         state = self._state
         with self.clock("mask"):
@@ -252,7 +250,7 @@ class EditStream:
         keep = plan.keep.unflatten(2, (grid.height, grid.width))
         # what lies around a region that alone is edited shows its source
         source = None if self.controlled is None else self.controlled.unedited(keep)
-        lacking = self._lacking if self.blocks == 0 else 0
+        lacking = self._autoencoder.timeline.missing_frames if self.blocks == 0 else 0
         return state.shown.compose(frames, keep, plan.everything, lacking, source)
 
     def _obey(self, controlled: StreamControl, source: Tensor, latents: Tensor) -> None:
