@@ -23,12 +23,13 @@ ROOT = SOURCE.parents[1]
 LAYERS: list[tuple[str, set[str]]] = [
     (
         "ground",
-        {"errors", "options", "registry", "settings", "turns", "models", "tokens", "kernels"},
+        {"errors", "options", "registry", "turns", "models", "tokens", "kernels"},
     ),
     ("parts", {"attention", "autoencoders", "detection", "whole_file"}),
     ("choices", {"recovery", "methods"}),
     ("models of others", {"backbones"}),
     ("controls", {"controls"}),
+    ("configuration", {"config"}),
     ("engine", {"engine"}),
     ("pipelines", {"pipelines"}),
     ("files", {"video", "metrics"}),

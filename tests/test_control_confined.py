@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stillframe.cli.control import build_control
 from tests import tiny
 from tests.edit_fixtures import (
     clip_path_fixture,  # noqa: F401
@@ -20,7 +21,6 @@ from tests.video_samples import LOSSLESS, decode, make_video
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.cli.control import build_control
 from stillframe.controls import Box, Control, Cuts, Film, FrameClock, Gop, Refresh, Region
 from stillframe.jobs.edit import edit_file
 from stillframe.methods import find_method

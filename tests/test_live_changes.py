@@ -124,7 +124,7 @@ def test_what_was_changed_is_what_the_model_is_run_with(pipe: CausalWanPipeline)
     ]
     flat = [1000 * sigma for sigmas in expected for sigma in (*sigmas, 0.0)]
     assert [float(t) for t in seen] == pytest.approx(flat)
-    assert session.wishes.settings.sigmas == expected[-1]
+    assert session.request.settings.sigmas == expected[-1]
     session.close()
 
 
@@ -178,7 +178,7 @@ def test_a_still_scene_costs_nothing_after_its_first_block(pipe: CausalWanPipeli
     with counted(pipe.transformer.patch_embedding) as seen:
         play(session, worker, still)
     assert [block.kept for block in session.telemetry.blocks] == [18, 0, 0, 0, 0]
-    assert len(seen) == len(session.wishes.settings.sigmas) + 1
+    assert len(seen) == len(session.request.settings.sigmas) + 1
     session.close()
 
 
@@ -304,5 +304,5 @@ def test_a_control_comes_and_goes_between_blocks(pipe: CausalWanPipeline) -> Non
     spared = Control(region=Region(Box(0.0, 0.0, 0.5, 1.0), "never"))
     with pytest.raises(ValueError, match="'full' computes everything"):
         session.change(method="full", control=spared)
-    assert session.wishes.method.name == "prune"
+    assert session.request.method.name == "prune"
     session.close()

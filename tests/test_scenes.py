@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from stillframe.cli.control import build_control
 from tests.test_control import Run, scene
 from tests.video_samples import LOSSLESS, gradient, make_video, noise
 
-from stillframe.cli.control import build_control
 from stillframe.controls import Control, FrameClock, GivenCuts
 from stillframe.errors import InputError
 from stillframe.methods import find_method

@@ -1,6 +1,6 @@
 """What the command line shows: sentences, a progress bar, summaries and tables.
 
-Knows rich, and reports as numbers. Does not know commands, models or files.
+rich is imported by what shows something, so that help does not wait for it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
-from rich.text import Text
 
 from stillframe.errors import OutputClosedError, StillframeError
 
@@ -53,6 +42,8 @@ READER_GONE = 141
 
 def say(text: str, *, stderr: bool = False) -> None:
     """A line on standard output (or error), as it is: not wrapped, not marked up."""
+    from rich.console import Console
+
     Console(soft_wrap=True, stderr=stderr).print(text, markup=False, highlight=False)
 
 
@@ -62,6 +53,9 @@ def warn(text: str) -> None:
 
 
 def _to_stderr(label: str, style: str, text: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
     line = Text.assemble((f"{label}: ", style), text)
     Console(stderr=True, soft_wrap=True).print(line, highlight=False)
 
@@ -138,24 +132,19 @@ class Interruption:
         self._restore()
 
 
-class _FramesColumn(ProgressColumn):
-    """Frames written, of how many."""
-
-    def render(self, task: Task) -> Text:
-        total = "?" if task.total is None else f"{task.total:.0f}"
-        return Text(f"{task.completed:.0f}/{total} frames")
-
-
 @contextmanager
 def edit_progress(
     quiet: bool = False, label: str = "editing"
 ) -> Iterator[Callable[[EditProgress], None]]:
     """A progress bar on standard error with frames, FPS, kept share and time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        _FramesColumn(),
+        TextColumn("{task.completed:.0f}/{task.fields[of]} frames"),
         TextColumn("{task.fields[fps]}"),
         TextColumn("{task.fields[kept]}"),
         TimeRemainingColumn(),
@@ -163,13 +152,14 @@ def edit_progress(
         disable=quiet or not console.is_terminal,
     )
     with bar:
-        task = bar.add_task(label, total=None, fps="", kept="")
+        task = bar.add_task(label, total=None, fps="", kept="", of="?")
 
         def show(progress: EditProgress) -> None:
             bar.update(
                 task,
                 completed=progress.frames_out,
                 total=progress.frames_total,
+                of="?" if progress.frames_total is None else progress.frames_total,
                 fps=f"{progress.fps:.1f} FPS",
                 kept="" if progress.kept_share is None else f"{progress.kept_share:.0%} kept",
             )
@@ -227,6 +217,10 @@ def _times(factor: float | None) -> str:
 
 def names_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column holds names."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(*columns, box=None, pad_edge=False)
     for name, *rest in rows:
         table.add_row(Text(name, style="bold"), *(Text(cell) for cell in rest))
@@ -235,6 +229,10 @@ def names_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def numbers_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column holds names, the others numbers."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(show_edge=False)
     table.add_column(columns[0], style="bold")
     for name in columns[1:]:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from stillframe.backbones.fused import BlockInputs, LeanBlocks
 from stillframe.backbones.wan import TextCache, WanDenoiser
+from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stages import StageClock
 from stillframe.engine.state import StreamState
-from stillframe.settings import StreamSettings
 from stillframe.tokens.grid import Plan, take
 
 __all__ = ["BlockPasses"]

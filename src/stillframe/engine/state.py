@@ -15,9 +15,9 @@ from stillframe.backbones.fused import LeanBlocks, captured_mask, lean_twin, uns
 from stillframe.backbones.wan import WanDenoiser
 from stillframe.detection.pixels import Anchors
 from stillframe.engine.compose import Held
+from stillframe.engine.settings import StreamSettings
 from stillframe.methods import Method, Selector
 from stillframe.recovery import Recovery, RecoverySetup, find_recovery
-from stillframe.settings import StreamSettings
 from stillframe.tokens.grid import Grid
 from stillframe.tokens.merge import MergeSetup
 

@@ -12,7 +12,6 @@ of one model may run in threads of their own, which take turns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -27,10 +26,10 @@ from stillframe.detection.pixels import appearance
 from stillframe.detection.staleness import Staleness
 from stillframe.engine.inputs import Generators, check_generators, read_frames
 from stillframe.engine.passes import BlockPasses
+from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stages import BlockStats, StageClock
 from stillframe.engine.state import StreamState, recovery_of
 from stillframe.methods import Method
-from stillframe.settings import StreamSettings
 from stillframe.tokens.grid import Grid, Plan, patchify, plan_tokens, unpatchify
 from stillframe.tokens.restore import predecessor_rows, restore
 from stillframe.tokens.source import SourceBlock
@@ -151,10 +150,7 @@ class EditStream:
         check_settings(self._denoiser, settings)
         if self.controlled is not None:
             self.controlled.control.check(method)
-        for name in (f.name for f in fields(settings)):
-            old, new = getattr(self.settings, name), getattr(settings, name)
-            if old != new and name not in ("sigmas", "conditioning"):
-                raise ValueError(f"{name} of a stream cannot change, from {old} to {new}")
+        self.settings.check_change(settings)
         if (method, settings) == (self.method, self.settings):
             return
         self._whole |= settings != self.settings

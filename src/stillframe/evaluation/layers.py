@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from stillframe.engine.settings import StreamSettings
 from stillframe.engine.state import StreamState
 from stillframe.engine.stream import BlockStats, EditStream
 from stillframe.errors import ModelError
@@ -22,7 +23,6 @@ from stillframe.methods import Method, Selector
 from stillframe.methods.prune import InterFramePruning
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.recovery import Recovery
-from stillframe.settings import StreamSettings
 from stillframe.tokens.source import SourceBlock
 
 __all__ = ["LayerProbe", "Outputs", "PruneFrom", "Reading", "Undecoded", "relative_error"]

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillframe.controls import Control
+from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stream import EditStream
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.layers import Undecoded
 from stillframe.methods import Method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.settings import StreamSettings
 
 __all__ = ["BlockError", "block_errors", "encoded_still", "long_run", "still_frames"]
 

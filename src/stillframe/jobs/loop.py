@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import StreamingAutoencoder, open_autoencoder
-from stillframe.controls import Control, MotionMap
+from stillframe.config import EditConfig
+from stillframe.controls import MotionMap
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
 from stillframe.errors import OutputClosedError
 from stillframe.jobs.report import STAGES, RunReport
-from stillframe.methods import Method
+from stillframe.methods import as_method
 from stillframe.metrics.measures import PeakSignalToNoise, StaticFlicker, WorstPatch
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
@@ -46,11 +47,8 @@ class Lane:
     Args:
         pipe: the model.
         embeds: the prompt's embeddings.
-        method: which tokens to compute.
-        seed: of the noise.
-        settings: see ``CausalWanPipeline.settings``.
+        config: how to edit.
         on_block: called after every block.
-        control: what else is asked for.
 
     Attributes:
         shares: kept share of each block so far.
@@ -60,26 +58,16 @@ class Lane:
         self,
         pipe: CausalWanPipeline,
         embeds: Tensor,
-        method: Method,
-        seed: int,
-        settings: dict[str, Any],
+        config: EditConfig,
         on_block: Callable[[BlockStats], None] | None = None,
-        control: Control | None = None,
     ) -> None:
-        self.method = method
+        self.method = as_method(config.method)
         self.shares: list[float] = []
         self._kept = self._tokens = 0
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._on_block = on_block
-        # a generator of the CPU: the same noise on every device
-        generator = torch.Generator().manual_seed(seed)
         self.stream: EditStream = pipe.stream(
-            prompt_embeds=embeds,
-            method=method,
-            generator=generator,
-            on_block=self._note,
-            control=control,
-            **settings,
+            prompt_embeds=embeds, config=config, on_block=self._note
         )
 
     @property
