@@ -81,7 +81,6 @@ from stillframe.cli.rate import (
     TraceInOption,
     TraceOutOption,
     TwoPassOption,
-    held_to_rate,
 )
 from stillframe.cli.screen import (
     READER_GONE,
@@ -238,12 +237,10 @@ def edit(
         control = build_control(
             chosen, gop=gop, refresh=refresh, cuts=cuts, roi=roi, roi_mode=roi_mode,
             roi_invert=roi_invert, masks_in=masks_in, detector=detector, cuts_by=cuts_by,
-            source=read, frames=frames,
-        )  # fmt: skip
-        control = held_to_rate(
-            control, chosen, fps=target_fps, latency=target_latency, kept=target_kept,
-            mode=rate_mode, limit=rate_limit, trace_in=rate_trace_in, trace_out=rate_trace_out,
-            two_pass=two_pass, guard=guard, guard_target=guard_target,
+            source=read, frames=frames, target_fps=target_fps, target_latency=target_latency,
+            target_kept=target_kept, rate_mode=rate_mode, rate_limit=rate_limit,
+            rate_trace_in=rate_trace_in, rate_trace_out=rate_trace_out, two_pass=two_pass,
+            guard=guard, guard_target=guard_target,
         )  # fmt: skip
         for doubt in doubts:
             warn(doubt)

@@ -6,12 +6,12 @@ torch is imported when there is something to control. It does not know what cont
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from stillframe.controls import Box, Control, Cuts, Film, GivenCuts, Painting, Region
+    from stillframe.controls import Control
     from stillframe.methods import Method
     from stillframe.video import Source
 
@@ -33,10 +33,10 @@ __all__ = [
     "detector_of_method",
 ]
 
+_DEFAULTS = {"cuts_by": "latents", "roi_mode": "always"}
 _PANEL = "Control of what is recomputed"
 # what a method looks for change in by itself
 _DETECTORS = ("pixels", "latent")
-_CODEC = ("codec", "both")
 
 GopOption = Annotated[
     int | None,
@@ -146,113 +146,17 @@ def detector_of_method(detector: str | None, tau1: float | None, tau2: float | N
 
 
 def build_control(
-    method: Method,
-    *,
-    gop: int | None = None,
-    refresh: int | None = None,
-    cuts: bool = False,
-    roi: str | None = None,
-    roi_mode: str = "always",
-    roi_invert: bool = False,
-    masks_in: Path | None = None,
-    detector: str | None = None,
-    cuts_by: str = "latents",
-    source: Source | None = None,
-    frames: int | None = None,
+    method: Method, *, source: Source | None = None, frames: int | None = None, **values: Any
 ) -> Control | None:
-    """What was asked for, None if nothing was.
-
-    Raises:
-        ValueError: an option is out of range, or the method cannot be controlled like this.
-        InputError: the image, the video or the masks cannot be read, or scenes not be looked for.
-    """
-    if detector not in (None, *_DETECTORS, *_CODEC):
-        names = ", ".join((*_DETECTORS, *_CODEC))
-        raise ValueError(f"detectors are {names}, got {detector!r}")
-    if cuts_by not in ("latents", "transnetv2"):
-        raise ValueError(f"cuts are found by 'latents' or 'transnetv2', got {cuts_by!r}")
-    if cuts_by != "latents" and not cuts:
-        raise ValueError("--cuts-by says how cuts are found: give --cuts as well")
-    if roi is None and (roi_mode != "always" or roi_invert):
-        raise ValueError("--roi-mode and --roi-invert need a region: give --roi")
-    given = (gop, refresh, roi, masks_in)
-    by_method = detector in (None, *_DETECTORS)
-    if not cuts and by_method and all(option is None for option in given):
+    """What options ask for, see `stillframe.controls.build`; None if nothing was."""
+    given = (v for name, v in values.items() if v != _DEFAULTS.get(name))
+    if all(value is None or value is False for value in given):
         return None
-    from stillframe.controls import CodecDetector, Control, GivenMasks, Gop, Refresh
+    from stillframe.controls import build
+    from stillframe.video.control_files import VideoControlFiles
 
-    control = Control(
-        None if gop is None else Gop(gop),
-        None if refresh is None else Refresh(refresh),
-        _cuts(cuts_by, source, frames) if cuts else None,
-        None if roi is None else _region(roi, roi_mode, roi_invert),
-        None if masks_in is None else GivenMasks.read(masks_in),
-        detector=None if by_method or detector is None else CodecDetector(detector),
-    )
-    control.check(method)
-    return control
+    return build(values, method, named=_option, files=VideoControlFiles(source, frames))
 
 
-def _cuts(by: str, source: Source | None, frames: int | None) -> Cuts | GivenCuts:
-    from stillframe.controls import Cuts, GivenCuts
-
-    if by == "latents" or source is None:
-        return Cuts()
-    from stillframe.video.scenes import find_scenes
-
-    return GivenCuts(find_scenes(source, frames))
-
-
-def _region(text: str, mode: str, invert: bool) -> Region:
-    from stillframe.controls import Region
-
-    return Region(_box(text) or _painting(text) or _film(text), mode, invert)
-
-
-def _box(text: str) -> Box | None:
-    """Four numbers as a box; None if it is something else."""
-    from stillframe.controls import Box
-
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        return None
-    if len(numbers) != 4:
-        raise ValueError(f"--roi takes x,y,width,height or a file, got {len(numbers)} numbers")
-    return Box(*numbers)
-
-
-def _painting(path: str) -> Painting | None:
-    """The white parts of an image; what is transparent is black. None if it is something else."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    from stillframe.controls import Painting
-
-    try:
-        with Image.open(path) as image:
-            layers = np.asarray(image.convert("LA"))
-    except (OSError, Image.DecompressionBombError):
-        return None
-    white = (layers[..., 0] >= 128) & (layers[..., 1] >= 128)
-    return Painting(torch.from_numpy(white))
-
-
-def _film(path: str) -> Film:
-    """The white parts of a video."""
-    import numpy as np
-
-    from stillframe.controls import Film
-    from stillframe.errors import InputError
-    from stillframe.video import VideoReader
-
-    luma = np.array([299, 587, 114])
-    try:
-        with VideoReader(path) as reader:
-            pictures = (frame.pixels @ luma >= 128_000 for frame in reader)
-            return Film.pack(pictures, reader.fps)
-    except InputError as error:
-        raise InputError(
-            f"--roi {path} is neither x,y,width,height nor a readable image or video"
-        ) from error
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -5,15 +5,10 @@ torch is imported when there is something to control. It does not know how a rat
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from stillframe.controls import Control
-    from stillframe.methods import Method
 
 __all__ = [
     "GuardOption",
@@ -26,7 +21,6 @@ __all__ = [
     "TraceInOption",
     "TraceOutOption",
     "TwoPassOption",
-    "held_to_rate",
 ]
 
 _PANEL = "Rate and quality"
@@ -110,47 +104,3 @@ GuardTargetOption = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-
-
-def held_to_rate(
-    control: Control | None,
-    method: Method,
-    *,
-    fps: float | None = None,
-    latency: float | None = None,
-    kept: float | None = None,
-    mode: str | None = None,
-    limit: float | None = None,
-    trace_in: Path | None = None,
-    trace_out: Path | None = None,
-    two_pass: bool = False,
-    guard: float | None = None,
-    guard_target: float | None = None,
-) -> Control | None:
-    """A control with the rate and the guard that were asked for; as it is if none were.
-
-    Raises:
-        ValueError: an option is out of range or lacks another, or the method cannot do it.
-        InputError: the trace cannot be read.
-    """
-    target = any(value is not None for value in (fps, latency, kept))
-    needy = [value is not None for value in (mode, limit, trace_in, trace_out)]
-    if not target and (two_pass or any(needy)):
-        raise ValueError(
-            "--rate-mode, --rate-limit, --rate-trace-in, --rate-trace-out and --two-pass need "
-            "--target-fps, --target-latency or --target-kept"
-        )
-    if guard_target is not None and guard is None:
-        raise ValueError("--guard-target needs a sample: give --guard SHARE")
-    if not target and guard is None:
-        return control
-    from stillframe.controls import Control, Guard, Rate, RateTrace
-
-    rate = None
-    if target:
-        trace = None if trace_in is None else RateTrace.read(trace_in)
-        rate = Rate(fps, latency, kept, mode or "constant", limit, trace=trace)
-    watched = None if guard is None else Guard(guard, guard_target)
-    control = replace(control or Control(), rate=rate, guard=watched)
-    control.check(method)
-    return control

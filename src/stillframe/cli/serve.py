@@ -32,7 +32,6 @@ from stillframe.cli.rate import (
     TargetFpsOption,
     TargetKeptOption,
     TargetLatencyOption,
-    held_to_rate,
 )
 from stillframe.cli.screen import one_sentence_errors, say
 from stillframe.errors import StillframeError
@@ -118,13 +117,8 @@ def _holding(**asked: Any) -> Holding:
     from stillframe.methods.prune import InterFramePruning
     from stillframe.server.client_config import Holding
 
-    held, method = Holding(**asked), InterFramePruning()
-    control = build_control(method, gop=held.gop, refresh=held.refresh, cuts=bool(held.cuts))
-    held_to_rate(
-        control, method,
-        fps=held.target_fps, latency=held.target_latency, kept=held.target_kept,
-        mode=held.rate_mode, guard=held.guard,
-    )  # fmt: skip
+    held = Holding(**asked)
+    build_control(InterFramePruning(), **asked)
     return held
 
 
