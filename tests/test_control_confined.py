@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stillframe.cli.control import build_control
 from tests import tiny
 from tests.edit_fixtures import (
     clip_path_fixture,  # noqa: F401
@@ -21,11 +20,13 @@ from tests.video_samples import LOSSLESS, decode, make_video
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.controls import Box, Control, Cuts, Film, FrameClock, Gop, Refresh, Region
+from stillframe.config import EditConfig
+from stillframe.controls import Box, Control, Cuts, FrameClock, Gop, MaskVideo, Refresh, Region
 from stillframe.jobs.edit import edit_file
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.tokens.grid import Grid
+from stillframe.video.control_files import VideoControlFiles
 
 GRID = Grid(3, H // 16, W // 16)
 LEFT = Box(0, 0, 0.5, 1)
@@ -132,7 +133,7 @@ def moving_square(count: int) -> list[np.ndarray[Any, np.dtype[np.bool_]]]:
 @pytest.mark.parametrize("mode", ["always", "never", "only"])
 def test_a_region_moves_with_its_film(mode: str) -> None:
     method = STILL if mode == "always" else InterFramePruning(tau1=0.0)
-    film = Film.pack(moving_square(72))
+    film = MaskVideo.pack(moving_square(72))
     run = Run(Control(region=Region(film, mode)), method)
     run.feed(scene(0, 18))
     kept = torch.cat([block.keep[0] for block in run.blocks], 0)[3:]
@@ -144,24 +145,24 @@ def test_a_region_moves_with_its_film(mode: str) -> None:
 
 def test_a_film_goes_by_number_or_by_time_and_holds_its_end() -> None:
     pictures = moving_square(8)
-    film = Film.pack(pictures, fps=25)
+    film = MaskVideo.pack(pictures, fps=25)
     assert [film.number(i) for i in (0, 3, 7, 8, 99)] == [0, 3, 7, 7, 7]
     twice = film.fitted(FrameClock(fps=50))
     assert [twice.number(i) for i in range(6)] == [0, 0, 1, 1, 2, 2]
     alike = film.fitted(FrameClock(fps=25.02))
     assert [alike.number(i) for i in range(8)] == list(range(8))
     # every time that a clock of thirds gives must find its picture
-    thirds = Film.pack(pictures * 9, fps=30 / 3).fitted(FrameClock(fps=30))
+    thirds = MaskVideo.pack(pictures * 9, fps=30 / 3).fitted(FrameClock(fps=30))
     assert [thirds.number(3 * i) for i in range(72)] == list(range(72))
     assert all(torch.equal(film.picture(i), torch.from_numpy(p)) for i, p in enumerate(pictures))
     with pytest.raises(ValueError, match="1 or more pictures, got 0"):
-        Film.pack([])
+        MaskVideo.pack([])
     with pytest.raises(ValueError, match=r"got \(2, 2\) after \(64, 96\)"):
-        Film.pack([pictures[0], np.zeros((2, 2), np.bool_)])
+        MaskVideo.pack([pictures[0], np.zeros((2, 2), np.bool_)])
 
 
 def test_latent_frames_stand_for_the_frames_that_they_become() -> None:
-    film = Film.pack(moving_square(30)).fitted(FrameClock(4, 3, 3))
+    film = MaskVideo.pack(moving_square(30)).fitted(FrameClock(4, 3, 3))
     assert [film.numbers(i) for i in range(3)] == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
     # the frames of a latent frame have two places: both are meant, and neither may go stale
     for mode, count in (("always", 2), ("only", 2), ("never", 0)):
@@ -178,10 +179,11 @@ def test_a_file_is_edited_where_a_mask_video_is_white(
         picture[:, :16] = 255 * (i < 12)
     mask = make_video(tmp_path / "mask.mkv", white, options=LOSSLESS)
     method = find_method("prune")()
-    control = build_control(method, roi=str(mask), roi_mode="only")
+    options = {"method": method.name, "roi": str(mask), "roi_mode": "only"}
+    control = EditConfig.from_options(options, files=VideoControlFiles()).control
     assert control is not None
     assert isinstance(control.region, Region)
-    assert isinstance(control.region.shape, Film)
+    assert isinstance(control.region.shape, MaskVideo)
     none = Control(region=Region(Box(0, 0, 1, 1), "only", invert=True))
     paths = [tmp_path / name for name in ("part.mkv", "none.mkv")]
     for path, asked in zip(paths, (control, none), strict=True):
@@ -208,7 +210,7 @@ def test_a_clip_takes_a_control_as_a_stream_does(wan: bool) -> None:
     assert not torch.allclose(shown, around, atol=1e-3)
     # white from the fifth frame on: that is latent frame 1 or, where the first stands for one, 2
     pictures = [np.full((2, 2), i >= 5) for i in range(25)]
-    film = Control(region=Region(Film.pack(pictures), "only"))
+    film = Control(region=Region(MaskVideo.pack(pictures), "only"))
     shown = pipe(video[0], "oil", output_type="pt", return_dict=False, control=film)[0][0]
     first = 5 if wan else 4
     assert torch.allclose(shown[:first], around[:first], atol=1e-6)

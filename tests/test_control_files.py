@@ -211,14 +211,14 @@ def test_controls_from_the_command_line_to_the_report(tmp_path: Path, model_fold
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--gop", "0"], "every 1 or more blocks, got 0"),
-        (["--refresh", "-3"], "1 or more blocks, got -3"),
+        (["--gop", "0"], "--gop is a whole number from 1 to 65536, got 0"),
+        (["--refresh", "-3"], "--refresh is a whole number from 1 to 65536, got -3"),
         (["--roi", "1,2,3"], "got 3 numbers"),
         (["--roi", "0,0,0,0"], "sides above 0"),
         (["--roi", "900,0,10,10"], "outside of 64x48 pixels"),
         (["--roi", "none.png"], "neither x,y,width,height nor a readable image"),
-        (["--roi-invert"], "need a region"),
-        (["--roi", "0,0,1,1", "--roi-mode", "often"], "'always', 'never' or 'only', got 'often'"),
+        (["--roi-invert"], "--roi-invert needs --roi"),
+        (["--roi", "0,0,1,1", "--roi-mode", "often"], "always or never or only, got 'often'"),
         (["--roi", "0,0,1,1", "--roi-mode", "never", "--method", "full"], "computes everything"),
         (["--masks-in", "none.masks"], "could not be read"),
         (["--masks-in", "in.mp4"], "not a file of masks"),

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from stillframe.cli.control import build_control
 from tests.test_control import Run, scene
 from tests.video_samples import LOSSLESS, gradient, make_video, noise
 
+from stillframe.cli.command import flag
+from stillframe.config import EditConfig
 from stillframe.controls import Control, FrameClock, GivenCuts
 from stillframe.errors import InputError
 from stillframe.methods import find_method
@@ -60,11 +61,10 @@ def test_scenes_begin_behind_what_ends_one() -> None:
 def test_what_cannot_be_looked_at_is_refused() -> None:
     with pytest.raises(InputError, match="is no file: its scenes cannot be looked for"):
         find_scenes(Source.of("-"))
-    method = find_method("prune")()
-    with pytest.raises(ValueError, match="'latents' or 'transnetv2', got 'eyes'"):
-        build_control(method, cuts=True, cuts_by="eyes")
-    with pytest.raises(ValueError, match="give --cuts as well"):
-        build_control(method, cuts_by="transnetv2")
+    with pytest.raises(ValueError, match="latents or transnetv2, got 'eyes'"):
+        EditConfig.from_options({"cuts": True, "cuts_by": "eyes"})
+    with pytest.raises(ValueError, match="--cuts-by needs --cuts"):
+        EditConfig.from_options({"cuts_by": "transnetv2"}, named=flag)
 
 
 @pytest.mark.skipif(INSTALLED, reason="the network is installed")

@@ -170,8 +170,8 @@ def test_rates_from_the_command_line_to_the_report(tmp_path: Path, model_folder:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--two-pass"], "need --target-fps"),
-        (["--rate-mode", "capped"], "need --target-fps"),
+        (["--two-pass"], "--two-pass needs --target-fps"),
+        (["--rate-mode", "capped"], "--rate-mode needs --target-fps"),
         (["--guard-target", "1"], "give --guard SHARE"),
         (["--target-fps", "1", "--target-kept", "1"], "got 2 of them"),
         (["--target-fps", "1", "--rate-mode", "fast"], "got 'fast'"),

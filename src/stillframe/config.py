@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DENOISING", "METHOD", "OPTIONS", "EditConfig", "edit_options"]
 
-_CHANGE = "Which patches are computed"
+_CHANGE = "What is recomputed"
 _LOOK = "Denoising"
 _SPEED = "Speed and memory"
 
@@ -55,13 +55,6 @@ METHOD = {
         metavar="NAME",
         group=_CHANGE,
         live=True,
-    ),
-    "detector": Option(
-        "str",
-        "Look for change in the source's pixels (default), in its latents as the papers do, in "
-        "its codec's motion vectors, or in pixels and codec: both.",
-        choices=("pixels", "latent", "codec", "both"),
-        group=_CHANGE,
     ),
     "tau1": Option(
         "float",
@@ -181,7 +174,7 @@ def edit_options() -> dict[str, Option]:
     if controls is not None:
         for kind in controls.control_kinds().values():
             found.update(kind.options)
-    return {**found, **OPTIONS}
+    return found
 
 
 def _as_it_is(name: str) -> str:

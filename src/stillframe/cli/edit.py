@@ -45,12 +45,6 @@ _OWN = {
         "int", "Stop after so many frames.", metavar="N", least=1, most=FRAMES, group=RESULT
     ),
     "map": Option("path", "Write a video of what was recomputed.", metavar="FILE", group=RESULT),
-    "masks_out": Option(
-        "path",
-        "Write which patches were recomputed, for --masks-in.",
-        metavar="FILE",
-        group=RESULT,
-    ),
 }
 _STREAM = {
     "input_format": Option(
@@ -82,25 +76,9 @@ _STREAM = {
         group=_STREAMS,
     ),
 }
-_RATE = {
-    "two_pass": Option(
-        "bool",
-        "Look at the whole file first, and spend the rate where it moves.",
-        default=False,
-        group="Speed and quality targets",
-    ),
-    "rate_trace_out": Option(
-        "path",
-        "Write the times that the rate went by.",
-        metavar="FILE",
-        group="Speed and quality targets",
-    ),
-}
-
-
 def options() -> Mapping[str, Option]:
     """Options of the command: what most people need, then the others by what they are about."""
-    every = {**_OWN, **MODEL, **SIZE, **OUTPUT, **edit_options(), **_RATE, **LOADING, **_STREAM}
+    every = {**_OWN, **MODEL, **SIZE, **OUTPUT, **edit_options(), **LOADING, **_STREAM}
     rest = {name: option for name, option in every.items() if name not in _FIRST}
     return {**part(every, _FIRST), **QUIET, **rest}
 

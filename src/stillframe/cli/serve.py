@@ -68,15 +68,19 @@ _OWN = {
     ),
     "width": SIZE["width"],
 }
-# what needs a file to look at, or is written to one
-_FILES_ONLY = ("cuts_by", "masks_in", "rate_trace_in")
+# what needs the whole of a file; so does what reads or writes one
+_FILES_ONLY = ("cuts_by", "two_pass")
 _LIVE_DETECTORS = ("pixels", "latent")
 _FIRST = ("method", "tolerance", "strength")
 
 
 def _edits() -> dict[str, Option]:
     """Options of how sessions edit."""
-    found = {name: each for name, each in edit_options().items() if name not in _FILES_ONLY}
+    found = {
+        name: each
+        for name, each in edit_options().items()
+        if each.kind != "path" and name not in _FILES_ONLY
+    }
     return {**found, "detector": replace(found["detector"], choices=_LIVE_DETECTORS)}
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -31,8 +31,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillframe.controls.base import Given, OneControl, register
 from stillframe.controls.mask_video import FrameClock
-from stillframe.controls.region import Painting, cell_edges
+from stillframe.controls.shapes import Painting, cell_edges
+from stillframe.options import Option
 from stillframe.tokens.grid import Grid
 
 __all__ = ["KINDS", "Agreement", "CodecDetector", "CodecTrack", "MotionMap"]
@@ -58,8 +60,9 @@ class MotionMap(NamedTuple):
     extent: tuple[float, float]
 
 
+@register("codec")
 @dataclass(frozen=True)
-class CodecDetector:
+class CodecDetector(OneControl):
     """Which patches changed, from the source's own motion vectors.
 
     Attributes:
@@ -75,6 +78,18 @@ class CodecDetector:
         ValueError: for another kind, or numbers out of range.
     """
 
+    summary = "what moved as the source's codec has it"
+    # the first two are the method's own
+    options: ClassVar = {
+        "detector": Option(
+            "str",
+            "What shows that a patch changed: the source's pixels (default), latents as in the "
+            "papers, the source's codec, or both pixels and codec.",
+            choices=("pixels", "latent", "codec", "both"),
+            group="What is recomputed",
+        )
+    }
+
     kind: str = "both"
     share: float = 0.5
     spread: int = 1
@@ -88,6 +103,11 @@ class CodecDetector:
             raise ValueError(f"a share of a patch is in [0, 1), got {self.share}")
         if self.spread < 0:
             raise ValueError(f"motion spreads over 0 or more patches, got {self.spread}")
+
+    @classmethod
+    def from_options(cls, given: Given) -> CodecDetector | None:
+        kind = given["detector"]
+        return cls(kind) if kind in KINDS else None
 
     def fitted(self, extent: tuple[float, float], clock: FrameClock | None) -> CodecDetector:
         """The same for a stream of such frames."""

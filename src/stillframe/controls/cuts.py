@@ -18,13 +18,15 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from stillframe.controls.base import Given, OneControl, register
 from stillframe.controls.mask_video import FrameClock
 from stillframe.detection.latents import patch_distance
+from stillframe.options import Option
 
 __all__ = ["CutDetector", "CutFinder", "Cuts", "CutsOfBlock", "GivenCuts"]
 
@@ -33,8 +35,9 @@ _CLOCK = FrameClock()
 _NORMAL_MAD = 1.4826  # standard deviations to a median absolute deviation, of a normal distribution
 
 
+@register("cuts")
 @dataclass(frozen=True)
-class Cuts:
+class Cuts(OneControl):
     """When a frame begins a new scene.
 
     Its distance, the geometric mean of lower decile and median over the patches, must exceed all of
@@ -50,6 +53,24 @@ class Cuts:
         ValueError: for numbers out of range.
     """
 
+    summary = "scene cuts make a block whole and forget what came before"
+    options: ClassVar = {
+        "cuts": Option(
+            "bool",
+            "Begin anew where a scene does.",
+            default=False,
+            group="What is recomputed",
+            live=True,
+        ),
+        "cuts_by": Option(
+            "str",
+            "What finds scene cuts: latents, or, in files, TransNet V2.",
+            default="latents",
+            choices=("latents", "transnetv2"),
+            group="What is recomputed",
+        ),
+    }
+
     minimum: float = 0.12
     ratio: float = 1.4
     deviations: float = 4.0
@@ -63,6 +84,14 @@ class Cuts:
             )
         if self.window < 1:
             raise ValueError(f"cuts are judged by 1 or more frames, got {self.window}")
+
+    @classmethod
+    def from_options(cls, given: Given) -> Cuts | GivenCuts | None:  # type: ignore[override]
+        if not given["cuts"]:
+            return None
+        if given["cuts_by"] in (None, "latents"):
+            return cls()
+        return GivenCuts(given.reading("cuts_by").scenes())
 
     def start(self) -> CutFinder:
         """A fresh detector for one stream."""

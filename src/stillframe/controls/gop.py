@@ -7,12 +7,17 @@ frames are still attended to. Knows numbers of blocks, neither masks nor latents
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from stillframe.controls.base import OneControl, register
+from stillframe.options import Option
 
 __all__ = ["Gop"]
 
 
+@register("gop")
 @dataclass(frozen=True)
-class Gop:
+class Gop(OneControl):
     """At least every so many blocks one is whole; a stream's first block is.
 
     Attributes:
@@ -21,6 +26,19 @@ class Gop:
     Raises:
         ValueError: for fewer than 1.
     """
+
+    summary = "a whole block at regular distances"
+    options: ClassVar = {
+        "gop": Option(
+            "int",
+            "Compute a whole block every N blocks.",
+            least=1,
+            most=65536,
+            metavar="N",
+            group="What is recomputed",
+            live=True,
+        )
+    }
 
     blocks: int
 

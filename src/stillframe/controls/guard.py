@@ -23,11 +23,13 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from stillframe.controls.base import OneControl, register
+from stillframe.options import Option
 from stillframe.tokens.restore import predecessor_rows, restore
 from stillframe.tokens.source import SourceBlock
 
@@ -47,8 +49,9 @@ DRIFT, LEAN = 0.05, 1.3
 _GAIN = 0.3  # exponent of target / error by which it does
 
 
+@register("guard")
 @dataclass(frozen=True)
-class Guard:
+class Guard(OneControl):
     """How the error of reuse is watched.
 
     Attributes:
@@ -65,6 +68,27 @@ class Guard:
     Raises:
         ValueError: for numbers out of range.
     """
+
+    summary = "a random sample that tells how wrong reuse is"
+    options: ClassVar = {
+        "guard": Option(
+            "float",
+            "Recompute this share of the patches at random to see how wrong reuse is: 0.02.",
+            above=0,
+            most=0.5,
+            metavar="SHARE",
+            group="Speed and quality",
+            live=True,
+        ),
+        "guard_target": Option(
+            "float",
+            "Move the tolerance towards this error of reused patches.",
+            above=0,
+            most=10**6,
+            metavar="ERROR",
+            group="Speed and quality",
+        ),
+    }
 
     share: float = 0.02
     target: float | None = None

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Film", "FrameClock"]
+__all__ = ["FrameClock", "MaskVideo"]
 
 # rates that differ by less are meant to be the same: 29.97 and 30
 _SAME_RATE = 0.005
@@ -57,7 +57,7 @@ _CLOCK = FrameClock()
 
 
 @dataclass(frozen=True, eq=False)
-class Film:
+class MaskVideo:
     """Pictures of a region, one after the other; made by `pack`.
 
     Attributes:
@@ -74,7 +74,7 @@ class Film:
     clock: FrameClock = _CLOCK
 
     @classmethod
-    def pack(cls, pictures: Iterable[NDArray[np.bool_]], fps: float | None = None) -> Film:
+    def pack(cls, pictures: Iterable[NDArray[np.bool_]], fps: float | None = None) -> MaskVideo:
         """Take pictures (H, W), true = inside, all of one size; keeps them compressed.
 
         Raises:
@@ -95,7 +95,7 @@ class Film:
             raise ValueError("a film has 1 or more pictures, got 0")
         return cls(tuple(packed), size[0], size[1], fps)
 
-    def fitted(self, clock: FrameClock) -> Film:
+    def fitted(self, clock: FrameClock) -> MaskVideo:
         """The same for a stream of such frames."""
         return replace(self, clock=clock)
 

@@ -15,13 +15,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stillframe.controls.base import Given, OneControl, register
 from stillframe.errors import InputError
+from stillframe.options import Option
 from stillframe.tokens.grid import Grid
 from stillframe.whole_file import write_whole
 
@@ -76,8 +78,9 @@ class MaskHeader:
         )
 
 
+@register("masks")
 @dataclass(frozen=True)
-class GivenMasks:
+class GivenMasks(OneControl):
     """Keep masks of a whole video, compressed.
 
     Attributes:
@@ -85,8 +88,30 @@ class GivenMasks:
         blocks: zlib streams, see the module.
     """
 
+    summary = "masks of another run instead of the method's"
+    options: ClassVar = {
+        "masks_in": Option(
+            "path",
+            "Recompute what this file of masks says.",
+            metavar="FILE",
+            group="What is recomputed",
+        ),
+        "masks_out": Option(
+            "path",
+            "Write which patches were recomputed.",
+            metavar="FILE",
+            group="What is recomputed",
+        ),
+    }
+    alone = ("masks_out",)
+
     header: MaskHeader
     blocks: tuple[bytes, ...]
+
+    @classmethod
+    def from_options(cls, given: Given) -> GivenMasks | None:
+        path = given["masks_in"]
+        return None if path is None else cls.read(path)
 
     def block(self, number: int) -> Tensor:
         """The mask of a block, (1, S, h, w) bool.

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from stillframe.controls.base import Given, OneControl, register
 from stillframe.controls.cost import CostModel
 from stillframe.controls.trace import RateTrace, Timing
 from stillframe.controls.twopass import Forecast
 from stillframe.methods import Method
+from stillframe.options import Option
 from stillframe.tokens.source import SourceBlock
 
 __all__ = ["BEHIND", "MODES", "Rate", "RateController", "RateReport", "most_changed"]
@@ -37,8 +39,9 @@ _FIRST_SHARE = 0.5  # until a block has been timed
 _MOST_TIMINGS = 2**16  # that are kept: hours of video, and no more however long a stream lives
 
 
+@register("rate")
 @dataclass(frozen=True)
-class Rate:
+class Rate(OneControl):
     """What is to be held; exactly one of the first three is given.
 
     Attributes:
@@ -56,6 +59,69 @@ class Rate:
     Raises:
         ValueError: for none or several targets, or numbers out of range.
     """
+
+    summary = "as many patches as a speed, a latency or a share allows"
+    options: ClassVar = {
+        "target_fps": Option(
+            "float",
+            "Hold so many frames a second.",
+            least=0.001,
+            most=1000,
+            metavar="FPS",
+            group="Speed and quality",
+            live=True,
+        ),
+        "target_latency": Option(
+            "float",
+            "Hold so many seconds a block, from encoding to decoding.",
+            least=0.001,
+            most=1000,
+            metavar="SECONDS",
+            group="Speed and quality",
+            live=True,
+        ),
+        "target_kept": Option(
+            "float",
+            "Recompute this share of the patches.",
+            above=0,
+            most=1,
+            metavar="SHARE",
+            group="Speed and quality",
+            live=True,
+        ),
+        "rate_mode": Option(
+            "str",
+            "Spend the whole budget (constant, the default), or no more than the tolerance asks "
+            "for (capped).",
+            choices=("constant", "capped"),
+            group="Speed and quality",
+            live=True,
+        ),
+        "rate_limit": Option(
+            "float",
+            "Recompute what changed by so many times the tolerance even if the target is missed.",
+            least=1,
+            most=10**6,
+            metavar="TIMES",
+            group="Speed and quality",
+        ),
+        "rate_trace_in": Option(
+            "path",
+            "Decide by the times in this file, not by measured ones.",
+            metavar="FILE",
+            group="Speed and quality",
+        ),
+        "rate_trace_out": Option(
+            "path",
+            "Write the times that the rate was decided by.",
+            metavar="FILE",
+            group="Speed and quality",
+        ),
+        "two_pass": Option(
+            "bool", "Look at the whole file first.", default=False, group="Speed and quality"
+        ),
+    }
+    needs = ("target_fps", "target_latency", "target_kept")
 
     fps: float | None = None
     latency: float | None = None
@@ -78,6 +144,16 @@ class Rate:
             raise ValueError(f"a rate's mode is 'constant' or 'capped', got {self.mode!r}")
         if self.limit is not None and not self.limit >= 1:
             raise ValueError(f"a rate's limit is at least 1 threshold, got {self.limit}")
+
+    @classmethod
+    def from_options(cls, given: Given) -> Rate | None:
+        fps, latency, kept = (given[name] for name in cls.needs)
+        if fps is None and latency is None and kept is None:
+            return None
+        path = given["rate_trace_in"]
+        trace = None if path is None else RateTrace.read(path)
+        mode, limit = given["rate_mode"] or "constant", given["rate_limit"]
+        return cls(fps, latency, kept, mode, limit, trace=trace)
 
     @property
     def target(self) -> dict[str, float | None]:

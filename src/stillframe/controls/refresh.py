@@ -10,10 +10,13 @@ of refreshes R blocks later. Knows places and blocks, not latents.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from stillframe.controls.base import OneControl, register
+from stillframe.options import Option
 from stillframe.tokens.grid import Grid
 
 __all__ = ["Refresh", "Refreshing", "refresh_phases"]
@@ -35,8 +38,9 @@ def refresh_phases(height: int, width: int, blocks: int) -> Tensor:
     return rank * blocks // len(rank)
 
 
+@register("refresh")
 @dataclass(frozen=True)
-class Refresh:
+class Refresh(OneControl):
     """Recompute every place at least once in so many blocks.
 
     Attributes:
@@ -45,6 +49,19 @@ class Refresh:
     Raises:
         ValueError: for fewer than 1.
     """
+
+    summary = "every patch recomputed at least once in so many blocks"
+    options: ClassVar = {
+        "refresh": Option(
+            "int",
+            "Recompute every patch at least once in R blocks.",
+            least=1,
+            most=65536,
+            metavar="R",
+            group="What is recomputed",
+            live=True,
+        )
+    }
 
     blocks: int
 

@@ -28,7 +28,8 @@ from stillframe.controls.masks import GivenMasks
 from stillframe.controls.outcome import Happened, Order
 from stillframe.controls.rate import Rate, RateController
 from stillframe.controls.refresh import Refresh, Refreshing, refresh_phases
-from stillframe.controls.region import Box, Region, RegionTrack
+from stillframe.controls.region import Region, RegionTrack
+from stillframe.controls.shapes import Box
 from stillframe.methods import Method
 from stillframe.tokens.grid import Grid
 from stillframe.tokens.source import SourceBlock

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from stillframe.config import EditConfig
+from stillframe.controls import Box, Control
 from stillframe.engine.stream import StreamSettings, check_settings
 from stillframe.loading.prompts import clean_prompt
 from stillframe.methods import Method, as_method
@@ -107,8 +108,18 @@ def _resolved(pipe: CausalWanPipeline, config: EditConfig) -> tuple[Method, Stre
     method, settings = as_method(config.method), pipe.settings(**config.settings)
     if config.control is not None:
         config.control.check(method)
+        _check_region(config.control)
     check_settings(pipe.denoiser, settings)
     return method, settings
+
+
+def _check_region(control: Control) -> None:
+    shape = None if control.region is None else control.region.shape
+    if isinstance(shape, Box) and shape.in_pixels:
+        raise ValueError(
+            "a session's region is in shares of the picture, whose size in pixels may change, got "
+            f"{shape}"
+        )
 
 
 def _text(
