@@ -1,6 +1,6 @@
 """Details of the fast path on a GPU, with random weights of Wan 1.3B's shape at 832x480.
 
-``equality``: results of stock modules, lean passes and graphs against each other after six blocks.
+``equality``: results of reference modules, fused passes and graphs against each other after six blocks.
 ``kernels``: where a block's GPU time goes, at 100%, 68% and 10% kept, and the autoencoder's.
 ``mask``: the detectors of change, by latents eagerly and as a graph, by pixels in torch and as
 kernels, there with what goes with it: what places look like, plan, anchors, staleness.
@@ -89,7 +89,7 @@ def equality(pipe: CausalWanPipeline) -> None:
         nn.init.normal_(block.scale_shift_table, std=0.3)
     for method in (Share(share=0.6), Share(share=0.6, recovery="clean"), Full()):
         frames = []
-        ways = (("stock", "exact"), ("lean", "exact"), ("graphs", "exact"), ("graphs", "fp8"))
+        ways = (("reference", "exact"), ("fused", "exact"), ("graphs", "exact"), ("graphs", "fp8"))
         for execution, products in ways:
             stream = open_stream(pipe, method, execution, (0.769, 0.625), products)
             edited: list[Tensor] = []
@@ -105,8 +105,8 @@ def equality(pipe: CausalWanPipeline) -> None:
             frames.append(torch.cat(edited, 2).float())
             if not frames[-1].isfinite().all():
                 say(f"{execution}, {products}: not finite")
-        stock, lean, graphs, fp8 = frames
-        pairs = (("lean, stock", lean, stock), ("graphs, lean", graphs, lean))
+        reference, fused, graphs, fp8 = frames
+        pairs = (("fused, reference", fused, reference), ("graphs, fused", graphs, fused))
         for name, a, b in (*pairs, ("fp8, exact", fp8, graphs)):
             difference = ((a - b).norm() / b.norm()).item()
             say(f"{type(method).__name__:<8}{method.recovery:<9}{name:<14}{difference:.5f}")
@@ -125,7 +125,7 @@ def _profiled(what: str, work: Callable[[], object]) -> None:
 def kernels(pipe: CausalWanPipeline) -> None:
     """Time by kernel of a block of three denoising passes and a context pass, and of the coder."""
     for share in (1.0, 0.68, 0.1):
-        stream = open_stream(pipe, Share(share=share), "lean")
+        stream = open_stream(pipe, Share(share=share), "fused")
         latents = drifting(1)[0]
         for _ in range(4):
             stream.edit_block(latents)
@@ -307,7 +307,7 @@ def main() -> None:
         with torch.inference_mode():
             mask()
         return
-    # weights made in inference mode could not be shared between stock and lean passes
+    # weights made in inference mode could not be shared between reference and fused passes
     pipe = random_pipeline("1.3b", "cuda", torch.bfloat16)
     with torch.inference_mode():
         if options.part == "soak":

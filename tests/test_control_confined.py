@@ -65,7 +65,7 @@ def test_nothing_changes_outside_of_an_edit_and_much_does_inside(kind: str, inve
     assert not torch.equal(edited(pipe, video, None)[..., outside], around[..., outside])
 
 
-@pytest.mark.parametrize("execution", ["stock", "lean"])
+@pytest.mark.parametrize("execution", ["reference", "fused"])
 @pytest.mark.parametrize("recovery", ["aligned", "clean", "none"])
 def test_what_lies_outside_is_computed_in_whole_blocks_alone(recovery: str, execution: str) -> None:
     pipe = tiny.pipeline()

@@ -19,7 +19,7 @@ from torch import Tensor
 from stillframe.attention.block import BlockAttention
 from stillframe.attention.cache import CacheShape, KeyValueCache
 from stillframe.detection.latents import CausalMask, patch_distance
-from stillframe.engine.settings import FP8
+from stillframe.kernels.rows import FP8
 from stillframe.recovery import RecoverySetup, find_recovery, recoveries
 from stillframe.recovery.aligned import AlignedRecovery, provider_frames
 from stillframe.tokens.grid import Grid, Plan, plan_tokens

@@ -14,7 +14,6 @@ from stillframe.cli.command import flag
 from stillframe.config import EditConfig
 from stillframe.controls import Control, FrameClock, GivenCuts
 from stillframe.errors import InputError
-from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.video import Source
 from stillframe.video.scenes import begun_scenes, find_scenes

@@ -127,7 +127,7 @@ DENOISING = {
         "str",
         "Run passes as CUDA graphs, in fewer kernels, or through diffusers' modules.",
         default="auto",
-        choices=("auto", "graphs", "lean", "stock"),
+        choices=("auto", "graphs", "fused", "reference"),
         group=_SPEED,
     ),
     "products": Option(

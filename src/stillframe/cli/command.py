@@ -6,7 +6,6 @@ name. `takes` gives it the signature that typer reads.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,9 +47,9 @@ class Command:
     """
 
     def __init__(self, run: Callable[..., None], options: Options) -> None:
-        functools.update_wrapper(self, run)
-        del self.__wrapped__  # or its signature would be taken for this one's
-        self.__annotations__ = {}
+        self.__name__, self.__doc__, self.__module__ = run.__name__, run.__doc__, run.__module__
+        # typer evaluates them where they are texts, which needs the function's own names
+        self.__annotations__: dict[str, Any] = {}
         self._run, self._options = run, options
 
     @property

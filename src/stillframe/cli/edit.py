@@ -76,6 +76,8 @@ _STREAM = {
         group=_STREAMS,
     ),
 }
+
+
 def options() -> Mapping[str, Option]:
     """Options of the command: what most people need, then the others by what they are about."""
     every = {**_OWN, **MODEL, **SIZE, **OUTPUT, **edit_options(), **LOADING, **_STREAM}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillframe.backbones.fused import BlockInputs, LeanBlocks
+from stillframe.backbones.fused import BlockInputs, FusedBlocks
 from stillframe.backbones.wan import TextCache, WanDenoiser
 from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stages import StageClock
@@ -56,8 +56,8 @@ class BlockPasses:
             (B, S*N, P) float32.
         """
         attention, sigmas = state.attention, self.settings.sigmas
-        if state.lean is not None and state.lean.can(plan) and attention.merger is None:
-            return self._lean(state.lean, source, noise, plan)
+        if state.fused is not None and state.fused.can(plan) and attention.merger is None:
+            return self._fused(state.fused, source, noise, plan)
         kept = plan.kept
 
         def of_kept(x: Tensor) -> Tensor:
@@ -78,8 +78,8 @@ class BlockPasses:
                 attention.end_block()
         return attention.scattered(x0)
 
-    def _lean(
-        self, lean: LeanBlocks, source: Tensor, noise: Sequence[Tensor], plan: Plan
+    def _fused(
+        self, fused: FusedBlocks, source: Tensor, noise: Sequence[Tensor], plan: Plan
     ) -> Tensor:
         """The same on the fast path."""
         settings = self.settings
@@ -91,9 +91,9 @@ class BlockPasses:
             settings.conditioning == "source",
         )
         with self.clock("denoise"):
-            x0 = lean.denoise(plan, self.text, inputs)
+            x0 = fused.denoise(plan, self.text, inputs)
         with self.clock("context"):
-            lean.commit()
+            fused.commit()
         return x0
 
     def _velocity(self, state: StreamState, x: Tensor, source: Tensor, sigma: float) -> Tensor:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, fields
 
 import torch
 
-__all__ = ["EXECUTIONS", "FP8", "PRODUCTS", "STORES", "StreamSettings", "check_store"]
+from stillframe.kernels.rows import FP8
 
-#: One byte a number: 4 bits of exponent and 3 of mantissa, up to 448.
-FP8 = torch.float8_e4m3fn
+__all__ = ["EXECUTIONS", "PRODUCTS", "STORES", "StreamSettings", "check_store"]
 
 #: What `StreamSettings.store` may be.
 STORES = ("auto", "exact", "fp8")
@@ -21,7 +20,7 @@ STORES = ("auto", "exact", "fp8")
 PRODUCTS = ("exact", "fp8")
 
 #: What `StreamSettings.execution` may be.
-EXECUTIONS = ("auto", "graphs", "lean", "stock")
+EXECUTIONS = ("auto", "graphs", "fused", "reference")
 
 
 def check_store(store: str) -> str:
@@ -50,10 +49,11 @@ class StreamSettings:
         timestep_scale: the model's timestep at sigma 1.
         store: how a recovery stores keys and values beyond the cache: "exact" in the weights'
             format, "fp8" in one byte a number, "auto" in fp8 where weights have 16 bits.
-        execution: how passes are run: "stock" through diffusers' modules, "lean" in fewer kernels,
-            "graphs" as CUDA graphs of those, "auto" the last on CUDA and the first elsewhere. What
-            a model or method does not allow is run the first way, whatever this says.
-        products: the matrix products of lean passes: "exact" in the weights' format, or "fp8" where
+        execution: how passes are run: "reference" through the model's own modules, "fused" in fewer
+            kernels, "graphs" as CUDA graphs of those, "auto" the last on CUDA and the first
+            elsewhere. What a model or method does not allow is run the first way, whatever this
+            says.
+        products: the matrix products of fused passes: "exact" in the weights' format, or "fp8" where
             it pays, on cards that have it (Hopper and later).
 
     Raises:

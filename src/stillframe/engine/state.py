@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stillframe.attention.block import BlockAttention
 from stillframe.attention.cache import CacheShape, KeyValueCache
-from stillframe.backbones.fused import LeanBlocks, captured_mask, lean_twin, unsupported
+from stillframe.backbones.fused import FusedBlocks, captured_mask, fused_transformer, unsupported
 from stillframe.backbones.wan import WanDenoiser
 from stillframe.detection.pixels import Anchors
 from stillframe.engine.compose import Held
@@ -64,7 +64,7 @@ class StreamState:
         )
         self.select = self._selector(method)
         self.merger = method.merger(MergeSetup(self.grid, len(settings.sigmas), device))
-        self.lean = self._lean()
+        self.fused = self._fused()
         self.anchors = Anchors()
         self.held = Held(temporal, graphs=self._captures)
         #: (C, C) see `streaming.StreamingAutoencoder.channel_gains`; None until they are wanted.
@@ -93,7 +93,7 @@ class StreamState:
             self.recovery.setup = setup
             return False
         self.recovery = self.attention.recovery = recovery(setup)
-        self.lean = self._lean()
+        self.fused = self._fused()
         return True
 
     def _selector(self, method: Method) -> Selector:
@@ -105,18 +105,18 @@ class StreamState:
         """Whether many small kernels are made a graph."""
         return self._device.type == "cuda" and self._settings.execution in ("auto", "graphs")
 
-    def _lean(self) -> LeanBlocks | None:
+    def _fused(self) -> FusedBlocks | None:
         """The fast path, where there is one."""
         denoiser, execution = self._denoiser, self._settings.execution
         on_gpu = self.recovery.setup.device.type == "cuda"
-        if execution == "stock" or (execution == "auto" and not on_gpu):
+        if execution == "reference" or (execution == "auto" and not on_gpu):
             return None
-        if not LeanBlocks.serves(self.cache, self.recovery) or unsupported(denoiser.transformer):
+        if not FusedBlocks.serves(self.cache, self.recovery) or unsupported(denoiser.transformer):
             return None
-        twin, fp8 = lean_twin(denoiser), self._settings.products == "fp8"
+        twin, fp8 = fused_transformer(denoiser), self._settings.products == "fp8"
         if fp8:
             twin.prepare_fp8()
-        return LeanBlocks(
+        return FusedBlocks(
             twin,
             self.cache,
             self.recovery,
@@ -124,7 +124,7 @@ class StreamState:
             self._settings.position_limit,
             denoiser.takes_source,
             denoiser.latent_channels,
-            graphs=on_gpu and execution != "lean",
+            graphs=on_gpu and execution != "fused",
             fp8=fp8,
         )
 

@@ -48,7 +48,7 @@ def check_settings(denoiser: WanDenoiser, settings: StreamSettings) -> None:
             f"this transformer has {denoiser.positions}"
         )
     device = denoiser.transformer.device
-    if settings.products == "fp8" and not (settings.execution == "lean" or takes_fp8(device)):
+    if settings.products == "fp8" and not (settings.execution == "fused" or takes_fp8(device)):
         raise ValueError(f"products in FP8 need a card of compute capability 9.0, not {device}")
 
 
@@ -123,8 +123,8 @@ class EditStream:
     def graphs(self) -> int:
         """CUDA graphs of the transformer captured so far."""
         state = self._state
-        lean = None if state is None else state.lean
-        return 0 if lean is None else lean.captured
+        fused = None if state is None else state.fused
+        return 0 if fused is None else fused.captured
 
     def set_text(self, text: TextCache) -> None:
         """Change the prompt from the next block on, which is then computed whole."""
@@ -319,7 +319,7 @@ class EditStream:
         """The keep mask (B, S, h, w) of a block that is not a first one."""
         if self.controlled is None:
             return state.select(block)
-        lengths = () if state.lean is None else bucket_lengths(state.grid.tokens)
+        lengths = () if state.fused is None else bucket_lengths(state.grid.tokens)
         return self.controlled.mask(state.select, whole, block, lengths)
 
     def _recompute(self, state: StreamState, source: Tensor, plan: Plan, latents: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class LayerProbe:
         self._pipe, self._blocks = pipe, blocks
         self._text, self._seed = pipe.text(None, embeds), seed
         # the fast path does not run the modules that are listened to
-        self._settings = replace(settings, execution="stock")
+        self._settings = replace(settings, execution="reference")
         self.last = len(blocks) - 1
         self.layers: int = pipe.denoiser.layers
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from stillframe.attention.block import BlockAttention
 from stillframe.attention.rotary import rotate
 from stillframe.detection.latents import patch_distance
-from stillframe.engine.settings import FP8
+from stillframe.kernels.rows import FP8
 from stillframe.recovery.base import Recovery, RecoverySetup, register
 from stillframe.tokens.grid import Plan, Slots, put, take
 from stillframe.tokens.source import SourceBlock

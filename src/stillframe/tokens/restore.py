@@ -49,7 +49,7 @@ def restore(own: Tensor, previous: Tensor, rows: Tensor) -> Tensor:
 
 
 def restore_slowly(own: Tensor, previous: Tensor, keep: Tensor) -> Tensor:
-    """The slow twin of `restore`: frame by frame, as the paper states it."""
+    """The slow reference of `restore`: frame by frame, as the paper states it."""
     frames, tokens = keep.shape[1:]
     out = []
     for t in range(frames):

@@ -1,4 +1,4 @@
-"""A stream's blocks on the lean path: static buffers, a few lengths, a graph for each.
+"""A stream's blocks on the fused path: static buffers, a few lengths, a graph for each.
 
 Kept tokens are padded to one of a few lengths (`bucket_lengths`); a length's passes are captured as
 CUDA graphs the first time it comes up, and replayed from then on. Which token lies where, which
@@ -8,7 +8,7 @@ the same passes run eagerly.
 
 It does what ``BlockAttention`` and a recovery do together, on the same cache and the same store, so
 that a block may be run either way. Batches, plain pruning, noisy duplicates and merging have only
-the slow path: see `LeanBlocks.serves`.
+the slow path: see `FusedBlocks.serves`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from stillframe.attention.cache import KeyValueCache
 from stillframe.attention.rotary import frame_positions, rotary_table
 from stillframe.backbones.fused.buffers import Buffers
-from stillframe.backbones.fused.transformer import LayerRows, LeanTransformer, PassInputs
+from stillframe.backbones.fused.transformer import FusedTransformer, LayerRows, PassInputs
 from stillframe.backbones.wan import TextCache
 from stillframe.kernels.graphs import Graphs
 from stillframe.kernels.placing import place, rotate_rows
@@ -34,7 +34,7 @@ from stillframe.recovery.clean import CleanRecovery
 from stillframe.recovery.none import NoRecovery
 from stillframe.tokens.grid import Plan
 
-__all__ = ["BlockInputs", "LeanBlocks", "bucket_lengths"]
+__all__ = ["BlockInputs", "FusedBlocks", "bucket_lengths"]
 
 
 def bucket_lengths(tokens: int) -> list[int]:
@@ -64,8 +64,8 @@ class BlockInputs(NamedTuple):
     shows_source: bool
 
 
-class LeanBlocks:
-    """The lean path of one stream.
+class FusedBlocks:
+    """The fused path of one stream.
 
     Args:
         model: the transformer.
@@ -81,7 +81,7 @@ class LeanBlocks:
 
     def __init__(
         self,
-        model: LeanTransformer,
+        model: FusedTransformer,
         cache: KeyValueCache,
         recovery: Recovery,
         rope: WanRotaryPosEmbed,
@@ -105,7 +105,7 @@ class LeanBlocks:
 
     @staticmethod
     def serves(cache: KeyValueCache, recovery: Recovery) -> bool:
-        """Whether the lean path can run a stream's blocks."""
+        """Whether the fused path can run a stream's blocks."""
         kinds = (AlignedRecovery, CleanRecovery, NoRecovery)
         return cache.shape.batch == 1 and type(recovery) in kinds
 

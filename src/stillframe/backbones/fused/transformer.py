@@ -24,11 +24,11 @@ from torch.nn.attention import SDPBackend
 from stillframe.backbones.wan import WanDenoiser
 from stillframe.kernels.attention import Cut, attend, best_cut
 from stillframe.kernels.linear import Linear8, gelu_linear
-from stillframe.kernels.norms import Affine, gelu8, quantise_twin, residual_norm, residual_norm8
+from stillframe.kernels.norms import Affine, gelu8, quantise, residual_norm, residual_norm8
 from stillframe.kernels.placing import place, rotated_queries
 from stillframe.kernels.rows import Entries, Sources, Table
 
-__all__ = ["LayerRows", "LeanTransformer", "PassInputs", "lean_twin", "unsupported"]
+__all__ = ["FusedTransformer", "LayerRows", "PassInputs", "fused_transformer", "unsupported"]
 
 
 class LayerRows(NamedTuple):
@@ -133,7 +133,7 @@ class _Layer(NamedTuple):
         return fed
 
 
-class LeanTransformer:
+class FusedTransformer:
     """The lean twin of a stock model, sharing its weights.
 
     Args:
@@ -275,13 +275,13 @@ class LeanTransformer:
         return attend(q, k, v, cut, self._kernels)
 
 
-def lean_twin(denoiser: WanDenoiser) -> LeanTransformer:
+def fused_transformer(denoiser: WanDenoiser) -> FusedTransformer:
     """The lean twin of a model: one for all its streams, made anew if its weights were replaced."""
     twin = denoiser.twin
-    if not isinstance(twin, LeanTransformer) or twin.stale:
+    if not isinstance(twin, FusedTransformer) or twin.stale:
         # the model's weights become views of what is made here, so they must be ordinary tensors
         with torch.inference_mode(False), torch.no_grad():
-            twin = denoiser.twin = LeanTransformer(denoiser.transformer)
+            twin = denoiser.twin = FusedTransformer(denoiser.transformer)
     return twin
 
 
@@ -298,7 +298,7 @@ def _before_text(
     if affine is not None:
         return norm(hidden, branch, gate, affine, eps)
     added = hidden.add_(branch * gate)
-    return added if layer.in8 is None else quantise_twin(added)
+    return added if layer.in8 is None else quantise(added)
 
 
 def _weights_of(norm: nn.Module) -> Affine | None:
