@@ -218,7 +218,7 @@ def test_controls_from_the_command_line_to_the_report(tmp_path: Path, model_fold
         (["--roi", "900,0,10,10"], "outside of 64x48 pixels"),
         (["--roi", "none.png"], "neither x,y,width,height nor a readable image"),
         (["--roi-invert"], "--roi-invert needs --roi"),
-        (["--roi", "0,0,1,1", "--roi-mode", "often"], "always or never or only, got 'often'"),
+        (["--roi", "0,0,1,1", "--roi-mode", "often"], "always, never or only, got 'often'"),
         (["--roi", "0,0,1,1", "--roi-mode", "never", "--method", "full"], "computes everything"),
         (["--masks-in", "none.masks"], "could not be read"),
         (["--masks-in", "in.mp4"], "not a file of masks"),

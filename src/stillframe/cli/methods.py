@@ -16,6 +16,7 @@ def methods(given: Given) -> None:
         rows = []
         for name, declared in catalogue(package).items():
             paper = declared.attributes.get("paper")
-            rows.append((name, declared.attributes["summary"], f"arXiv {paper}" if paper else ""))
-        names_table((heading, "", "paper" if heading == "method" else ""), rows)
+            row = (name, declared.attributes["summary"], f"arXiv {paper}" if paper else "")
+            rows.append(row if heading == "method" else row[:2])
+        names_table((heading, "", "paper")[: len(rows[0])], rows)
         say("")

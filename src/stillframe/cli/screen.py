@@ -94,7 +94,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM as a wish: the first one is remembered, a second one acts as usual.
+    """Ctrl-C and SIGTERM as a request: the first one is remembered, a second one acts as usual.
 
     Use as a context manager in the main thread; call it to ask.
 
@@ -104,15 +104,15 @@ class Interruption:
 
     def __init__(self) -> None:
         self.code = INTERRUPTED
-        self._wished = False
+        self._requested = False
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
         """Whether it happened."""
-        return self._wished
+        return self._requested
 
-    def _wish(self, number: int, frame: FrameType | None) -> None:
-        self._wished = True
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
         self.code = 128 + number
         self._restore()
 
@@ -125,7 +125,7 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._wish)
+                self._before[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *exc: object) -> None:

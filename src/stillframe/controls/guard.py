@@ -84,7 +84,7 @@ class Guard(OneControl):
             "float",
             "Move the tolerance towards this error of reused patches.",
             above=0,
-            most=10**6,
+            most=1_000_000,
             metavar="ERROR",
             group="Speed and quality",
         ),

@@ -101,7 +101,7 @@ class Rate(OneControl):
             "float",
             "Recompute what changed by so many times the tolerance even if the target is missed.",
             least=1,
-            most=10**6,
+            most=1_000_000,
             metavar="TIMES",
             group="Speed and quality",
         ),

@@ -203,7 +203,7 @@ def _check_fields(kind: type[Method], given: dict[str, Any]) -> None:
 
 #: Kinds of fields that are not texts: how they are called, and how they are read.
 _READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
-    bool: ("true or false", {"true": True, "false": False}.__getitem__),
+    bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
     float: ("a number", float),
     int: ("a whole number", int),
 }
