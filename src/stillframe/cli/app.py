@@ -7,9 +7,10 @@ reads the output any more.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from stillframe.cli.bench import bench
 from stillframe.cli.demo import demo
@@ -19,13 +20,30 @@ from stillframe.cli.generate import generate
 from stillframe.cli.methods import methods
 from stillframe.cli.models import models_app
 from stillframe.cli.reproduce import reproduce
-from stillframe.cli.screen import say
+from stillframe.cli.screen import REFUSED, complain, say
 from stillframe.cli.serve import serve
 from stillframe.cli.styles import styles
 
 __all__ = ["app"]
 
+
+class _Commands(TyperGroup):
+    """Commands that refuse a wrong value in one sentence, as whatever else is refused."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was typed."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            # one that is missing is a kind of these, and there usage helps
+            if type(error) is not typer.BadParameter:
+                raise
+            complain(error.format_message())
+            raise typer.Exit(REFUSED) from error
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Restyle video, recomputing only what moves.",
     no_args_is_help=True,
     add_completion=False,

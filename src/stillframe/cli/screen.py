@@ -25,6 +25,7 @@ __all__ = [
     "READER_GONE",
     "REFUSED",
     "Interruption",
+    "complain",
     "edit_progress",
     "names_table",
     "numbers_table",
@@ -52,6 +53,11 @@ def warn(text: str) -> None:
     _to_stderr("Warning", "yellow", text)
 
 
+def complain(text: str) -> None:
+    """An error on standard error."""
+    _to_stderr("Error", "bold red", text)
+
+
 def _to_stderr(label: str, style: str, text: str) -> None:
     from rich.console import Console
     from rich.text import Text
@@ -72,12 +78,12 @@ def one_sentence_errors() -> Iterator[None]:
         warn(str(error))
         raise typer.Exit(READER_GONE) from error
     except (StillframeError, ValueError) as error:
-        _to_stderr("Error", "bold red", str(error))
+        complain(str(error))
         raise typer.Exit(REFUSED) from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        _to_stderr("Error", "bold red", "out of memory; a smaller --height needs less")
+        complain("out of memory; a smaller --height needs less")
         raise typer.Exit(REFUSED) from error
     except KeyboardInterrupt as error:
         _to_stderr("Interrupted", "yellow", "the file being made was not kept")
