@@ -15,7 +15,7 @@ from tests import tiny
 from tests.live_fixtures import BLOCK, file_path, levels
 from tests.server_fixtures import Client, Server, jpeg, pictures, serving, wait_until
 
-from stillframe.controls import Control, Cuts, Gop, Guard, Rate, Refresh
+from stillframe.controls import Controls, Cuts, Gop, Guard, Rate, Refresh
 from stillframe.server.client_config import Choice, Chosen, Holding
 from stillframe.server.messages import Hello, ProtocolError, Update, parse_text
 from stillframe.server.pictures import encode_picture
@@ -119,29 +119,25 @@ def test_only_a_first_message_and_an_update_have_controls() -> None:
 
 def test_what_is_not_named_stays_and_a_target_takes_the_place_of_another() -> None:
     held = Holding().changed({"target_fps": 8.0, "rate_mode": "capped", "refresh": 4, "cuts": True})
-    assert held.build() == Control(
-        refresh=Refresh(4), cuts=Cuts(), rate=Rate(fps=8.0, mode="capped")
-    )
+    assert held.build() == Controls(Refresh(4), Cuts(), Rate(fps=8.0, mode="capped"))
     held = held.changed({"target_kept": 0.5, "cuts": None})
     assert held.given == {"target_kept": 0.5, "rate_mode": "capped", "refresh": 4}
     held = held.changed({"target_latency": None, "gop": 9, "guard": 0.02})
-    assert held.build() == Control(
-        gop=Gop(9), refresh=Refresh(4), rate=Rate(kept=0.5, mode="capped"), guard=Guard()
-    )
+    assert held.build() == Controls(Gop(9), Refresh(4), Rate(kept=0.5, mode="capped"), Guard())
     held = held.changed(dict.fromkeys(("target_kept", "refresh", "gop", "guard")))
     assert held.build() is None
     # the mode waits for another target
-    assert held.changed({"target_fps": 3.0}).build() == Control(rate=Rate(fps=3.0, mode="capped"))
+    assert held.changed({"target_fps": 3.0}).build() == Controls(Rate(fps=3.0, mode="capped"))
 
 
 def test_a_rate_rests_while_everything_is_computed() -> None:
     first = Chosen().changed(Hello(prompt="oil", controls={"target_fps": 8.0, "refresh": 4}))
     everything = first.changed(Update(method="full"))
-    assert everything.options()["control"] == Control(refresh=Refresh(4))
+    assert everything.options()["control"] == Controls(Refresh(4))
     changes = everything.options(first)
     assert (set(changes), changes["method"].name) == ({"method", "control"}, "full")
     again = everything.changed(Update(method="prune"))
-    assert again.options()["control"] == Control(refresh=Refresh(4), rate=Rate(fps=8.0))
+    assert again.options()["control"] == Controls(Refresh(4), Rate(fps=8.0))
     assert again.options(first) == {}
     assert first.changed(Update(prompt="sepia")).options(first) == {}
     assert set(first.changed(Update(tolerance=4)).options(first)) == {"method"}
@@ -152,7 +148,7 @@ def test_a_rate_rests_while_everything_is_computed() -> None:
         Chosen().changed(Hello(prompt="oil", method="full", controls={"target_fps": 9.0}))
     # what everybody can have
     every = Chosen(Choice("full")).changed(Update(controls={"gop": 2, "cuts": True}))
-    assert every.options()["control"] == Control(gop=Gop(2), cuts=Cuts())
+    assert every.options()["control"] == Controls(Gop(2), Cuts())
 
 
 # over a socket
@@ -238,7 +234,7 @@ def test_a_session_that_is_told_what_to_hold_is_a_file_that_holds_it(
             client.send(number / 10, picture)
         client.until("frame", len(clip))
     shown = np.stack([_decoded(picture) for picture in clip])
-    control = Control(gop=Gop(4), refresh=Refresh(3), rate=Rate(kept=0.5))
+    control = Controls(Gop(4), Refresh(3), Rate(kept=0.5))
     text = pipe.encode_prompt("oil")
     edited = file_path(pipe, shown, control=control, text=text)
     expected = np.stack([_decoded(encode_picture(frame, 85)) for frame in edited])
@@ -292,13 +288,13 @@ def test_a_wrong_update_changes_nothing_and_ends_nothing(
 
 def test_a_server_s_own_holding_is_for_clients_that_say_nothing(pipe: Any) -> None:
     held = Holding(target_kept=0.5, rate_mode="capped", cuts=True)
-    expected = Control(cuts=Cuts(), rate=Rate(kept=0.5, mode="capped"))
-    cases: list[tuple[dict[str, Any], Control | None]] = [
+    expected = Controls(Cuts(), Rate(kept=0.5, mode="capped"))
+    cases: list[tuple[dict[str, Any], Controls | None]] = [
         ({}, expected),
-        ({"refresh": 4}, Control(Gop(9), Refresh(4), Cuts(), rate=expected.rate)),
-        ({"target_fps": 9}, Control(cuts=Cuts(), rate=Rate(fps=9, mode="capped"))),
+        ({"refresh": 4}, Controls(Gop(9), Refresh(4), *expected)),
+        ({"target_fps": 9}, Controls(Cuts(), Rate(fps=9, mode="capped"))),
         ({"target_kept": None, "cuts": False}, None),
-        ({"method": "full"}, Control(cuts=Cuts())),
+        ({"method": "full"}, Controls(Cuts())),
     ]
     cases[1][0]["gop"] = 9
     with serving(pipe, holding=held) as server:

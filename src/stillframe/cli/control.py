@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from stillframe.controls import Control
+    from stillframe.controls import Controls
     from stillframe.methods import Method
     from stillframe.video import Source
 
@@ -147,7 +147,7 @@ def detector_of_method(detector: str | None, tau1: float | None, tau2: float | N
 
 def build_control(
     method: Method, *, source: Source | None = None, frames: int | None = None, **values: Any
-) -> Control | None:
+) -> Controls | None:
     """What options ask for, see `stillframe.controls.build`; None if nothing was."""
     given = (v for name, v in values.items() if v != _DEFAULTS.get(name))
     if all(value is None or value is False for value in given):

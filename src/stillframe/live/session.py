@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.controls import Control
+from stillframe.controls import Controls
 from stillframe.live.editor import EditedBlock, EditedFrame, Editor, FrameSize
 from stillframe.live.intake import Intake, Policy
 from stillframe.live.outbox import Outbox
@@ -84,7 +84,7 @@ class LiveSession(Standing):
         bound: int | None = None,
         max_wait: float = 4.0,
         method: str | Method = "prune",
-        control: Control | None = None,
+        control: Controls | None = None,
         seed: int = 0,
         noise: float | None = None,
         height: int | None = None,
@@ -190,7 +190,7 @@ class LiveSession(Standing):
         prompt: str | None = None,
         prompt_embeds: Tensor | None = None,
         method: str | Method | None = None,
-        control: Control | Unchanged | None = UNCHANGED,
+        control: Controls | Unchanged | None = UNCHANGED,
         **numbers: Any,
     ) -> None:
         """Change what is given, from the next block on. No frame is lost.

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stillframe.controls import Control
+from stillframe.controls import Controls
 from stillframe.engine.stream import StreamSettings, check_settings
 from stillframe.loading.prompts import clean_prompt
 from stillframe.methods import Method, find_method
@@ -55,7 +55,7 @@ class Wishes:
     embeds: Tensor | None
     method: Method
     settings: StreamSettings
-    control: Control | None
+    control: Controls | None
     options: Mapping[str, Any]
 
     def changed(
@@ -64,7 +64,7 @@ class Wishes:
         prompt: str | None,
         prompt_embeds: Tensor | None,
         method: str | Method | None,
-        control: Control | Unchanged | None,
+        control: Controls | Unchanged | None,
         numbers: Mapping[str, Any],
     ) -> Wishes:
         """The same with some of it changed; None changes nothing, but for a control.
@@ -122,7 +122,7 @@ def first_wishes(
     prompt: str | None,
     prompt_embeds: Tensor | None,
     method: str | Method,
-    control: Control | None,
+    control: Controls | None,
     options: Mapping[str, Any],
 ) -> Wishes:
     """What a new session wants.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from stillframe.controls import Control, Cuts, Gop, Guard, Rate, Refresh
+from stillframe.controls import Controls, Cuts, Gop, Guard, Rate, Refresh
 from stillframe.methods import Method, find_method
 from stillframe.server.messages import Update
 
@@ -81,7 +81,7 @@ class Holding:
         """Whether some of it needs a method that prunes."""
         return bool({*_TARGETS, "guard"} & set(self.given))
 
-    def build(self) -> Control | None:
+    def build(self) -> Controls | None:
         """The control, None if nothing is held.
 
         Raises:
@@ -89,14 +89,14 @@ class Holding:
         """
         targets = self.target_fps, self.target_latency, self.target_kept
         held = any(target is not None for target in targets)
-        control = Control(
-            gop=None if self.gop is None else Gop(self.gop),
-            refresh=None if self.refresh is None else Refresh(self.refresh),
-            cuts=Cuts() if self.cuts else None,
-            rate=Rate(*targets, self.rate_mode or "constant") if held else None,
-            guard=None if self.guard is None else Guard(self.guard),
-        )
-        return None if control == Control() else control
+        found = [
+            None if self.gop is None else Gop(self.gop),
+            None if self.refresh is None else Refresh(self.refresh),
+            Cuts() if self.cuts else None,
+            Rate(*targets, self.rate_mode or "constant") if held else None,
+            None if self.guard is None else Guard(self.guard),
+        ]
+        return Controls(*(each for each in found if each is not None)) or None
 
     @property
     def without_pruning(self) -> Holding:
@@ -141,7 +141,7 @@ class Chosen:
         changes: dict[str, Any] = {} if self.choice == before.choice else {"method": method}
         return changes if control == old_control else {**changes, "control": control}
 
-    def _built(self) -> tuple[Method, Control | None]:
+    def _built(self) -> tuple[Method, Controls | None]:
         method = self.choice.build()
         held = self.holding if method.prunes else self.holding.without_pruning
         return method, held.build()
