@@ -30,6 +30,7 @@ from stillframe.loading.styles import find
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import VideoReader, VideoWriter
 from stillframe.video.fit import fit_to_grid
+from stillframe.whole_file import write_whole
 
 __all__ = ["STYLES", "contact_sheet", "cut", "find_clip", "run_demo"]
 
@@ -217,11 +218,7 @@ def contact_sheet(videos: Sequence[Path], target: Path, index: int) -> None:
     codec.width, codec.height, codec.pix_fmt = row.shape[1], row.shape[0], "rgb24"
     codec.time_base = Fraction(1, 25)
     packets = codec.encode(av.VideoFrame.from_ndarray(row, format="rgb24")) + codec.encode(None)
-    try:
-        target.write_bytes(b"".join(bytes(packet) for packet in packets))
-    except OSError as error:
-        target.unlink(missing_ok=True)
-        raise OutputError(f"{target} could not be written: {error.strerror}") from error
+    write_whole(target, (bytes(packet) for packet in packets))
 
 
 def _frame(path: Path, index: int) -> Pixels:

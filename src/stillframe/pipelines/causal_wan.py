@@ -20,7 +20,7 @@ from diffusers import (
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
@@ -77,7 +77,7 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
     @taking_along
     def __init__(
         self,
-        tokenizer: AutoTokenizer | None,
+        tokenizer: PreTrainedTokenizerFast | None,
         text_encoder: UMT5EncoderModel | None,
         transformer: WanTransformer3DModel,
         vae: AutoencoderKLWan | TinyVideoAutoencoder,
