@@ -39,6 +39,7 @@ class Repo:
         sizes: what it says instead of a file's real size.
         status: other than 200, the answer to any question about the repository.
         gated: files are refused, the listing is not.
+        past: what it was before, and still has under the commits of then.
         cuts: how far into the file each of the next downloads gets before the connection is cut.
     """
 
@@ -47,6 +48,13 @@ class Repo:
     status: int = 200
     gated: bool = False
     cuts: list[int] = field(default_factory=list)
+    past: tuple[Repo, ...] = ()
+
+    def at(self, revision: str) -> Repo | None:
+        """What it was at a commit."""
+        if revision in ("main", self.commit):
+            return self
+        return next((repo for repo in self.past if repo.commit == revision), None)
 
     @property
     def commit(self) -> str:
@@ -103,12 +111,15 @@ class Hub:
         listing = parts[:2] == ["api", "models"]
         name = "/".join(parts[2:4] if listing else parts[:2])
         repo = self.repos.get(name)
+        revision = "".join(parts[5:6] if listing else parts[3:4]) or "main"
         if repo is None:
             _send(asked, 404, {"X-Error-Code": "RepoNotFound"})
+        elif (repo := repo.at(revision)) is None:
+            _send(asked, 404, {"X-Error-Code": "RevisionNotFound"})
         elif repo.status != 200:
             _send(asked, repo.status, {})
         elif listing:
-            _send(asked, 200, {}, _listing(name, repo, parts[4]))
+            _send(asked, 200, {}, _listing(name, repo, "".join(parts[4:5])))
         elif repo.gated:
             _send(asked, 403, {"X-Error-Code": "GatedRepo"})
         elif (file := "/".join(parts[4:])) not in repo.files:
@@ -124,7 +135,8 @@ def _listing(name: str, repo: Repo, question: str) -> bytes:
     ]
     if question == "tree":
         return json.dumps(files).encode()
-    return json.dumps({"id": name, "sha": repo.commit, "siblings": []}).encode()
+    named = [{"rfilename": path} for path in repo.files]
+    return json.dumps({"id": name, "sha": repo.commit, "siblings": named}).encode()
 
 
 def _etag(content: bytes) -> str:
@@ -259,6 +271,12 @@ def _act(action: str, given: dict[str, Any]) -> Any:
         os.environ.update(given.get("environment", {}))
         result = CliRunner().invoke(app, given["arguments"])
         return {"code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr}
+    if action == "from_pretrained":
+        from stillframe.pipelines.causal_wan import CausalWanPipeline
+
+        # what diffusers shows while it loads is not what is tested
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        return sorted(CausalWanPipeline.from_pretrained(given["name"]).components)
     if "wanted" not in given:
         path = getattr(hub, action)(**given)
         return None if path is None else str(path)

@@ -14,7 +14,7 @@ from tests import tiny
 from torch import Tensor
 
 from stillframe.config import EditConfig
-from stillframe.controls import Control
+from stillframe.controls import Controls
 from stillframe.jobs.loop import Lane
 from stillframe.live import EditedFrame, LiveSession, Worker
 from stillframe.methods import Method
@@ -114,7 +114,7 @@ def file_path(
     method: Method = METHOD,
     height: int | None = None,
     width: int | None = None,
-    control: Control | None = None,
+    control: Controls | None = None,
     text: Tensor | None = None,
     **settings: Any,
 ) -> Pixels:

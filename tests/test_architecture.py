@@ -254,7 +254,7 @@ import uvicorn.protocols.websockets.websockets_sansio_impl
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan import pipeline_wan
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 sys.stdout.flush(), sys.stderr.flush()
 here = pathlib.Path.cwd()
 state = lambda: (dict(os.environ), sorted(map(str, here.rglob("*"))),

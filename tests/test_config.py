@@ -34,7 +34,7 @@ from typer.testing import CliRunner
 from stillframe.cli.app import app
 from stillframe.cli.command import flag
 from stillframe.config import DENOISING, OPTIONS, EditConfig, edit_options
-from stillframe.controls import Control, Cuts, Gop, Guard, Rate, Refresh
+from stillframe.controls import Controls, Cuts, Gop, Guard, Rate, Refresh
 from stillframe.controls.base import control_kinds
 from stillframe.engine.settings import EXECUTIONS, PRODUCTS, STORES
 from stillframe.evaluation.variants import expand
@@ -226,16 +226,14 @@ def test_values_make_what_python_makes() -> None:
     }  # fmt: skip
     assert EditConfig.from_options(values) == EditConfig(
         InterFramePruning(recovery="clean", tolerance=5.0),
-        Control(
-            refresh=Refresh(4), cuts=Cuts(), rate=Rate(kept=0.5, mode="capped"), guard=Guard(0.05)
-        ),
+        Controls(Refresh(4), Cuts(), Rate(kept=0.5, mode="capped"), Guard(0.05)),
         strength=0.5,
         num_inference_steps=2,
         store="fp8",
         seed=3,
     )
     assert EditConfig.from_options({"gop": 3, "sigmas": "0.9,0.5", "detector": "latent"}) == (
-        EditConfig(InterFramePruning(detector="latent"), Control(Gop(3)), sigmas=(0.9, 0.5))
+        EditConfig(InterFramePruning(detector="latent"), Controls(Gop(3)), sigmas=(0.9, 0.5))
     )
     assert EditConfig.from_options({}).method == as_method(EditConfig().method)
 
@@ -283,7 +281,7 @@ def test_a_control_of_a_user_is_an_option_of_every_edit(monkeypatch: pytest.Monk
 
 
 def test_changes_keep_the_rest() -> None:
-    before = EditConfig("prune", Control(Gop(3)), strength=0.4, num_inference_steps=3)
+    before = EditConfig("prune", Controls(Gop(3)), strength=0.4, num_inference_steps=3)
     after = before.changed(3, tolerance=7.0, strength=None, method=None)
     assert after == EditConfig(
         InterFramePruning(tolerance=7.0), before.control, strength=0.4, num_inference_steps=3
@@ -369,8 +367,8 @@ def test_a_session_takes_a_region_in_shares_only(pipe: Any) -> None:
 
 def test_a_configuration_is_its_fields_everywhere(pipe: Any) -> None:
     video = tiny.clip(30)
-    config = EditConfig("prune", Control(Gop(2)), strength=0.7, seed=3)
-    options = {"method": "prune", "control": Control(Gop(2)), "strength": 0.7}
+    config = EditConfig("prune", Controls(Gop(2)), strength=0.7, seed=3)
+    options = {"method": "prune", "control": Controls(Gop(2)), "strength": 0.7}
     usual = {"prompt_embeds": embeds(), "output_type": "pt"}
     made = [
         pipe(video[0], **usual, **given).frames

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.config import EditConfig
-from stillframe.controls import Box, Control, Cuts, FrameClock, Gop, MaskVideo, Refresh, Region
+from stillframe.controls import Box, Controls, Cuts, FrameClock, Gop, MaskVideo, Refresh, Region
 from stillframe.jobs.edit import edit_file
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
@@ -40,7 +40,7 @@ def round_trip(vae: Any, video: Tensor) -> Tensor:
         return torch.cat([coder.decode(block) for block in blocks], 1)
 
 
-def edited(pipe: Any, video: Tensor, control: Control | None, **more: Any) -> Tensor:
+def edited(pipe: Any, video: Tensor, control: Controls | None, **more: Any) -> Tensor:
     stream = pipe.stream("oil", control=control, generator=torch.Generator().manual_seed(0), **more)
     parts = [stream.push(video), stream.flush()]
     return torch.cat([part for part in parts if part is not None], 1)
@@ -54,7 +54,7 @@ def test_nothing_changes_outside_of_an_edit_and_much_does_inside(kind: str, inve
     if kind == "trimming":
         pipe.vae = tiny.autoencoder(trim=3)
     video = clip(30)
-    control = Control(Gop(3), Refresh(4), region=Region(LEFT, "only", invert))
+    control = Controls(Gop(3), Refresh(4), Region(LEFT, "only", invert))
     result, around = edited(pipe, video, control), round_trip(pipe.vae, video)
     assert result.shape == video.shape
     half = video.shape[-1] // 2
@@ -72,7 +72,7 @@ def test_what_lies_outside_is_computed_in_whole_blocks_alone(recovery: str, exec
     seen: list[Any] = []
     method = InterFramePruning(tau1=0.0, recovery=recovery)
     edited(
-        pipe, clip(60), Control(Gop(3), Refresh(2), region=Region(LEFT, "only")), method=method,
+        pipe, clip(60), Controls(Gop(3), Refresh(2), Region(LEFT, "only")), method=method,
         on_block=seen.append, execution=execution,
     )  # fmt: skip
     width = seen[0].keep.shape[-1]
@@ -85,7 +85,7 @@ def test_what_lies_outside_is_computed_in_whole_blocks_alone(recovery: str, exec
 def test_inside_is_what_an_edit_of_everything_shows_while_all_is_whole() -> None:
     """Latents inside are those of the whole edit; a place that is not shown is still context."""
     latents = scene(0, 9, drift=0.2)
-    control = Control(Gop(1), region=Region(LEFT, "only"))
+    control = Controls(Gop(1), Region(LEFT, "only"))
     run, whole = Run(control), Run(None, find_method("full")())
     # the recorder writes down what reaches the decoders: result and source in turn
     run.feed(latents)
@@ -99,7 +99,7 @@ def test_inside_is_what_an_edit_of_everything_shows_while_all_is_whole() -> None
 def test_each_video_of_a_batch_is_confined() -> None:
     pipe = tiny.pipeline()
     video = torch.cat([clip(24), clip(24, seed=4)])
-    control = Control(region=Region(LEFT, "only"))
+    control = Controls(Region(LEFT, "only"))
     stream = pipe.stream(["oil", "sepia"], control=control)
     parts = [stream.push(video), stream.flush()]
     result = torch.cat([part for part in parts if part is not None], 1)
@@ -108,10 +108,10 @@ def test_each_video_of_a_batch_is_confined() -> None:
 
 
 def test_the_edit_that_is_compared_to_is_confined_as_well() -> None:
-    asked = Control(Gop(2), cuts=Cuts(), region=Region(LEFT, "only"))
+    asked = Controls(Gop(2), Cuts(), Region(LEFT, "only"))
     shown = asked.unpruned
     shown.check(find_method("full")())
-    assert shown.gop is None
+    assert shown.find(Gop) is None
     video = clip(24)
     result = edited(tiny.pipeline(), video, shown, method="full")
     half = video.shape[-1] // 2
@@ -134,7 +134,7 @@ def moving_square(count: int) -> list[np.ndarray[Any, np.dtype[np.bool_]]]:
 def test_a_region_moves_with_its_film(mode: str) -> None:
     method = STILL if mode == "always" else InterFramePruning(tau1=0.0)
     film = MaskVideo.pack(moving_square(72))
-    run = Run(Control(region=Region(film, mode)), method)
+    run = Run(Controls(Region(film, mode)), method)
     run.feed(scene(0, 18))
     kept = torch.cat([block.keep[0] for block in run.blocks], 0)[3:]
     there = torch.zeros(18, GRID.height, GRID.width, dtype=torch.bool)
@@ -182,9 +182,10 @@ def test_a_file_is_edited_where_a_mask_video_is_white(
     options = {"method": method.name, "roi": str(mask), "roi_mode": "only"}
     control = EditConfig.from_options(options, files=VideoControlFiles()).control
     assert control is not None
-    assert isinstance(control.region, Region)
-    assert isinstance(control.region.shape, MaskVideo)
-    none = Control(region=Region(Box(0, 0, 1, 1), "only", invert=True))
+    region = control.find(Region)
+    assert region is not None
+    assert isinstance(region.shape, MaskVideo)
+    none = Controls(Region(Box(0, 0, 1, 1), "only", invert=True))
     paths = [tmp_path / name for name in ("part.mkv", "none.mkv")]
     for path, asked in zip(paths, (control, none), strict=True):
         edit_file(tiny_pipe, clip_path, path, prompt="oil", crf=0, control=asked)
@@ -202,7 +203,7 @@ def test_a_clip_takes_a_control_as_a_stream_does(wan: bool) -> None:
     pipe = tiny.pipeline(wan=wan)
     video = clip(25)
     height, width = video.shape[-2:]
-    box = Control(region=Region(Box(0, 0, width // 2, height), "only"))
+    box = Controls(Region(Box(0, 0, width // 2, height), "only"))
     around = round_trip(pipe.vae, video)[0]
     shown = pipe(video[0], "oil", output_type="pt", return_dict=False, control=box)[0][0]
     # packing a clip moves it to [-1, 1] and back
@@ -210,7 +211,7 @@ def test_a_clip_takes_a_control_as_a_stream_does(wan: bool) -> None:
     assert not torch.allclose(shown, around, atol=1e-3)
     # white from the fifth frame on: that is latent frame 1 or, where the first stands for one, 2
     pictures = [np.full((2, 2), i >= 5) for i in range(25)]
-    film = Control(region=Region(MaskVideo.pack(pictures), "only"))
+    film = Controls(Region(MaskVideo.pack(pictures), "only"))
     shown = pipe(video[0], "oil", output_type="pt", return_dict=False, control=film)[0][0]
     first = 5 if wan else 4
     assert torch.allclose(shown[:first], around[:first], atol=1e-6)

@@ -322,14 +322,14 @@ def test_a_kill_loses_one_cell(plan: Plan, model_folder: Path, tmp_path: Path) -
     assert killed.returncode == -signal.SIGKILL
     done = {path: path.stat().st_mtime_ns for path in out.glob("cells/*.json")}
     assert len(done) == 3
-    assert len(list(out.glob("cells/*.part"))) == 1
+    assert len(list(out.glob("cells/.stillframe-*.part"))) == 1
     assert not (out / "report.html").exists()
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert len(list(out.glob("cells/*.json"))) == 16
     with (out / "rows.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 16
-    assert not list(out.rglob("*.part")), "what the kill left half-written has gone"
+    assert not list(out.rglob(".stillframe-*")), "what the kill left half-written has gone"
 
 
 def test_a_cell_that_fails_is_a_row_and_the_others_go_on(

@@ -130,6 +130,29 @@ def test_fetching_twice_downloads_once(hub: Hub, online: Asker) -> None:
     assert online("find_folder", repo="one/twice", patterns=["text_encoder/*", "vae/*"]) is None
 
 
+def test_a_pinned_commit_stays_what_it_was(hub: Hub, online: Asker) -> None:
+    """Its owner changes the repository before and after it is fetched."""
+    then = Repo(MODEL)
+    now = Repo({**MODEL, "model_index.json": b"{ 'other': 1 }"}, past=(then,))
+    hub.repos["one/pinned"] = now
+    pinned, latest = f"one/pinned@{then.commit}", "one/pinned"
+    names = ("model_index.json", "text_encoder/*")
+    (index, *_) = online("fetch", wanted=_wanted(pinned, *names))["paths"]
+    assert Path(index).read_bytes() == MODEL["model_index.json"]
+    assert online("find", repo=latest, file="model_index.json") is None
+    (other,) = online("fetch", wanted=_wanted(latest, "model_index.json"))["paths"]
+    assert Path(other).read_bytes() == now.files["model_index.json"]
+    assert online("find", repo=pinned, file="model_index.json") == index
+    assert online("require", repo=pinned, file="model_index.json", name="x") == index
+    assert online("find_folder", repo=pinned, patterns=list(names)) == str(Path(index).parent)
+    assert online("find_folder", repo=latest, patterns=list(names)) is None
+    on_disk = online("on_disk", wanted=_wanted(pinned, *names))
+    assert [file["name"] for file in on_disk if file["present"]] == ["model_index.json", *ENCODER]
+    missing = "0" * 40
+    said = _refusal(online, "fetch", wanted=_wanted(f"one/pinned@{missing}", *names))
+    assert said == f"{hub.url}/one/pinned has no revision {missing}"
+
+
 def test_a_new_version_is_fetched_and_what_did_not_change_is_not(hub: Hub, online: Asker) -> None:
     hub.repos["one/new"] = Repo(MODEL)
     wanted = _wanted("one/new", "text_encoder/*")

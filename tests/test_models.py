@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -114,6 +115,25 @@ def test_a_weight_file_converts_with_the_recipe_it_is_of(published: Any, tmp_pat
         edit(load(str(tmp_path / "out"), vae=None)), edit(load()), rtol=0, atol=1e-6
     )
     refused(run("models", "convert", NAME, tmp_path / "out", "--vae", "full"), "there already")
+
+
+def test_a_file_that_is_not_the_pinned_one_is_refused(published: Any, tmp_path: Path) -> None:
+    weights, table = tmp_path / "weights" / load_recipes()[NAME].file, tmp_path / "recipes.toml"
+    right = hashlib.sha256(weights.read_bytes()).hexdigest()
+    text = table.read_text()
+    table.write_text(f'{text}sha256 = "{right}"\n')
+    edit(load())
+    assert run("models", "fetch", NAME, "--vae", "full").exit_code == 0
+    wrong = right[:-1] + ("0" if right[-1] != "0" else "1")
+    table.write_text(f'{text}sha256 = "{wrong}"\n')
+    refused(run("models", "fetch", NAME, "--vae", "full"), right, wrong, NAME)
+    with pytest.raises(ModelError, match=rf"its SHA-256 is {right}, and {wrong} was expected$"):
+        load()
+    # the user's own file is not the recipe's
+    moved = tmp_path / "mine.pt"
+    shutil.copy(weights, moved)
+    words = ("models", "convert", moved, tmp_path / "out", "--recipe", NAME, "--vae", "full")
+    assert run(*words).exit_code == 0
 
 
 def test_a_conversion_that_fails_leaves_nothing(

@@ -331,13 +331,14 @@ def test_the_cache_on_disk_is_bounded(tmp_path: Path) -> None:
     folder = tmp_path / "prompts"
     folder.mkdir()
     for number in range(7):
-        path = folder / f"{number}.safetensors"
+        path = folder / f"{number:064x}.safetensors"
         path.write_bytes(b"old")
         os.utime(path, (number, number))
-    (folder / "mine.txt").write_text("not a prompt")
+    for theirs in (mine := {"mine.txt", "mine.safetensors"}):
+        (folder / theirs).write_text("not a prompt")
+        os.utime(folder / theirs, (0, 0))
     prompts._forget_oldest(folder, 3)
-    assert {path.name for path in folder.iterdir()} == {
-        "4.safetensors", "5.safetensors", "6.safetensors", "mine.txt",
-    }  # fmt: skip
+    left = {f"{number:064x}.safetensors" for number in (4, 5, 6)}
+    assert {path.name for path in folder.iterdir()} == left | mine
     prompts._forget_oldest(folder, 3)
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == 5

@@ -217,6 +217,37 @@ def test_fields_are_what_the_file_says(tmp_path: Path) -> None:
     assert (least.lora, least.lora_scale, least.licence) == (None, 1.0, "not stated")
 
 
+def test_pins_go_along(tmp_path: Path) -> None:
+    commits, sums = ("0a" * 20, "1b" * 20), ("2c" * 32, "3d" * 32)
+    pins = {"revision": commits[0], "base_revision": commits[1]}
+    pins |= {"sha256": sums[0], "lora_sha256": sums[1]}
+    text = toml(lora="lora.pt", **pins)
+    recipe = read_recipes(write(tmp_path / "r.toml", text))["mine"]
+    assert recipe.repo_place == f"someone/weights@{commits[0]}"
+    assert recipe.base_place == f"someone/base@{commits[1]}"
+    assert recipe.pins == {"model.pt": sums[0], "lora.pt": sums[1]}
+    plain = read_recipes(write(tmp_path / "r.toml", toml()))["mine"]
+    assert (plain.repo_place, plain.base_place, plain.pins) == (plain.repo, plain.base, {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"revision": "main"}, "revision = 'main', which is not 40 digits"),
+        ({"revision": "0a" * 19}, "which is not 40 digits"),
+        ({"base_revision": "0A" * 20}, "which is not 40 digits"),
+        ({"sha256": "0a" * 20}, "which is not 64 digits"),
+        ({"sha256": "../" * 21 + "a"}, "which is not 64 digits"),
+        ({"lora_sha256": "0a" * 32}, "has lora_sha256 and no lora"),
+        ({"revision": "0a" * 20, "repo": "./weights"}, "its repo ./weights is a folder"),
+        ({"base_revision": "0a" * 20, "base": "/base"}, "its base /base is a folder"),
+    ],
+)
+def test_what_pins_nothing_is_refused(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
+    path = write(tmp_path / "r.toml", toml(**fields))
+    assert said in refusal(read_recipes, path)
+
+
 def test_an_empty_file_adds_nothing(tmp_path: Path) -> None:
     assert read_recipes(write(tmp_path / "r.toml", "# nothing yet\n")) == {}
 

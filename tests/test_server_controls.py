@@ -15,7 +15,7 @@ from tests import tiny
 from tests.live_fixtures import BLOCK, file_path, levels
 from tests.server_fixtures import Client, Server, jpeg, pictures, serving, wait_until
 
-from stillframe.controls import Control, Cuts, Gop, Guard, Rate, Refresh
+from stillframe.controls import Controls, Cuts, Gop, Guard, Rate, Refresh
 from stillframe.server.client_config import ClientConfig
 from stillframe.server.messages import Hello, ProtocolError, Update, parse_text
 from stillframe.server.pictures import encode_picture
@@ -120,30 +120,26 @@ def test_only_a_first_message_and_an_update_have_controls() -> None:
 def test_what_is_not_named_stays_and_a_target_takes_the_place_of_another() -> None:
     said = {"target_fps": 8.0, "rate_mode": "capped", "refresh": 4, "cuts": True}
     held = ClientConfig().with_values(said)
-    assert held.config.control == Control(
-        refresh=Refresh(4), cuts=Cuts(), rate=Rate(fps=8.0, mode="capped")
-    )
+    assert held.config.control == Controls(Refresh(4), Cuts(), Rate(fps=8.0, mode="capped"))
     held = held.with_values({"target_kept": 0.5, "cuts": None})
     assert held.values == {"target_kept": 0.5, "rate_mode": "capped", "refresh": 4}
     held = held.with_values({"target_latency": None, "gop": 9, "guard": 0.02})
-    assert held.config.control == Control(
-        gop=Gop(9), refresh=Refresh(4), rate=Rate(kept=0.5, mode="capped"), guard=Guard()
-    )
+    assert held.config.control == Controls(Gop(9), Refresh(4), Rate(kept=0.5, mode="capped"), Guard())
     held = held.with_values(dict.fromkeys(("target_kept", "refresh", "gop", "guard")))
     assert held.config.control is None
     # the mode waits for another target
     again = held.with_values({"target_fps": 3.0})
-    assert again.config.control == Control(rate=Rate(fps=3.0, mode="capped"))
+    assert again.config.control == Controls(Rate(fps=3.0, mode="capped"))
 
 
 def test_a_rate_rests_while_everything_is_computed() -> None:
     first = ClientConfig().changed(Hello(prompt="oil", controls={"target_fps": 8.0, "refresh": 4}))
     everything = first.changed(Update(method="full"))
-    assert everything.config.control == Control(refresh=Refresh(4))
+    assert everything.config.control == Controls(Refresh(4))
     changes = everything.changes(first)
     assert (set(changes), changes["method"].name) == ({"method", "control"}, "full")
     again = everything.changed(Update(method="prune"))
-    assert again.config.control == Control(refresh=Refresh(4), rate=Rate(fps=8.0))
+    assert again.config.control == Controls(Refresh(4), Rate(fps=8.0))
     assert again.changes(first) == {}
     assert first.changed(Update(prompt="sepia")).changes(first) == {}
     assert set(first.changed(Update(tolerance=4)).changes(first)) == {"method"}
@@ -154,7 +150,7 @@ def test_a_rate_rests_while_everything_is_computed() -> None:
         ClientConfig().changed(Hello(prompt="oil", method="full", controls={"target_fps": 9.0}))
     # what everybody can have
     every = ClientConfig({"method": "full"}).changed(Update(controls={"gop": 2, "cuts": True}))
-    assert every.config.control == Control(gop=Gop(2), cuts=Cuts())
+    assert every.config.control == Controls(Gop(2), Cuts())
 
 
 # over a socket
@@ -240,7 +236,7 @@ def test_a_session_that_is_told_what_to_hold_is_a_file_that_holds_it(
             client.send(number / 10, picture)
         client.until("frame", len(clip))
     shown = np.stack([_decoded(picture) for picture in clip])
-    control = Control(gop=Gop(4), refresh=Refresh(3), rate=Rate(kept=0.5))
+    control = Controls(Gop(4), Refresh(3), Rate(kept=0.5))
     text = pipe.encode_prompt("oil")
     edited = file_path(pipe, shown, control=control, text=text)
     expected = np.stack([_decoded(encode_picture(frame, 85)) for frame in edited])
@@ -294,13 +290,13 @@ def test_a_wrong_update_changes_nothing_and_ends_nothing(
 
 def test_a_server_s_own_holding_is_for_clients_that_say_nothing(pipe: Any) -> None:
     held = {"target_kept": 0.5, "rate_mode": "capped", "cuts": True}
-    expected = Control(cuts=Cuts(), rate=Rate(kept=0.5, mode="capped"))
-    cases: list[tuple[dict[str, Any], Control | None]] = [
+    expected = Controls(Cuts(), Rate(kept=0.5, mode="capped"))
+    cases: list[tuple[dict[str, Any], Controls | None]] = [
         ({}, expected),
-        ({"refresh": 4}, Control(Gop(9), Refresh(4), Cuts(), rate=expected.rate)),
-        ({"target_fps": 9}, Control(cuts=Cuts(), rate=Rate(fps=9, mode="capped"))),
+        ({"refresh": 4}, Controls(Gop(9), Refresh(4), *expected)),
+        ({"target_fps": 9}, Controls(Cuts(), Rate(fps=9, mode="capped"))),
         ({"target_kept": None, "cuts": False}, None),
-        ({"method": "full"}, Control(cuts=Cuts())),
+        ({"method": "full"}, Controls(Cuts())),
     ]
     cases[1][0]["gop"] = 9
     with serving(pipe, defaults=held) as server:

@@ -22,7 +22,7 @@ from training.captions import (
 )
 from training.filters import FILTERS
 from training.tokenizer import MAX_LENGTH, VOCABULARY, build_tokenizer, save_tokenizer
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from stillframe.errors import ModelError
 from stillframe.loading.styles import STYLES_FILE, Style, find, load_styles, place
@@ -59,7 +59,7 @@ def styles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Style, ...]:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(build_tokenizer(caption_bank()), folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def placed(prompt: str, styles: tuple[Style, ...]) -> str | None:

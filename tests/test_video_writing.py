@@ -20,7 +20,7 @@ from tests.video_samples import Pixels, decode, gradient, make_video, noise, pac
 from stillframe.errors import OutputError
 from stillframe.video import VideoReader, VideoWriter, check_output
 from stillframe.video.timing import OutputClock
-from stillframe.whole_file import name_beside, write_whole
+from stillframe.whole_file import write_whole
 
 TICK = Fraction(1, 25)
 
@@ -102,15 +102,13 @@ def test_a_written_array_may_be_reused(tmp_path: Path) -> None:
 
 
 def test_the_file_appears_when_it_is_complete(tmp_path: Path) -> None:
-    path, neighbour = tmp_path / "a.mp4", tmp_path / "a.part.mp4"
-    neighbour.write_bytes(b"somebody's")
+    path = tmp_path / "a.mp4"
     with VideoWriter(path, 64, 48, TICK, 25) as writer:
         for index in range(20):
             writer.write(noise(index), index)
         assert not path.exists()
-        assert len(os.listdir(tmp_path)) == 2
-    assert sorted(os.listdir(tmp_path)) == ["a.mp4", "a.part.mp4"]
-    assert neighbour.read_bytes() == b"somebody's"
+        assert len(os.listdir(tmp_path)) == 1
+    assert os.listdir(tmp_path) == ["a.mp4"]
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
@@ -354,18 +352,9 @@ def test_names_as_long_as_file_systems_allow(tmp_path: Path, name: str, length: 
     assert len(path.name.encode()) == length
     with VideoWriter(path, 64, 48, TICK, 25) as writer:
         writer.write(gradient(), 0)
-        (growing,) = os.listdir(tmp_path)
-        assert growing.endswith(".part.mp4")
         writer.write(gradient(1), 1)
     assert os.listdir(tmp_path) == [path.name]
     report = tmp_path / (path.stem + "s" * (255 - length) + ".txt")
     write_whole(report, [b"whole"])
     assert report.read_bytes() == b"whole"
     assert len(os.listdir(tmp_path)) == 2
-
-
-def test_a_shortened_name_keeps_its_end() -> None:
-    assert name_beside("a.mp4", ".part") == "a.part.mp4"
-    long = name_beside("夏" * 83 + ".mp4", ".part")
-    assert long.endswith("夏.part.mp4")
-    assert 253 <= len(long.encode()) <= 255

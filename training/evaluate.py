@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from torch import Tensor
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from training.captions import canonical
@@ -63,7 +63,7 @@ class Model:
         self.device = device
         self.vae = TinyVideoAutoencoder.from_pretrained(folder / "vae").float().to(device).eval()
         if parts:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+            self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
             text_encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder")
             self.text_encoder = text_encoder.float().to(device).eval()
             transformer: Any = WanTransformer3DModel.from_pretrained(folder / "transformer")

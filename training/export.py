@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from training.captions import styles_table
 from training.loop import load_checkpoint, say
@@ -69,7 +69,7 @@ def export(state: Path, vae: Path, tokenizer: Path, out: Path, shard: str = "1GB
     checkpoint = load_checkpoint(state / "transformer.pt", torch.device("cpu"))
     if checkpoint is None:
         raise ValueError(f"{state} holds no checkpoint of the transformer")
-    words = AutoTokenizer.from_pretrained(tokenizer)
+    words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     weights = checkpoint["average"]["mean"]
     layers = 1 + max(
         int(name.split(".")[2]) for name in weights if name.startswith("transformer.blocks.")

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stillframe.whole_file import open_whole
+
 __all__ = [
     "Average",
     "Budget",
@@ -117,9 +119,8 @@ def check_finite(loss: float) -> None:
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Save ``state`` so that a crash leaves either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".writing")
-    torch.save(state, part)
-    part.replace(path)
+    with open_whole(path) as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:

@@ -76,7 +76,7 @@ def build_tokenizer(sentences: Iterable[str], vocabulary: int = VOCABULARY) -> T
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write a folder that ``transformers.AutoTokenizer.from_pretrained`` loads.
+    """Write a folder that ``transformers.PreTrainedTokenizerFast.from_pretrained`` loads.
 
     Raises:
         OSError: the folder cannot be written.

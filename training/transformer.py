@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from training.captions import sample_caption
 from training.latents import STYLE_NAMES, load_latents
@@ -279,7 +279,7 @@ class Trainer:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, torch.device(options.device)
-        tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(options.tokenizer)
         torch.manual_seed(0)
         self.networks = build(len(tokenizer)).to(self.device)
         self.average = Average(self.networks)

@@ -19,8 +19,8 @@ from stillframe.registry import catalogue
 if TYPE_CHECKING:
     import torch
 
-    from stillframe.controls import Control
-    from stillframe.controls.base import ControlFiles
+    from stillframe.controls import Controls
+    from stillframe.controls.given import ControlFiles
     from stillframe.methods import Method
 
 __all__ = ["DENOISING", "METHOD", "OPTIONS", "EditConfig", "edit_options"]
@@ -200,7 +200,7 @@ class EditConfig:
     """
 
     method: Method | str = METHOD["method"].default
-    control: Control | None = None
+    control: Controls | None = None
     strength: float | None = None
     num_inference_steps: int | None = None
     sigmas: Sequence[float] | None = None

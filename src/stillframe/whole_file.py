@@ -1,50 +1,178 @@
-"""Small files that are complete or not there, whatever happens while they are written.
+"""Files and folders that are complete or not there, whatever happens while they are written.
 
-Knows neither formats nor which names are allowed.
+What grows does so under its final name in a hidden folder of its own beside its place. Nobody else
+has that folder's name or may write in it, so no link can have been planted there and nothing of
+others is in it; and unlike ``mkstemp``'s files, what is made in it gets the permissions that the
+user's files usually have. Does not know formats nor which names are allowed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 from stillframe.errors import OutputError
 
-__all__ = ["name_beside", "write_whole"]
+__all__ = [
+    "WholeFile",
+    "forget_left_behind",
+    "open_whole",
+    "own_folder",
+    "whole_folder",
+    "write_whole",
+]
 
-# bytes: what file systems allow, all of the usual ones alike
-_LONGEST_NAME = 255
+_MARK = ".stillframe-"
+_END = ".part"
+_OWN = re.compile(rf"{re.escape(_MARK)}(\d+)-\w+{re.escape(_END)}")
 
 
-def name_beside(name: str, mark: str) -> str:
-    """A name for something that is to become the file `name`: marked before its extension.
+def own_folder(parent: Path) -> Path:
+    """A new empty folder in `parent` that only this user may use, with a name that nobody guesses.
 
-    A long one is shortened to what file systems allow, and keeps its extension.
+    Raises:
+        OSError: it cannot be made.
     """
-    stem, suffix = os.path.splitext(name)
-    room = _LONGEST_NAME - len(os.fsencode(mark + suffix))
-    # whole characters only
-    while len(os.fsencode(stem)) > room:
-        stem = stem[:-1]
-    return stem + mark + suffix
+    return Path(tempfile.mkdtemp(prefix=f"{_MARK}{os.getpid()}-", suffix=_END, dir=parent))
+
+
+class WholeFile:
+    """A file that grows out of sight and replaces what has its name when it is complete.
+
+    Links are followed once, when this is made: a link stays, and what it points to is replaced.
+    Between `open` and `publish` or `discard`, `open`'s path is for whoever writes.
+
+    Args:
+        path: its name in the end.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._target = Path(os.path.realpath(path))
+        self._folder: Path | None = None
+
+    def open(self) -> Path:
+        """Where the file is to be written; there is none yet.
+
+        Raises:
+            OSError: the folder cannot be written in.
+        """
+        self._folder = own_folder(self._target.parent)
+        return self._folder / self._target.name
+
+    def publish(self) -> None:
+        """Give the complete file its name, with the permissions of the one that it replaces.
+
+        Raises:
+            OSError: that is not possible; what there is can still be discarded.
+        """
+        assert self._folder is not None
+        grown = self._folder / self._target.name
+        with contextlib.suppress(OSError):  # there is none, or its permissions cannot be given
+            os.chmod(grown, stat.S_IMODE(os.stat(self._target).st_mode) & 0o777)
+        os.replace(grown, self._target)
+        self.discard()
+
+    def discard(self) -> None:
+        """Delete what there is. Idempotent."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
+
+
+@contextmanager
+def open_whole(path: str | PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write to, which is complete at the end of the block; see `WholeFile`.
+
+    Raises:
+        OutputError: it cannot be written, or something that is no regular file is in the way.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OutputError(f"{path} is not a regular file and cannot be replaced")
+    growing = WholeFile(path)
+    try:
+        with growing.open().open("xb") as file:
+            yield file
+        growing.publish()
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        growing.discard()
 
 
 def write_whole(path: str | PathLike[str], parts: Iterable[bytes]) -> None:
-    """Write a file beside its place and move it there; links are followed.
+    """Write a file whole, see `open_whole`.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: see there.
     """
-    target = Path(os.path.realpath(path))
-    part = target.with_name(name_beside(f"{target.name}.part", f".{os.getpid()}"))
+    with open_whole(path) as file:
+        file.writelines(parts)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which becomes `path` at the end of the block, or is removed.
+
+    Raises:
+        OutputError: there is something at `path`, or it cannot be written.
+    """
+    if os.path.lexists(path):
+        raise OutputError(f"{path} is there already, and what is written needs a new folder")
+    own: Path | None = None
     try:
-        with open(part, "xb") as file:
-            file.writelines(parts)
-        os.replace(part, target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own = own_folder(path.parent)
+        growing = own / path.name
+        growing.mkdir()
+        yield growing
+        growing.rename(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise OutputError(f"{path} could not be written: {error.strerror}") from error
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        if own is not None:
+            shutil.rmtree(own, ignore_errors=True)
+
+
+def forget_left_behind(folder: Path) -> None:
+    """Remove what killed processes of this user left half-written in `folder`.
+
+    Only folders that were made here are touched, and of them those of processes that are no more.
+    """
+    for found in list(folder.glob(f"{_MARK}*{_END}")):
+        named = _OWN.fullmatch(found.name)
+        if named is not None and _is_own(found) and not _runs(int(named[1])):
+            shutil.rmtree(found, ignore_errors=True)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether it is a folder, not a link to one, that this user alone may use."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    if os.name != "posix":
+        return stat.S_ISDIR(found.st_mode)
+    private = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) & 0o077 == 0
+    return private and found.st_uid == os.geteuid()
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process; where that cannot be asked, yes."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

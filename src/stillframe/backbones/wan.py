@@ -26,7 +26,9 @@ from diffusers.utils.torch_utils import is_compiled_module
 from torch import Tensor
 
 from stillframe.attention.block import BlockAttention
+from stillframe.backbones.finite import check_model
 from stillframe.backbones.meter import typed
+from stillframe.backbones.model_folder import check_part
 from stillframe.errors import ModelError
 from stillframe.turns import model_turn
 
@@ -90,8 +92,15 @@ def read_transformer(folder: Path, dtype: torch.dtype) -> WanTransformer3DModel:
     Args:
         folder: has ``config.json`` and weights.
         dtype: of the weights; diffusers' exceptions stay in float32.
+
+    Raises:
+        ModelError: its weights lie elsewhere, or are not finite.
     """
-    model: WanTransformer3DModel = WanTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
+    check_part(folder)
+    model: WanTransformer3DModel = WanTransformer3DModel.from_pretrained(
+        folder, torch_dtype=dtype, local_files_only=True
+    )
+    check_model(model, f"the transformer in {folder}")
     return model.eval().requires_grad_(False)
 
 

@@ -252,11 +252,9 @@ def contact_sheet(videos: Sequence[Path], target: Path, index: int) -> None:
     codec.width, codec.height, codec.pix_fmt = row.shape[1], row.shape[0], "rgb24"
     codec.time_base = Fraction(1, 25)
     packets = codec.encode(av.VideoFrame.from_ndarray(row, format="rgb24")) + codec.encode(None)
-    try:
-        target.write_bytes(b"".join(bytes(packet) for packet in packets))
-    except OSError as error:
-        target.unlink(missing_ok=True)
-        raise OutputError(f"{target} could not be written: {error.strerror}") from error
+    from stillframe.whole_file import write_whole
+
+    write_whole(target, (bytes(packet) for packet in packets))
 
 
 def _frame(path: Path, index: int) -> Pixels:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from stillframe.controls.base import ControlFiles, Given, control_kinds
-from stillframe.controls.stream import Control
+from stillframe.controls.base import Controls, control_kinds
+from stillframe.controls.given import ControlFiles, Given
 from stillframe.methods import Method
 
 __all__ = ["build"]
-
-# until controls are a list, what they are called in it
-_FIELDS = {"roi": "region", "codec": "detector"}
 
 
 def build(
@@ -21,7 +18,7 @@ def build(
     *,
     named: Callable[[str], str] = str,
     files: ControlFiles | None = None,
-) -> Control | None:
+) -> Controls | None:
     """The controls that options ask for, None if they ask for none.
 
     Args:
@@ -43,13 +40,10 @@ def build(
     }
     given = Given(checked, named, files)
     for kind in kinds:
-        given.check(kind)
-    found = {kind.name: kind.from_options(given) for kind in kinds}
-    parts: dict[str, Any] = {
-        _FIELDS.get(name, name): each for name, each in found.items() if each is not None
-    }
-    if not parts:
+        given.check(kind.options, kind.needs or tuple(kind.options)[:1], kind.alone)
+    found = [control for kind in kinds if (control := kind.from_options(given)) is not None]
+    if not found:
         return None
-    control = Control(**parts)
-    control.check(method)
-    return control
+    controls = Controls(*found)
+    controls.check(method)
+    return controls

@@ -7,17 +7,24 @@ frames are still attended to. Knows numbers of blocks, neither masks nor latents
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from stillframe.controls.base import OneControl, register
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Order,
+    RunningControl,
+    StreamFacts,
+    register,
+)
 from stillframe.options import Option
 
-__all__ = ["Gop"]
+__all__ = ["Gop", "RunningGop"]
 
 
 @register("gop")
 @dataclass(frozen=True)
-class Gop(OneControl):
+class Gop(Control):
     """At least every so many blocks one is whole; a stream's first block is.
 
     Attributes:
@@ -39,6 +46,8 @@ class Gop(OneControl):
             live=True,
         )
     }
+    unused: ClassVar = {"gop": None}
+    makes_whole = True
 
     blocks: int
 
@@ -46,6 +55,22 @@ class Gop(OneControl):
         if self.blocks < 1:
             raise ValueError(f"a whole block comes every 1 or more blocks, got {self.blocks}")
 
-    def due(self, since: int) -> bool:
-        """Whether the next block must be whole, ``since`` blocks after the latest whole one."""
-        return since >= self.blocks
+    def start(self, facts: StreamFacts) -> RunningGop:
+        return RunningGop(self)
+
+
+class RunningGop(RunningControl[Gop]):
+    """Counts blocks since the latest whole one."""
+
+    def __init__(self, control: Gop) -> None:
+        super().__init__(control)
+        self._since = 0
+
+    def begin(self, block: ControlledBlock) -> Order:
+        return Order(whole=self._since >= self.control.blocks)
+
+    def end(self, block: ControlledBlock) -> None:
+        self._since = 1 if block.whole else self._since + 1
+
+    def report(self) -> dict[str, Any]:
+        return {"gop": self.control.blocks}

@@ -28,7 +28,16 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from stillframe.controls.base import OneControl, register
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Controls,
+    Demands,
+    RunningControl,
+    StreamFacts,
+    register,
+)
+from stillframe.methods import Method
 from stillframe.options import Option
 from stillframe.tokens.restore import predecessor_rows, restore
 from stillframe.tokens.source import SourceBlock
@@ -38,6 +47,7 @@ __all__ = ["Estimate", "Guard", "Stratum", "Watch", "estimate"]
 _RECENT = 4  # blocks that thresholds are set by
 _REMEMBERED = 2**14  # blocks that the estimate is over, the latest: a stream may live for days
 _BOUNDS = 0.25, 4.0  # of what thresholds are multiplied by
+_OFTEN = 1024  # blocks after which telemetry estimates less often: it takes all blocks anew
 _STEP = 1.25  # most that it changes in a block
 _LEAST = 8  # tokens drawn in a block
 # Squared errors of patches have a tail that a small sample may not have met: until there is more
@@ -51,7 +61,7 @@ _GAIN = 0.3  # exponent of target / error by which it does
 
 @register("guard")
 @dataclass(frozen=True)
-class Guard(OneControl):
+class Guard(Control):
     """How the error of reuse is watched.
 
     Attributes:
@@ -89,6 +99,8 @@ class Guard(OneControl):
             group="Speed and quality",
         ),
     }
+    unused: ClassVar = {"guard": None}
+    order = 70
 
     share: float = 0.02
     target: float | None = None
@@ -108,6 +120,16 @@ class Guard(OneControl):
             raise ValueError(f"a drift is 0 or more, got {self.drift}")
         if not 1 <= self.lean < math.inf:
             raise ValueError(f"a lean is a factor from 1, got {self.lean}")
+
+    def check(self, method: Method, controls: Controls) -> None:
+        if not method.prunes:
+            raise ValueError(f"method {method.name!r} reuses nothing that a guard could watch")
+        fixed = any(each.gives_mask for each in controls)
+        if self.target is not None and (fixed or method.score() is None):
+            raise ValueError("a guard's target needs thresholds to move: masks come from elsewhere")
+
+    def start(self, facts: StreamFacts) -> Watch:
+        return Watch(self)
 
     def sampled(self, tokens: int) -> int:
         """Tokens drawn of a block of so many."""
@@ -190,20 +212,20 @@ def _student(confidence: float, degrees: float) -> float:
     return z + g1 / degrees + g2 / degrees**2
 
 
-class Watch:
-    """The guard of one stream. For every block `sample`, unless it is whole, `see` and `end`.
+class Watch(RunningControl[Guard]):
+    """The guard of one stream.
 
     Args:
-        guard: how.
+        control: how.
 
     Attributes:
         factor: what the method's thresholds are multiplied by now.
     """
 
-    def __init__(self, guard: Guard) -> None:
-        self.guard = guard
+    def __init__(self, control: Guard) -> None:
+        super().__init__(control)
         self.factor = 1.0
-        self._generator = torch.Generator().manual_seed(guard.seed)
+        self._generator = torch.Generator().manual_seed(control.seed)
         self._strata: deque[Stratum] = deque(maxlen=_REMEMBERED)
         self._recent: deque[list[Stratum]] = deque(maxlen=_RECENT)
         self._asked: Tensor | None = None
@@ -211,34 +233,41 @@ class Watch:
         self._free: Tensor | None = None
         self._waiting: Tensor | None = None
         self._late: Tensor | None = None
+        self._telemetry: dict[str, Any] = {}
+        self._asked_for = self._next_estimate = 0
 
-    def scaled(self, block: SourceBlock) -> SourceBlock:
+    def demands(self, block: ControlledBlock) -> Demands:
+        return block.no_demands()._replace(spare=self.control.sampled(block.grid.tokens))
+
+    def view(self, source: SourceBlock) -> SourceBlock:
         """A block as it must look to a detector for its thresholds to be ``factor`` times as high:
         distances are linear."""
         by = 1 / self.factor
         if self.factor == 1:
-            return block
-        return block._replace(
-            tokens=block.tokens * by,
-            previous=block.previous * by,
-            reference=block.reference * by,
-            leniency=block.leniency * self.factor,
+            return source
+        return source._replace(
+            tokens=source.tokens * by,
+            previous=source.previous * by,
+            reference=source.reference * by,
+            leniency=source.leniency * self.factor,
         )
+
+    def mask(self, block: ControlledBlock, keep: Tensor) -> Tensor:
+        return self.sample(keep, block.demands.barred)
 
     def sample(self, keep: Tensor, barred: Tensor) -> Tensor:
         """A keep mask (B, S, h, w) with the tokens that are drawn; none of ``barred`` are."""
         flat = keep.flatten(1)
         ranks = torch.rand(flat.shape, generator=self._generator).to(keep.device)
         taken = flat | barred.flatten(1)
-        count = self.guard.sampled(flat.shape[1])
+        count = self.control.sampled(flat.shape[1])
         best = ranks.masked_fill(taken, 2.0).argsort(1)[:, :count]
         drawn = torch.zeros_like(flat).scatter(1, best, True) & ~taken
         self._asked, self._drawn = keep.flatten(2), drawn
         self._free = (~taken).sum(1)
         return keep | drawn.view_as(keep)
 
-    def see(self, result: Tensor, previous: Tensor | None) -> None:
-        """Take a block's result (B, S*N, P), and that of the frame before it, (B, N, P)."""
+    def result(self, result: Tensor, previous: Tensor | None) -> None:
         asked, drawn = self._asked, self._drawn
         self._asked = self._drawn = None
         if asked is None or drawn is None or self._free is None or previous is None:
@@ -252,7 +281,10 @@ class Watch:
         variance = spread / (count - 1).clamp(min=1)
         self._waiting = torch.stack([self._free.double(), count.double(), mean, variance], 1)
 
-    def end(self) -> None:
+    def end(self, block: ControlledBlock) -> None:
+        self.next_block()
+
+    def next_block(self) -> None:
         """A block is done. Reads what the one before it left, which is there without waiting."""
         self._read()
         self._late, self._waiting = self._waiting, None
@@ -264,12 +296,12 @@ class Watch:
         rows = [Stratum(int(n), int(m), mean, var) for n, m, mean, var in late.tolist()]
         self._strata.extend(rows)
         self._recent.append(rows)
-        if self.guard.target is not None:
-            self._adjust(self.guard.target)
+        if self.control.target is not None:
+            self._adjust(self.control.target)
 
     def _adjust(self, target: float) -> None:
         """Move the thresholds towards the target."""
-        recent = estimate([row for rows in self._recent for row in rows], self.guard.confidence)
+        recent = estimate([row for rows in self._recent for row in rows], self.control.confidence)
         if not recent.error:
             # nothing reused of late says nothing of what reuse would cost
             return
@@ -277,11 +309,40 @@ class Watch:
         self.factor = min(max(self.factor * step, _BOUNDS[0]), _BOUNDS[1])
 
     def report(self) -> dict[str, Any]:
-        """Estimate over the latest 16,384 blocks, as plain values; waits for the device."""
+        """Asks also for the estimate over the latest 16,384 blocks; waits for the device."""
+        return {"guard": self._estimated()}
+
+    def telemetry(self) -> dict[str, Any]:
+        """How it does; call it when the block's frames are there already.
+
+        Returns:
+            ``share`` drawn; ``error`` with ``low`` and ``high``, its interval at ``confidence``, in
+            standard deviations of the latents, None before anything was drawn; ``drawn`` of
+            ``tokens``. For a guard with a target only ``share``, ``target`` and the ``factor`` of
+            the thresholds: to read its estimate early would move them early. After a thousand
+            blocks the estimate is made anew every other block, after two every third, and so on.
+        """
+        guard = self.control
+        if guard.target is not None:
+            return {"share": guard.share, "target": guard.target, "factor": self.factor}
+        if self._asked_for == self._next_estimate:
+            names = ("share", "error", "low", "high", "confidence", "drawn", "tokens")
+            found = self._estimated()
+            self._telemetry = {name: _finite(found[name]) for name in names}
+            self._next_estimate += 1 + self._asked_for // _OFTEN
+        self._asked_for += 1
+        return self._telemetry
+
+    def _estimated(self) -> dict[str, Any]:
         self._read()
         self._late, self._waiting = self._waiting, None
         self._read()
-        guard = self.guard
+        guard = self.control
         told = estimate(list(self._strata), guard.confidence, guard.drift, guard.lean)
         asked = {name: getattr(guard, name) for name in ("share", "target", "drift", "lean")}
         return {**asked, **told._asdict(), "factor": self.factor}
+
+
+def _finite(value: Any) -> Any:
+    """None for a number that JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,7 @@
 """A region that changes from frame to frame: a mask video, packed.
 
-A picture of the film goes with each frame of the source, by its number; where the two have
-different frame rates, by its time, as if both rates were constant. A film that ends holds its last
+One of its pictures goes with each frame of the source, by its number; where the two have different
+frame rates, by its time, as if both rates were constant. One that ends goes on with its last
 picture. Knows bits and numbers of frames, neither files nor patches.
 """
 
@@ -85,14 +85,16 @@ class MaskVideo:
         last: bytes | None = None
         for picture in pictures:
             if picture.ndim != 2 or not picture.size or (size and picture.shape != size):
-                raise ValueError(f"pictures of a film are (H, W), got {picture.shape} after {size}")
+                raise ValueError(
+                    f"pictures of a mask video are (H, W), got {picture.shape} after {size}"
+                )
             size = picture.shape
             bits = np.packbits(picture).tobytes()
             # what does not change is the same object, however long it lasts
             packed.append(packed[-1] if bits == last else zlib.compress(bits, 1))
             last = bits
         if not packed:
-            raise ValueError("a film has 1 or more pictures, got 0")
+            raise ValueError("a mask video has 1 or more pictures, got 0")
         return cls(tuple(packed), size[0], size[1], fps)
 
     def fitted(self, clock: FrameClock) -> MaskVideo:

@@ -10,6 +10,7 @@ which makes every decision again. Knows shares, seconds and masks, not what a bl
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -17,15 +18,24 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from stillframe.controls.base import Given, OneControl, register
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Controls,
+    RunningControl,
+    StreamFacts,
+    register,
+)
 from stillframe.controls.cost import CostModel
+from stillframe.controls.given import Given
+from stillframe.controls.masks import GivenMasks
 from stillframe.controls.trace import RateTrace, Timing
 from stillframe.controls.twopass import Forecast
 from stillframe.methods import Method
 from stillframe.options import Option
 from stillframe.tokens.source import SourceBlock
 
-__all__ = ["BEHIND", "MODES", "Rate", "RateController", "RateReport", "most_changed"]
+__all__ = ["BEHIND", "MODES", "Rate", "RateController", "RateOutcome", "most_changed"]
 
 #: What `Rate.mode` may be.
 MODES = ("constant", "capped")
@@ -41,7 +51,7 @@ _MOST_TIMINGS = 2**16  # that are kept: hours of video, and no more however long
 
 @register("rate")
 @dataclass(frozen=True)
-class Rate(OneControl):
+class Rate(Control):
     """What is to be held; exactly one of the first three is given.
 
     Attributes:
@@ -122,6 +132,8 @@ class Rate(OneControl):
         ),
     }
     needs = ("target_fps", "target_latency", "target_kept")
+    unused: ClassVar = {"rate": None}
+    order = 30
 
     fps: float | None = None
     latency: float | None = None
@@ -160,13 +172,28 @@ class Rate(OneControl):
         """The three targets by name, two of them None."""
         return {"fps": self.fps, "latency": self.latency, "kept": self.kept}
 
-    def check(self, method: Method) -> None:
-        """Raise a ValueError if a method cannot be held to a rate."""
+    def check(self, method: Method, controls: Controls) -> None:
         if not method.prunes or method.score() is None:
             raise ValueError(
                 f"method {method.name!r} has no thresholds: only one that prunes by them can be "
                 "held to a rate"
             )
+        if controls.find(GivenMasks) is not None:
+            raise ValueError("given masks leave nothing to hold a rate with: give one of them")
+
+    @property
+    def gives_mask(self) -> bool:
+        return self.mode == "constant"
+
+    @property
+    def replays(self) -> bool:
+        """Whether it goes by something else than what is measured, and so by numbers of blocks."""
+        return any(x is not None for x in (self.forecast, self.trace, self.clock))
+
+    def start(self, facts: StreamFacts) -> RateController:
+        if facts.method is None:
+            raise ValueError("a rate is held by a method's thresholds, and there is none")
+        return RateController(self, facts.method, facts.frames)
 
     def quantity(self, frames: int) -> float:
         """What a block may take: seconds of its ``frames`` pixel frames, or a share."""
@@ -177,7 +204,7 @@ class Rate(OneControl):
         return target
 
 
-class RateReport(NamedTuple):
+class RateOutcome(NamedTuple):
     """How a rate was held.
 
     Attributes:
@@ -223,7 +250,7 @@ def most_changed(score: Tensor, count: int, forced: Tensor, barred: Tensor) -> T
     return (kept | forced) & ~barred
 
 
-class RateController:
+class RateController(RunningControl[Rate]):
     """Holds the rate of one stream. For every block but a first one `choose`, and then `note`.
 
     Args:
@@ -236,7 +263,8 @@ class RateController:
         timings: of the latest 65,536 of them, see ``trace``.
     """
 
-    def __init__(self, rate: Rate, method: Method, frames: int) -> None:
+    def __init__(self, control: Rate, method: Method, frames: int) -> None:
+        super().__init__(control)
         self.cost = CostModel()
         self.blocks = 0
         self.timings: list[Timing] = []
@@ -245,17 +273,27 @@ class RateController:
         self._tokens = 0
         self._budget: int | None = None
         self._outside = 0.0
-        self.retarget(rate)
+        self.retarget(control)
         self.forget()
 
-    def retarget(self, rate: Rate) -> None:
+    def retarget(self, control: Rate) -> None:
         """Hold something else from the next block on; what the old target was owed is forgotten."""
-        self.rate = rate
-        self._goal = rate.quantity(self._frames)
+        self.control = control
+        self._goal = control.quantity(self._frames)
         self._ledger = self._spent = 0.0
         self._counted = self._missed = self._idle = self._behind = 0
         self._stalest: float | None = None
-        self._stale: Tensor | None = None
+        self._lately_missed: deque[bool] = deque(maxlen=_HORIZON)
+        self._lately_behind: deque[bool] = deque(maxlen=_HORIZON)
+
+    def adopt(self, previous: RunningControl[Any]) -> RunningControl[Any]:
+        """The one before, held to the new target: it knows what the machine can do."""
+        if not isinstance(previous, RateController) or previous.control == self.control:
+            return super().adopt(previous)
+        if self.control.replays or previous.control.replays:
+            return self
+        previous.retarget(self.control)
+        return previous
 
     def use(self, method: Method) -> None:
         """Measure changes in another method's thresholds from here on."""
@@ -268,8 +306,14 @@ class RateController:
         self._score = self._method.score()
 
     def outside(self, seconds: float) -> None:
-        """Count time spent outside of the stream towards the block that is being made."""
         self._outside += seconds
+
+    def mask(self, block: ControlledBlock, keep: Tensor) -> Tensor:
+        assert block.source is not None
+        barred, forced, due, spare = block.demands
+        mask, score = self.choose(block.source, keep, forced | due, barred, spare, block.lengths)
+        # what is due alone is added, and counted, by whoever demands it
+        return mask & ~(due & ~forced & (score < 1))
 
     def choose(
         self,
@@ -292,24 +336,24 @@ class RateController:
         """
         score = self._scored(block)
         self._tokens = block.grid.tokens
-        if self.rate.limit is not None:
-            forced = forced | ((score > self.rate.limit) & ~barred)
+        if self.control.limit is not None:
+            forced = forced | ((score > self.control.limit) & ~barred)
         count = max(round(self.share() * self._tokens), 0)
-        if lengths and self.rate.kept is None and count:
+        if lengths and self.control.kept is None and count:
             count = next((n for n in lengths if n >= count), self._tokens)
         self._budget = count
         count = max(count - spare, 0)
         chosen = most_changed(score, count, forced, barred)
-        if self.rate.mode == "capped":
+        if self.control.mode == "capped":
             own = (own | forced) & ~barred
             few = own.flatten(1).sum(1) <= count
             chosen = torch.where(few.view(-1, 1, 1, 1), own, chosen)
         return chosen, score
 
-    def skip(self, block: SourceBlock) -> None:
-        """Look at a block that is computed whole in any case."""
+    def skip(self, block: ControlledBlock) -> None:
+        assert block.source is not None
         self._tokens = block.grid.tokens
-        self._scored(block)
+        self._scored(block.source)
 
     def _scored(self, block: SourceBlock) -> Tensor:
         if self._score is None:
@@ -318,18 +362,18 @@ class RateController:
 
     def share(self) -> float:
         """What share of the next block's tokens the target pays for, 0 to 1."""
-        number, forecast = self.blocks, self.rate.forecast
+        number, forecast = self.blocks, self.control.forecast
         if forecast is not None and number < forecast.blocks:
             return self._forecast_share(forecast, number)
         left = max(self._goal - self._ledger / _HORIZON, 0.0)
-        if self.rate.kept is not None:
+        if self.control.kept is not None:
             return min(left, 1.0)
         return self.cost.share(left) if self.cost.known else _FIRST_SHARE
 
     def _forecast_share(self, forecast: Forecast, number: int) -> float:
         """What the block gets of all that the rest of the video may take."""
         rest = forecast.blocks - number
-        if self.rate.kept is not None:
+        if self.control.kept is not None:
             total = self._goal * (self._counted + rest) - self._spent
         elif not self.cost.known:
             return _FIRST_SHARE
@@ -338,35 +382,45 @@ class RateController:
             total = (seconds - rest * self.cost.fixed) / self.cost.slope
         return forecast.share(number, total)
 
-    def shows(self, staleness: Tensor) -> None:
-        """Take what the block that is being made shows, see `visible.Anchors.advance`."""
-        self._stale = staleness.amax()
+    def end(self, block: ControlledBlock) -> None:
+        if block.order.forget:
+            self.forget()
+        if block.timing is not None:
+            self.note(*block.timing, stale=block.staleness)
 
-    def note(self, share: float, seconds: float, captured: bool) -> None:
+    def note(
+        self, share: float, seconds: float, captured: bool, stale: Tensor | None = None
+    ) -> None:
         """Take what a block was: its share of computed tokens, and the stream's seconds for it.
 
         Args:
             share: 0 to 1.
             seconds: measured.
             captured: whether a graph was captured in it, so that its time says nothing.
+            stale: (B, S, h, w) staleness of what it shows, in grey levels.
         """
         number = self.blocks
         outside, self._outside = self._outside, 0.0
-        timing = Timing(share, seconds + (outside if self.rate.fps is not None else 0.0), captured)
-        if self.rate.trace is not None:
-            timing = self.rate.trace.replayed(number, timing)
-        elif self.rate.clock is not None:
-            timing = self.rate.clock(timing)
+        timing = Timing(
+            share, seconds + (outside if self.control.fps is not None else 0.0), captured
+        )
+        if self.control.trace is not None:
+            timing = self.control.trace.replayed(number, timing)
+        elif self.control.clock is not None:
+            timing = self.control.clock(timing)
         self.blocks += 1
         self.timings.append(timing)
         del self.timings[:-_MOST_TIMINGS]
+        missed, behind = self._missed, self._behind
         self._judge(share, timing)
-        self._look()
+        self._look(stale)
+        self._lately_missed.append(self._missed > missed)
+        self._lately_behind.append(self._behind > behind)
         first = number == 0
         if not first and not timing.captured and timing.seconds > 0:
             self.cost.note(share, timing.seconds)
         if not first:
-            self._book(share if self.rate.kept is not None else timing.seconds)
+            self._book(share if self.control.kept is not None else timing.seconds)
         self._budget = None
 
     def _judge(self, share: float, timing: Timing) -> None:
@@ -375,18 +429,17 @@ class RateController:
             return
         kept = round(share * self._tokens)
         starved = self._budget == 0 and self.cost.seconds(0.0) > self._goal
-        if kept > self._budget or (self.rate.kept is None and starved):
+        if kept > self._budget or (self.control.kept is None and starved):
             self._missed += 1
         elif self._budget >= self._tokens and timing.seconds < 0.95 * self._goal:
-            self._idle += self.rate.kept is None
+            self._idle += self.control.kept is None
 
-    def _look(self) -> None:
+    def _look(self, stale: Tensor | None) -> None:
         """Whether the picture is behind its source; the block is done, so nothing is waited for."""
-        stale, self._stale = self._stale, None
         tolerance = getattr(self._method, "tolerance", None)
         if stale is None or tolerance is None:
             return
-        worst = float(stale)
+        worst = float(stale.amax())
         self._stalest = max(worst, self._stalest or 0.0)
         self._behind += worst > BEHIND * tolerance
 
@@ -398,18 +451,18 @@ class RateController:
         if excess > 0 and self._budget == 0:
             # nothing was to be computed: it cannot be paid back
             return
-        reserve = (_LATENCY_RESERVE if self.rate.latency is not None else _RESERVE) * self._goal
+        reserve = (_LATENCY_RESERVE if self.control.latency is not None else _RESERVE) * self._goal
         self._ledger = min(max(self._ledger + excess, -reserve), reserve)
 
-    def report(self) -> RateReport:
+    def outcome(self) -> RateOutcome:
         """How it went since the latest target."""
         mean = self._spent / self._counted if self._counted else None
-        fps = self.rate.fps is not None
+        fps = self.control.fps is not None
         fastest = None
-        if self.rate.kept is None and self.cost.known:
+        if self.control.kept is None and self.cost.known:
             fixed = max(self.cost.fixed, 1e-9)
             fastest = self._frames / fixed if fps else fixed
-        return RateReport(
+        return RateOutcome(
             self._frames / mean if fps and mean else mean,
             self._counted,
             self._missed,
@@ -428,23 +481,56 @@ class RateController:
             raise ValueError(f"a trace holds {kept} blocks, and this stream had {self.blocks}")
         return RateTrace(tuple(self.timings))
 
-    def asked(self) -> dict[str, Any]:
-        """What was asked for and how it went, as plain values."""
-        rate = self.rate
-        return {
+    def report(self) -> dict[str, Any]:
+        rate = self.control
+        asked = {
             **{f"target_{name}": value for name, value in rate.target.items()},
             "mode": rate.mode,
             "limit": rate.limit,
             "two_pass": rate.forecast is not None,
             "first_pass_seconds": None if rate.forecast is None else rate.forecast.seconds,
             "replayed": rate.trace is not None,
-            **self.report()._asdict(),
+        }
+        return {"rate": {**asked, **self.outcome()._asdict()}}
+
+    def telemetry(self) -> dict[str, Any]:
+        """How it does.
+
+        Returns:
+            the target as ``target_fps``, ``target_latency`` or ``target_kept``; ``mode``; ``share``
+            of tokens that the next block may have; ``achieved``, the target's quantity over its
+            latest 8 blocks, None before there are any; ``out_of_reach``, whether most of them took
+            longer although as little as possible was computed; ``behind``, whether any of them
+            showed what is staler than twice the tolerance; ``limit``, what the target could be
+            at most (fps) or at least (latency), None where that is not known.
+        """
+        missed = self._lately_missed
+        outcome, rate = self.outcome(), self.control
+        return {
+            **{f"target_{name}": v for name, v in rate.target.items() if v is not None},
+            "mode": rate.mode,
+            "share": self.share(),
+            "achieved": self._lately_achieved(outcome.blocks),
+            "behind": any(self._lately_behind),
+            "out_of_reach": 2 * sum(missed) > len(missed),
+            "limit": outcome.fastest,
         }
 
+    def _lately_achieved(self, blocks: int) -> float | None:
+        latest = self.timings[-min(blocks, _HORIZON) :] if blocks else []
+        if not latest:
+            return None
+        if self.control.kept is not None:
+            return sum(timing.share for timing in latest) / len(latest)
+        seconds = sum(timing.seconds for timing in latest) / len(latest)
+        if self.control.fps is None:
+            return seconds
+        return self._frames / seconds if seconds > 0 else None
+
     def warnings(self) -> list[str]:
-        """Sentences: that the target was out of reach in more than a tenth of the blocks, that the
-        picture fell behind its source."""
-        told = self.report()
+        """That the target was out of reach in more than a tenth of the blocks, or that the picture
+        fell behind its source."""
+        told = self.outcome()
         found = self._out_of_reach(told)
         if told.behind and told.stalest is not None:
             found.append(
@@ -454,10 +540,10 @@ class RateController:
             )
         return found
 
-    def _out_of_reach(self, told: RateReport) -> list[str]:
+    def _out_of_reach(self, told: RateOutcome) -> list[str]:
         if not told.blocks or told.out_of_reach <= 0.1 * told.blocks:
             return []
-        name, value = next((k, v) for k, v in self.rate.target.items() if v is not None)
+        name, value = next((k, v) for k, v in self.control.target.items() if v is not None)
         unit = {"fps": " FPS", "latency": " s a block", "kept": " of the tokens"}[name]
         missed = f"{told.out_of_reach} of {told.blocks} blocks"
         sentence = f"{value:g}{unit} was out of reach in {missed}"

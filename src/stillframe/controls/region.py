@@ -9,18 +9,29 @@ and the token grid, not files.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from stillframe.controls.base import Given, OneControl, register
-from stillframe.controls.mask_video import FrameClock, MaskVideo
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Controls,
+    Demands,
+    RunningControl,
+    SourceFacts,
+    StreamFacts,
+    register,
+)
+from stillframe.controls.given import Given
+from stillframe.controls.mask_video import MaskVideo
 from stillframe.controls.shapes import Box, Painting, cell_edges
+from stillframe.methods import Method
 from stillframe.options import Option
 from stillframe.tokens.grid import Grid
 
-__all__ = ["MODES", "Region", "RegionTrack"]
+__all__ = ["MODES", "Region", "RunningRegion"]
 
 #: What `Region.mode` may be.
 MODES = ("always", "never", "only")
@@ -30,7 +41,7 @@ _ROUNDING = 1e-6
 
 @register("roi")
 @dataclass(frozen=True)
-class Region(OneControl):
+class Region(Control):
     """A region and what is to be done there.
 
     Attributes:
@@ -66,6 +77,8 @@ class Region(OneControl):
             "bool", "Mean everything but the region.", default=False, group="What is recomputed"
         ),
     }
+    unused: ClassVar = {"roi": None}
+    order = 50
 
     shape: Box | Painting | MaskVideo
     mode: str = "always"
@@ -90,20 +103,29 @@ class Region(OneControl):
         """Whether there are places that are left uncomputed because of it."""
         return self.mode == "never" or (self.mode == "only" and self.skips)
 
-    def fitted(
-        self,
-        width: int,
-        height: int,
-        extent: tuple[float, float],
-        clock: FrameClock | None = None,
-    ) -> Region:
-        """The same for a source of so many pixels, see ``extent``, and such frames."""
+    def check(self, method: Method, controls: Controls) -> None:
+        if self.prunes and not method.prunes:
+            never = self.mode == "never"
+            raise ValueError(
+                f"method {method.name!r} computes everything: it cannot have a region "
+                f"{'that is never recomputed' if never else 'that alone is edited'}"
+            )
+
+    def fitted(self, source: SourceFacts) -> Region:
         shape = self.shape
         if isinstance(shape, Box):
-            shape = shape.in_shares(width, height)
-        elif isinstance(shape, MaskVideo) and clock is not None:
-            shape = shape.fitted(clock)
-        return replace(self, shape=shape, extent=extent)
+            shape = shape.in_shares(source.width, source.height)
+        elif isinstance(shape, MaskVideo) and source.clock is not None:
+            shape = shape.fitted(source.clock)
+        return replace(self, shape=shape, extent=source.extent)
+
+    @property
+    def unpruned(self) -> Region | None:
+        """Where alone edits show; nothing is left uncomputed for it."""
+        return replace(self, skips=False) if self.mode == "only" else None
+
+    def start(self, facts: StreamFacts) -> RunningRegion:
+        return RunningRegion(self)
 
     def places(self, grid: Grid, latent: int = 0) -> Tensor:
         """The patches that are meant in a latent frame, (h, w) bool.
@@ -140,32 +162,53 @@ def _box(text: str, name: str) -> Box | None:
     return Box(*numbers)
 
 
-class RegionTrack:
-    """The region of one stream, block after block.
+class RunningRegion(RunningControl[Region]):
+    """The region of one stream, block after block."""
 
-    Args:
-        region: what is asked for.
-        grid: of a block.
-        device: of the masks.
-    """
-
-    def __init__(self, region: Region, grid: Grid, device: torch.device) -> None:
-        self.region = region
-        self._grid, self._device = grid, device
+    def __init__(self, control: Region) -> None:
+        super().__init__(control)
+        self._latent = 0
         self._numbers: list[int] | None = None
-        self._places = torch.empty(0)
+        self._frame = self._places = torch.empty(0)
 
-    def block(self, number: int) -> Tensor:
-        """The places meant in a block, (S, h, w) bool."""
-        grid = self._grid
-        first = number * grid.frames
-        return torch.stack([self._frame(first + j) for j in range(grid.frames)])
+    def begin(self, block: ControlledBlock) -> None:
+        frames = []
+        for latent in range(self._latent, self._latent + block.grid.frames):
+            shape = self.control.shape
+            numbers = shape.numbers(latent) if isinstance(shape, MaskVideo) else [0]
+            # most frames have the region of the one before
+            if numbers != self._numbers:
+                self._numbers = numbers
+                self._frame = self.control.places(block.grid, latent).to(block.tokens.device)
+            frames.append(self._frame)
+        self._places = torch.stack(frames)
+        self._latent += block.grid.frames
 
-    def _frame(self, latent: int) -> Tensor:
-        shape = self.region.shape
-        numbers = shape.numbers(latent) if isinstance(shape, MaskVideo) else [0]
-        # most frames have the region of the one before
-        if numbers != self._numbers:
-            self._places = self.region.places(self._grid, latent).to(self._device)
-            self._numbers = numbers
-        return self._places
+    @property
+    def _barred(self) -> Tensor | None:
+        """What is not recomputed in this block unless it is whole, (S, h, w) bool."""
+        if not self.control.prunes:
+            return None
+        # a whole block computes what lies around an edit as well. Later ones attend to that: keys
+        # and values of the source itself would pull the edit back to how the source looks
+        return self._places if self.control.mode == "never" else ~self._places
+
+    def demands(self, block: ControlledBlock) -> Demands | None:
+        if self._barred is not None:
+            return block.no_demands()._replace(barred=self._barred)
+        if self.control.mode == "always":
+            return block.no_demands()._replace(forced=self._places)
+        return None
+
+    def mask(self, block: ControlledBlock, keep: Tensor) -> Tensor:
+        if self._barred is not None:
+            return keep & ~self._barred
+        return keep | self._places if self.control.mode == "always" else keep
+
+    def shows_source(self, block: ControlledBlock) -> Tensor | None:
+        return ~self._places if self.control.mode == "only" else None
+
+    def report(self) -> dict[str, Any]:
+        box = self.control.shape
+        shares = [box.left, box.top, box.width, box.height] if isinstance(box, Box) else None
+        return {"roi": {"box": shares, "mode": self.control.mode, "invert": self.control.invert}}

@@ -1,13 +1,16 @@
-"""Shapes of a region, and which share of each cell of a grid they cover."""
+"""Shapes in a picture, and which share of each cell of a grid they cover."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Box", "Painting", "cell_edges"]
+__all__ = ["Box", "MotionMap", "Painting", "cell_edges"]
 
 
 @dataclass(frozen=True)
@@ -113,3 +116,17 @@ def _overlap(cells: Tensor, parts: Tensor) -> Tensor:
     begin = torch.maximum(cells[:, None, 0], parts[None, :, 0])
     end = torch.minimum(cells[:, None, 1], parts[None, :, 1])
     return (end - begin).clamp(min=0) / (cells[:, 1:] - cells[:, :1])
+
+
+class MotionMap(NamedTuple):
+    """Blocks of a picture that its codec moved.
+
+    Attributes:
+        moved, unknown: (rows, columns) bool, cells of one size that cover the picture. Nothing is
+            both.
+        extent: shares of all cells, across and down, that the picture fills.
+    """
+
+    moved: NDArray[np.bool_]
+    unknown: NDArray[np.bool_]
+    extent: tuple[float, float]

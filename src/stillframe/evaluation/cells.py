@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 from stillframe.errors import InputError, OutputError
 from stillframe.evaluation.variants import Variant
 from stillframe.jobs.report import write_json
+from stillframe.whole_file import forget_left_behind
 
 __all__ = ["Block", "Cell", "Conditions", "Row", "RowStore", "identity"]
 
@@ -164,27 +164,6 @@ def identity(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _forget_parts(folder: Path) -> None:
-    """Remove what killed processes left half-written: NAME.PID.part of a PID that is no more."""
-    for part in folder.glob("*.part"):
-        number = part.name.split(".")[-2]
-        if number.isdecimal() and not _runs(int(number)):
-            part.unlink(missing_ok=True)
-
-
-def _runs(process: int) -> bool:
-    """Whether there is such a process; where that cannot be asked, yes."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 class RowStore:
     """A folder of JSON files, each complete or not there.
 
@@ -201,7 +180,7 @@ class RowStore:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder} cannot be made a folder: {error.strerror}") from error
-        _forget_parts(folder)
+        forget_left_behind(folder)
 
     def path(self, title: str, key: str) -> Path:
         """Where a row is kept; ``title`` is for people, ``key`` tells rows apart."""

@@ -6,7 +6,6 @@ call the source. Runs the same loop as files do (`loop.FileLoop`). Knows no matr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from stillframe.config import EditConfig
 from stillframe.engine.stream import BlockStats
-from stillframe.errors import InputError, OutputError
+from stillframe.errors import InputError
 from stillframe.evaluation.cells import Block, Conditions
 from stillframe.evaluation.sources import Clip
 from stillframe.jobs.loop import Comparison, FileLoop, Lane, MapVideo
@@ -31,7 +30,7 @@ from stillframe.methods import Method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
 from stillframe.video.fit import fit_to_grid
-from stillframe.whole_file import name_beside
+from stillframe.whole_file import open_whole
 
 __all__ = ["Edit", "Prepared", "as_video", "edit_frames", "keep_array", "prepare", "write_video"]
 
@@ -105,14 +104,8 @@ def keep_array(path: Path, frames: Pixels) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    part = path.with_name(name_beside(f"{path.name}.part", f".{os.getpid()}"))
-    try:
-        with part.open("wb") as file:
-            np.save(file, frames)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path} could not be written: {error.strerror}") from error
+    with open_whole(path) as file:
+        np.save(file, frames)
 
 
 class _Recorder(VideoWriter):

@@ -6,13 +6,12 @@ import csv
 import importlib.util
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stillframe.errors import OutputError
-from stillframe.whole_file import name_beside
+from stillframe.whole_file import write_whole
 
 __all__ = ["write_table", "write_text"]
 
@@ -27,14 +26,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(name_beside(f"{path.name}.part", f".{os.getpid()}"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OutputError(f"{path} could not be written: {error.strerror}") from error
+    write_whole(path, (content,))
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.config import EditConfig
-from stillframe.controls import Control, FrameClock, MaskHeader, MaskRecorder
+from stillframe.controls import Controls, FrameClock, MaskHeader, MaskRecorder, SourceFacts
+from stillframe.controls.rate import Rate, RateController
 from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError
 from stillframe.jobs.edit_report import EditJob, edit_report
@@ -123,13 +124,13 @@ def edit_file(
     source, target = Source.of(source), Sink.of(target)
     check_outputs(source, target, map_path, masks_out)
     check_outputs(source, target, map_path, rate_trace_out)
-    if rate_trace_out is not None and (control is None or control.rate is None):
+    if rate_trace_out is not None and (control is None or control.find(Rate) is None):
         raise ValueError(f"{rate_trace_out} would be empty: there is no rate to write a trace of")
     if two_pass:
         check_two_pass(source, control)
     started = time.perf_counter()
     with ExitStack() as stack:
-        motion = control is not None and control.detector is not None
+        motion = control is not None and any(each.needs_motion for each in control)
         reader = stack.enter_context(_open_reader(source, stop, motion, max_frames))
         fit = fit_to_grid(
             reader.width,
@@ -173,9 +174,10 @@ def edit_file(
         loop.close()
         if masks_out is not None and writer.frames_written:
             recorder.masks(replace(header, frames=writer.frames_written)).write(masks_out)
-        controlled = lanes[0].stream.controlled
-        if rate_trace_out is not None and controlled is not None and controlled.rate is not None:
-            controlled.rate.recorded().write(rate_trace_out)
+        state = lanes[0].stream.control_state
+        rate = None if state is None else state.find(RateController)
+        if rate_trace_out is not None and rate is not None:
+            rate.recorded().write(rate_trace_out)
         name = model or Path(pipe.name_or_path or type(pipe).__name__).name
         job = EditJob(pipe, prompt, seed, name, load_seconds)
         return edit_report(job, reader, fit, loop, comparison)
@@ -211,8 +213,8 @@ def _frame_clock(pipe: CausalWanPipeline, reader: VideoReader) -> FrameClock:
 
 
 def _fitted(
-    control: Control | None, fit: Fit, header: MaskHeader, clock: FrameClock
-) -> Control | None:
+    control: Controls | None, fit: Fit, header: MaskHeader, clock: FrameClock
+) -> Controls | None:
     """The control for frames of this size.
 
     Raises:
@@ -220,10 +222,9 @@ def _fitted(
     """
     if control is None:
         return None
-    if control.masks is not None:
-        control.masks.check(header)
     extent = (fit.width / fit.padded_width, fit.height / fit.padded_height)
-    return control.fitted(fit.source_width, fit.source_height, extent, clock)
+    size = fit.source_width, fit.source_height
+    return control.fitted(SourceFacts(*size, extent, clock, header.grid, header.patch))
 
 
 def _open_reader(

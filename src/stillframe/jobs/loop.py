@@ -87,27 +87,10 @@ class Lane:
         for stage, spent in seconds.items():
             self._seconds[stage] += spent
 
-    def control_report(self, temporal: int, missing: int) -> dict[str, Any] | None:
-        """What controls were asked for and what they did, None without any.
-
-        Args:
-            temporal: pixel frames of a latent frame.
-            missing: pixel frames by which the first block is short, see `missing_frames`.
-        """
-        controlled = self.stream.controlled
-        if controlled is None:
-            return None
-        happened = controlled.happened
-        cuts = [max(latent * temporal - missing, 0) for latent in happened.cuts]
-        return {
-            **controlled.control.asked(),
-            "cut_frames": cuts,
-            "whole_blocks": happened.whole_blocks,
-            "refreshed_tokens": happened.refreshed_tokens,
-            "oldest_blocks": happened.oldest,
-            "agreement": None if happened.agreement is None else happened.agreement._asdict(),
-            **controlled.told(),
-        }
+    def control_report(self) -> dict[str, Any] | None:
+        """What controls were asked for and what they did, None without any."""
+        state = self.stream.control_state
+        return None if state is None else state.report()
 
     def report(self, files: dict[str, float], frames: int, flicker: float | None) -> RunReport:
         """What it cost.
@@ -277,10 +260,10 @@ class FileLoop:
 
     def _count_outside(self) -> None:
         """Reading and writing count towards a rate that is to be held."""
-        controlled = self.lanes[0].stream.controlled
+        controls = self.lanes[0].stream.control_state
         spent = sum(self.clock.seconds.values())
-        if controlled is not None and controlled.rate is not None:
-            controlled.rate.outside(spent - self._outside)
+        if controls is not None:
+            controls.outside(spent - self._outside)
         self._outside = spent
 
     def _picture(self, frame: Frame) -> Tensor:
@@ -294,9 +277,9 @@ class FileLoop:
         source = self._pixels(picture)[0] if self._watched else None
         self._waiting.append(Waiting(frame.pts, frame.duration, source))
         for lane in self.lanes:
-            controlled = lane.stream.controlled
-            if controlled is not None and controlled.motion is not None:
-                controlled.motion.add(None if frame.motion is None else MotionMap(*frame.motion))
+            controls = lane.stream.control_state
+            if controls is not None:
+                controls.frame(None if frame.motion is None else MotionMap(*frame.motion))
 
     def _advance(self, picture: Tensor | None) -> list[Tensor] | None:
         """Push a frame (None: the end) through every lane; what came out, None if nothing did."""

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.controls import Controls
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
 from stillframe.jobs.loop import missing_frames
-from stillframe.live.control_state import Lately, followed
 from stillframe.live.intake import Arrival, Batch
 from stillframe.live.noise_gate import StillFrames
 from stillframe.live.request import EditRequest
@@ -62,8 +62,8 @@ class EditedBlock(NamedTuple):
         keep: (S, h, w) bool, true = recomputed.
         seconds: wall time by stage, those outside of the engine included.
         frames: what came out with it.
-        rate, guard: how they do after it, see ``held.Lately``; None without one, and for a block
-            that nothing came out with.
+        rate, guard: how they do after it, see ``RunningControl.telemetry``; None
+            without one, and for a block that nothing came out with.
     """
 
     number: int
@@ -186,7 +186,7 @@ class Editor:
         self._fit = self._size.fit(*batch.frames[0].pixels.shape[:2])
         self._track = MaskTrack(self._temporal, self._missing)
         self._frames_out = 0
-        self._still, self._lately = StillFrames(self._noise), Lately(self.later)
+        self._still = StillFrames(self._noise)
         self._request = request
         self._stream = self._pipe.stream(
             # every stream starts anew from the seed
@@ -201,9 +201,9 @@ class Editor:
         if request.embeds is not self._request.embeds:
             stream.set_text(self._pipe.text(None, request.embeds))
         control = request.config.control
-        if control is not self._request.config.control:
-            stream.controlled = followed(stream.controlled, control, request.method, self.later)
-        stream.update(method=request.method, settings=request.settings)
+        changed = control is not self._request.config.control
+        controls = (control or Controls()) if changed else None
+        stream.update(method=request.method, settings=request.settings, controls=controls)
         self._request = request
 
     def _pictures(self, frames: list[Arrival]) -> Tensor:
@@ -241,10 +241,12 @@ class Editor:
 
     def _held(self, outside: float) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """How rate and guard do; what was spent outside of the stream counts for the next block."""
-        controlled = None if self._stream is None else self._stream.controlled
-        if controlled is not None and controlled.rate is not None:
-            controlled.rate.outside(outside)
-        return self._lately.rate(controlled), self._lately.guard(controlled)
+        controls = None if self._stream is None else self._stream.control_state
+        if controls is None:
+            return None, None
+        controls.outside(outside)
+        found = controls.telemetry()
+        return found.get("rate"), found.get("guard")
 
     def _frames(self, edited: Tensor, block: int) -> list[EditedFrame]:
         pixels = np.asarray(self._fit.from_grid(edited[0]).cpu().numpy())

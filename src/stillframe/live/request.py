@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from stillframe.config import EditConfig
-from stillframe.controls import Box, Control
+from stillframe.controls import Box, Controls, Region
 from stillframe.engine.stream import StreamSettings, check_settings
 from stillframe.loading.prompts import clean_prompt
 from stillframe.methods import Method, as_method
@@ -113,8 +113,9 @@ def _resolved(pipe: CausalWanPipeline, config: EditConfig) -> tuple[Method, Stre
     return method, settings
 
 
-def _check_region(control: Control) -> None:
-    shape = None if control.region is None else control.region.shape
+def _check_region(controls: Controls) -> None:
+    region = controls.find(Region)
+    shape = None if region is None else region.shape
     if isinstance(shape, Box) and shape.in_pixels:
         raise ValueError(
             "a session's region is in shares of the picture, whose size in pixels may change, got "

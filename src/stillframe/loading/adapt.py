@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from stillframe.backbones.finite import check_finite, check_model
 from stillframe.errors import ModelError
 from stillframe.loading.checkpoint import read_file
 
@@ -64,12 +65,16 @@ def add_lora(pipe: CausalWanPipeline, path: Path, scale: float = 1.0) -> None:
     except ImportError as error:
         raise ModelError("LoRA files need peft: pip install 'stillframe[lora]'") from error
     state = read_file(path)
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    check_finite(tensors.items(), f"LoRA file {path}")
     try:
         pipe.load_lora_weights(dict(state), adapter_name="stillframe")
         if not any("lora_A" in name for name, _ in pipe.transformer.named_modules()):
             raise ModelError(f"LoRA file {path} updates no layer of the transformer")
         pipe.fuse_lora(components=["transformer"], lora_scale=scale)
         pipe.unload_lora_weights()
+        # large numbers that are finite may not be so any more once they are multiplied
+        check_model(pipe.transformer, f"the transformer with LoRA file {path} at scale {scale:g}")
     except ModelError:
         raise
     except Exception as error:  # peft and diffusers tell of wrong names and shapes in many ways

@@ -22,6 +22,8 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.backbones.finite import check_model
+from stillframe.backbones.model_folder import check_part
 from stillframe.backbones.wan import read_transformer
 from stillframe.engine.stream import StreamSettings
 from stillframe.errors import ModelError
@@ -95,6 +97,17 @@ class Source:
             ModelError: see `config`.
         """
         return self.read("model_index.json")
+
+    def check_pins(self) -> None:
+        """Refuse files that are not those that the recipe pins.
+
+        Raises:
+            ModelError: one is another, or not on disk.
+        """
+        if self.recipe is not None:
+            for file, expected in self.recipe.pins.items():
+                path = hub.require(self.recipe.repo_place, file, self.name)
+                hub.check_sha256(path, expected, f"recipe {self.recipe.name!r}")
 
     def read(self, file: str) -> dict[str, Any]:
         """The content of one of the base's JSON files.
@@ -226,7 +239,8 @@ def _transformer(source: Source, folder: Path, dtype: torch.dtype) -> Any:
     if recipe is None:
         with _told(f"the transformer of {source.name}"):
             return read_transformer(folder / "transformer", dtype)
-    repo = recipe.place(recipe.repo)
+    source.check_pins()
+    repo = recipe.repo_place
     lora = None if recipe.lora is None else hub.require(repo, recipe.lora, source.name)
     weights = hub.require(repo, recipe.file, source.name)
     config = source.config("transformer")
@@ -252,7 +266,11 @@ def _autoencoder(source: Source, folder: Path, dtype: torch.dtype) -> nn.Module:
     _, kind = _vae_config(source)
     family = TinyVideoAutoencoder if kind == "tiny" else AutoencoderKLWan
     with _told(f"the autoencoder of {source.name}"):
-        vae: nn.Module = family.from_pretrained(folder / "vae", torch_dtype=dtype)
+        check_part(folder / "vae")
+        vae: nn.Module = family.from_pretrained(
+            folder / "vae", torch_dtype=dtype, local_files_only=True
+        )
+        check_model(vae, f"the autoencoder of {source.name}")
     return vae
 
 
@@ -261,6 +279,8 @@ def _told(what: str) -> Iterator[None]:
     """What a damaged folder fails with, which is anything, as a `ModelError`."""
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"{what} cannot be loaded: {reason}") from error

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from stillframe.backbones.finite import check_finite, check_model
 from stillframe.backbones.wan import empty_transformer
 from stillframe.errors import ModelError
 
@@ -269,7 +270,9 @@ def _read_lora(path: Path) -> State:
     content = read_file(path)
     inner = [key for key, value in content.items() if isinstance(value, Mapping)]
     inner.sort(key=lambda key: key != "generator_lora")
-    return pick_weights(content, inner[:1], path)
+    update = pick_weights(content, inner[:1], path)
+    check_finite(update.items(), path.name)
+    return update
 
 
 def load_transformer(
@@ -294,7 +297,7 @@ def load_transformer(
         the model on the CPU, in evaluation mode, without gradients.
 
     Raises:
-        ModelError: see `read_file`, `check_tensors` and `merge_lora`.
+        ModelError: see `read_file`, `check_tensors`, `merge_lora` and `check_finite`.
     """
     model = empty_transformer(config)
     what = weights.name
@@ -303,4 +306,5 @@ def load_transformer(
     if lora is not None:
         state = merge_lora(state, _read_lora(lora), lora_scale, lora.name)
     model.load_state_dict(_cast(to_diffusers(state), model, dtype), assign=True)
+    check_model(model, what)
     return model.eval().requires_grad_(False)

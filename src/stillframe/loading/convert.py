@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from stillframe.backbones.model_folder import check_file, check_links
 from stillframe.errors import ModelError, OutputError
 from stillframe.loading import hub
 from stillframe.loading.assemble import Source, build, open_text
 from stillframe.loading.load import find_source, pick_device, pick_dtype
 from stillframe.loading.loader_calls import one_sentence, quietly
 from stillframe.loading.recipes import load_recipes
+from stillframe.whole_file import whole_folder
 
 __all__ = ["convert", "convert_model"]
 
@@ -39,14 +40,19 @@ def convert(source: Source, out: Path, dtype: torch.dtype = torch.bfloat16) -> P
         ``out``.
 
     Raises:
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded, or links in its folder lead out of it.
         OutputError: the folder exists or cannot be written; nothing half-written is left.
     """
-    if out.exists():
+    if os.path.lexists(out):  # said before a model is read
         raise OutputError(f"{out} is there already, and a model needs a new folder")
+    check_links(source.folder())
+    if source.recipe is not None and source.recipe.lora is not None:
+        # nobody has named this one: it is taken along with the weights
+        lora = hub.require(source.recipe.repo_place, source.recipe.lora, source.name)
+        check_file(lora.parent, lora.name)
     pipe = build(source, dtype, open_text(source, dtype))
     pipe.set_progress_bar_config(disable=True)
-    with _whole_or_nothing(out) as part:
+    with whole_folder(out) as part:
         pipe.save_pretrained(part)
         _add_text(source.folder(), part)
     return out
@@ -93,6 +99,10 @@ def convert_model(
             repo=str(file.parent.resolve()),
             file=file.name,
             lora=None if lora is None else Path(lora).name,
+            # pins are of the recipe's own files, and these are the user's
+            revision=None,
+            sha256=None,
+            lora_sha256=None,
         )
         source = dataclasses.replace(source, recipe=own)
     if not all(found.present for found in hub.on_disk(source.wanted)):
@@ -104,24 +114,10 @@ def convert_model(
 def _add_text(base: Path, folder: Path) -> None:
     """Text encoder and tokenizer of the base, byte for byte, and their lines in the index."""
     for name in _TEXT:
-        # links into a cache become files
+        # links into a cache become files, and others were refused
         shutil.copytree(base / name, folder / name)
     index_path = folder / "model_index.json"
     index = json.loads(index_path.read_text(encoding="utf-8"))
     of_base = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
     index.update({name: of_base[name] for name in _TEXT})
     index_path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that becomes it in the end, or is removed."""
-    part = out.with_name(f"{out.name}.part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        part.rename(out)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -8,6 +8,7 @@ in the files.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ __all__ = [
     "VAES",
     "RemoteFile",
     "Wanted",
+    "check_sha256",
     "fetch",
     "find",
     "find_folder",
@@ -53,7 +55,7 @@ class Wanted:
     """Files of one repository.
 
     Attributes:
-        repo: a hub id (owner/name), or a folder; a folder that is there wins.
+        repo: a hub id (owner/name, or owner/name@commit), or a folder; a folder that is there wins.
         files: names within it, or patterns in which ``*`` also stands for ``/``.
     """
 
@@ -92,8 +94,7 @@ def wanted_by(recipe: Recipe, vae: str = "tiny") -> tuple[Wanted, ...]:
         raise ValueError(f"unknown autoencoder {vae!r}; known are {', '.join(VAES)}")
     weights = (recipe.file,) if recipe.lora is None else (recipe.file, recipe.lora)
     base = (*_BASE, *_AROUND, _FULL_VAE) if vae == "full" else (*_BASE, *_AROUND)
-    places = (recipe.place(recipe.repo), recipe.place(recipe.base))
-    wanted = (Wanted(places[0], weights), Wanted(places[1], base))
+    wanted = (Wanted(recipe.repo_place, weights), Wanted(recipe.base_place, base))
     return wanted if vae == "full" else (*wanted, Wanted(TINY_VAE_REPO, (TINY_VAE_FILE,)))
 
 
@@ -165,7 +166,8 @@ def find(repo: str, file: str) -> Path | None:
     with one_sentence_hub_errors(repo):
         from huggingface_hub import try_to_load_from_cache
 
-        path = try_to_load_from_cache(repo, file)
+        hub_id, revision = _split(repo)
+        path = try_to_load_from_cache(hub_id, file, revision=revision)
     # neither str nor None: the hub is known not to have it
     return Path(path) if isinstance(path, str) else None
 
@@ -195,6 +197,29 @@ def require(repo: str, file: str, name: str) -> Path:
     raise ModelError(f"{file} of {repo} is not on disk: `stillframe models fetch {name}` gets it")
 
 
+def check_sha256(path: Path, expected: str, what: str) -> None:
+    """Refuse a file that is not the one that was pinned.
+
+    Args:
+        path: it.
+        expected: in hexadecimal digits.
+        what: who pinned it.
+
+    Raises:
+        ModelError: it is another, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    if found != expected:
+        raise ModelError(
+            f"{path} is not the file that {what} pins: its SHA-256 is {found}, and {expected} was "
+            "expected"
+        )
+
+
 def size_text(size: int | None) -> str:
     """Bytes for people: "5.7 GB"."""
     if size is None:
@@ -207,6 +232,12 @@ def size_text(size: int | None) -> str:
 
 def _once(files: Iterable[RemoteFile]) -> list[RemoteFile]:
     return list({(file.repo, file.name): file for file in files}.values())
+
+
+def _split(repo: str) -> tuple[str, str | None]:
+    """Hub id and commit of what is no folder; None for the latest one."""
+    hub_id, _, revision = repo.partition("@")
+    return hub_id, revision or None
 
 
 def _folder(repo: str) -> Path | None:
@@ -239,7 +270,11 @@ def _snapshot(repo: str) -> Path | None:
 
         try:
             # no pattern: whether it is complete is a question of what is wanted
-            return Path(snapshot_download(repo, allow_patterns=[], local_files_only=True))
+            hub_id, revision = _split(repo)
+            found = snapshot_download(
+                hub_id, revision=revision, allow_patterns=[], local_files_only=True
+            )
+            return Path(found)
         except LocalEntryNotFoundError:
             return None
 
@@ -251,7 +286,9 @@ def _listing(repo: str) -> dict[str, int | None]:
         from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
         try:
-            return {file.path: file.size for file in get_cached_repo_tree(repo)}
+            hub_id, revision = _split(repo)
+            tree = get_cached_repo_tree(hub_id, revision=revision)
+            return {file.path: file.size for file in tree}
         except CachedRepoTreeNotFoundError:
             return {}
 
@@ -293,9 +330,14 @@ def _ask(wanted: Wanted) -> list[RemoteFile]:
     from huggingface_hub import snapshot_download
 
     repo, patterns = wanted.repo, list(wanted.files)
+    hub_id, revision = _split(repo)
     with one_sentence_hub_errors(repo):
         infos = snapshot_download(
-            repo, allow_patterns=patterns, dry_run=True, tqdm_class=silent_bar()
+            hub_id,
+            revision=revision,
+            allow_patterns=patterns,
+            dry_run=True,
+            tqdm_class=silent_bar(),
         )
     known = {info.filename: info for info in infos}
     for name in (names := _matching(patterns, known)):
@@ -329,7 +371,8 @@ def _keep_listings(wanted: Iterable[Wanted], repos: set[str]) -> None:
     patterned = {entry.repo for entry in wanted if any("*" in name for name in entry.files)}
     for repo in sorted(patterned & repos):
         with one_sentence_hub_errors(repo):
-            snapshot_download(repo, allow_patterns=[], tqdm_class=silent_bar())
+            hub_id, revision = _split(repo)
+            snapshot_download(hub_id, revision=revision, allow_patterns=[], tqdm_class=silent_bar())
 
 
 def _get(file: RemoteFile, progress: Progress | None) -> Path:
@@ -339,4 +382,5 @@ def _get(file: RemoteFile, progress: Progress | None) -> Path:
         from huggingface_hub import hf_hub_download
 
         bar = silent_bar(file.name, progress)
-        return Path(hf_hub_download(file.repo, file.name, tqdm_class=bar))
+        hub_id, revision = _split(file.repo)
+        return Path(hf_hub_download(hub_id, file.name, revision=revision, tqdm_class=bar))

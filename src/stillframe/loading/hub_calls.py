@@ -79,6 +79,9 @@ def _sentence(error: BaseException, repo: str, what: str) -> str | None:
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
+    repo, _, revision = repo.partition("@")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{hub}/{repo} has no revision {revision}"
     if isinstance(error, errors.HFValidationError):
         return f"{repo!r} is neither a folder nor a hub id (owner/name)"
     if isinstance(error, errors.OfflineModeIsEnabled):

@@ -130,7 +130,7 @@ def find_source(name: str, vae: str | None = None) -> Source:
         )
     recipe = load_recipes().get(name)
     if recipe is not None:
-        return Source(name, recipe.place(recipe.base), recipe, vae or "tiny")
+        return Source(name, recipe.base_place, recipe, vae or "tiny")
     return Source(name, find_model(name), None, vae or "full")
 
 

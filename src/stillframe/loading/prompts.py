@@ -11,7 +11,6 @@ import gc
 import hashlib
 import json
 import os
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,10 +24,13 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import UMT5EncoderModel
 from transformers.utils import logging
 
-from stillframe.errors import ModelError
+from stillframe.backbones.finite import check_model
+from stillframe.backbones.model_folder import check_part, load_tokenizer
+from stillframe.errors import ModelError, OutputError
+from stillframe.whole_file import write_whole
 
 __all__ = ["CACHE_VARIABLE", "PromptEncoder", "clean_prompt", "default_cache"]
 
@@ -48,6 +50,8 @@ _RECENT = 16
 
 # prompts kept on disk, all models together: 4 GB at the very most, and far less with usual prompts
 _FILES = 1000
+# theirs alone: whatever else is in the folder is not ours to remove
+_NAMES = "[0-9a-f]" * 64 + ".safetensors"
 
 
 def default_cache() -> Path:
@@ -192,19 +196,20 @@ class PromptEncoder:
                 raise ModelError(f"{self.folder} has no text encoder: there is no folder {part}")
         try:
             with _quietly():
-                tokenizer = AutoTokenizer.from_pretrained(
-                    self.folder, subfolder="tokenizer", local_files_only=True
-                )
+                tokenizer = load_tokenizer(self.folder)
+                check_part(self.folder / "text_encoder")
                 model, report = UMT5EncoderModel.from_pretrained(
                     self.folder,
                     subfolder="text_encoder",
                     dtype=self.dtype,
                     device_map={"": self.device},
                     local_files_only=True,
+                    trust_remote_code=False,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # `_check` says which, transformers does not
                 )
             _check(model, report)
+            check_model(model, "it")
         except Exception as error:  # damaged and foreign folders fail in every way there is
             raise ModelError(
                 f"the text encoder in {self.folder} cannot be loaded: {_sentence(error)}"
@@ -236,11 +241,13 @@ class PromptEncoder:
         about = {"prompt": prompt, "identity": self.identity, "text_length": str(self.text_length)}
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
-            _replace(self._path(prompt), save({_ROWS: rows.contiguous()}, about))
+            write_whole(self._path(prompt), (save({_ROWS: rows.contiguous()}, about),))
             _forget_oldest(self.cache, _FILES)
-        except OSError as error:
+        except (OSError, OutputError) as error:
             if not self._warned:
-                reason = error.strerror or type(error).__name__
+                # of an OutputError, what the system said
+                cause = error.__cause__ or error
+                reason = getattr(cause, "strerror", None) or type(cause).__name__
                 warnings.warn(
                     f"prompts are not kept: {self.cache} cannot be written: {reason}", stacklevel=4
                 )
@@ -281,18 +288,9 @@ def _clean(prompt: str) -> str:
 
 def _forget_oldest(folder: Path, most: int) -> None:
     """Remove the files written longest ago, so that at most ``most`` are left."""
-    files = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    files = sorted(folder.glob(_NAMES), key=lambda path: path.stat().st_mtime)
     for path in files[: max(len(files) - most, 0)]:
         path.unlink(missing_ok=True)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is either there whole or not at all."""
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
-        # inside a folder of its own the file gets the user's usual permissions
-        new = Path(folder) / path.name
-        new.write_bytes(content)
-        new.replace(path)
 
 
 def _check(model: Any, report: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -28,6 +29,17 @@ TIMESTEPS = 1000
 """A model's timestep at sigma 1."""
 
 _EDIT_STEPS = (400, 350, 250)
+
+# how the name of a folder starts, unlike a hub id
+_FOLDERS = (".", "/", "~")
+
+# fields that pin something: hexadecimal digits, and the field that they are about
+_PINS = {
+    "revision": (40, "repo"),
+    "base_revision": (40, "base"),
+    "sha256": (64, "file"),
+    "lora_sha256": (64, "lora"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,10 @@ class Recipe:
     lora_scale: float = 1.0
     licence: str = "not stated"
     paper: str = ""
+    revision: str | None = None
+    base_revision: str | None = None
+    sha256: str | None = None
+    lora_sha256: str | None = None
 
     @property
     def generate_sigmas(self) -> tuple[float, ...]:
@@ -75,9 +91,25 @@ class Recipe:
         shares = (step / TIMESTEPS for step in steps)
         return tuple(shift_sigma(u, self.shift) if warp else u for u in shares)
 
+    @property
+    def repo_place(self) -> str:
+        """Where the weights are, as `hub.Wanted` has it: a folder, or a hub id and its commit."""
+        return self.place(self.repo) + (f"@{self.revision}" if self.revision else "")
+
+    @property
+    def base_place(self) -> str:
+        """Where the base is, likewise."""
+        return self.place(self.base) + (f"@{self.base_revision}" if self.base_revision else "")
+
+    @property
+    def pins(self) -> dict[str, str]:
+        """The SHA-256 that files of the weights' repository must have, by their names."""
+        pinned = {self.file: self.sha256, self.lora: self.lora_sha256}
+        return {file: value for file, value in pinned.items() if file and value}
+
     def place(self, repo: str) -> str:
         """A hub id as it is; a folder (``./x``, ``../x``, ``/x``, ``~/x``) as an absolute path."""
-        if not repo.startswith((".", "/", "~")):
+        if not repo.startswith(_FOLDERS):
             return repo
         return str((self.folder / os.path.expanduser(repo)).resolve())
 
@@ -118,6 +150,7 @@ def _recipe(name: str, table: Mapping[str, Any], path: Path) -> Recipe:
         if entry.default is MISSING and key not in given:
             raise ModelError(f"{place} has no {key}")
     recipe = Recipe(name=name, folder=path.parent.resolve(), **given)
+    _check_pins(recipe, place)
     if min(recipe.block, recipe.shift) < 1 or min(recipe.sink, recipe.edit_sink) < 0:
         raise ModelError(f"{place} needs block and shift of at least 1 and sinks of at least 0")
     if min(recipe.window, recipe.edit_window) < recipe.block:
@@ -131,6 +164,20 @@ def _recipe(name: str, table: Mapping[str, Any], path: Path) -> Recipe:
         first = f"{recipe.steps[0]:g}, and text-to-video starts from noise, at {TIMESTEPS}"
         raise ModelError(f"{place} has steps that start at {first}")
     return recipe
+
+
+def _check_pins(recipe: Recipe, place: str) -> None:
+    """Refuse pins that pin nothing: a branch's or a tag's name may mean another file tomorrow."""
+    for key, (digits, about) in _PINS.items():
+        value, pinned = getattr(recipe, key), getattr(recipe, about)
+        if value is None:
+            continue
+        if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
+            raise ModelError(f"{place} has {key} = {value!r}, which is not {digits} digits 0-9a-f")
+        if pinned is None:
+            raise ModelError(f"{place} has {key} and no {about}")
+        if about in ("repo", "base") and pinned.startswith(_FOLDERS):
+            raise ModelError(f"{place} has {key}, and its {about} {pinned} is a folder")
 
 
 def read_recipes(path: Path) -> dict[str, Recipe]:

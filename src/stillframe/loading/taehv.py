@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stillframe.autoencoders.tiny import TemporalGrow, TinyVideoAutoencoder
+from stillframe.backbones.finite import check_model
 from stillframe.errors import ModelError
 from stillframe.loading.checkpoint import check_tensors, pick_weights, read_file
 
@@ -61,7 +62,7 @@ def load_taehv(path: Path, dtype: torch.dtype = torch.float32) -> TinyVideoAutoe
         Wan after Wan's own normalisation, so it has no statistics of its own.
 
     Raises:
-        ModelError: the file cannot be read, or is not of such an autoencoder.
+        ModelError: the file cannot be read, is not of such an autoencoder, or not finite.
     """
     state = pick_weights(read_file(path), (), path)
     encoder, widths, latents, patch = _widths(state, path.name)
@@ -83,4 +84,5 @@ def load_taehv(path: Path, dtype: torch.dtype = torch.float32) -> TinyVideoAutoe
                 state[key] = state[key][-rows:]
     check_tensors(state, expected, path.name)
     vae.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
+    check_model(vae, path.name)
     return vae.eval().requires_grad_(False)

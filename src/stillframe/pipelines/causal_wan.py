@@ -21,13 +21,13 @@ from diffusers import (
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.wan import TextCache
 from stillframe.config import EditConfig
-from stillframe.controls import Control, FrameClock
+from stillframe.controls import Controls, FrameClock, SourceFacts
 from stillframe.engine.inputs import Generators, check_embeds, check_generators
 from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
 from stillframe.methods import as_method
@@ -79,7 +79,7 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
     @taking_along
     def __init__(
         self,
-        tokenizer: AutoTokenizer | None,
+        tokenizer: PreTrainedTokenizerFast | None,
         text_encoder: UMT5EncoderModel | None,
         transformer: WanTransformer3DModel,
         vae: AutoencoderKLWan | TinyVideoAutoencoder,
@@ -329,13 +329,13 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
         edited = torch.cat([part for part in parts if part is not None], 1)
         return pack_clip(edited, blocks, self.video_processor, output_type, return_dict)
 
-    def _fitted(self, control: Control, frames: Tensor) -> Control:
+    def _fitted(self, control: Controls, frames: Tensor) -> Controls:
         """The control for a clip (B, T, 3, H, W)."""
         fresh = open_autoencoder(self.vae, self.config.block_frames)
         untaken = fresh.block_frames * fresh.temporal - fresh.next_frames
         trimmed = int(getattr(self.vae, "frames_to_trim", 0))
         clock = FrameClock(fresh.temporal, untaken, untaken + trimmed)
-        return control.fitted(frames.shape[-1], frames.shape[-2], (1.0, 1.0), clock)
+        return control.fitted(SourceFacts(frames.shape[-1], frames.shape[-2], clock=clock))
 
     def _expanded(
         self, prompt: str | Sequence[str] | None, embeds: Tensor | None, batch: int

@@ -17,8 +17,11 @@ from typing import Any, Self
 
 from diffusers import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
+from torch import nn
 
 from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.backbones.finite import check_model
+from stillframe.backbones.model_folder import check_classes
 from stillframe.backbones.wan import WanDenoiser
 from stillframe.errors import ModelError
 from stillframe.models import bundled_models
@@ -60,13 +63,19 @@ class SettableParts(DiffusionPipeline):
     def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> Self:
         """Load a pipeline.
 
+        Code that comes with a model is never run.
+
         Args:
             name: of a bundled model, a folder in diffusers' format, or a hub id (owner/name).
             options: diffusers' own.
 
         Raises:
-            ModelError: it is none of these.
+            ModelError: it is none of these, has parts of classes that Wan has not, or
+                weights that are not finite.
+            ValueError: for ``trust_remote_code``.
         """
+        if options.get("trust_remote_code"):
+            raise ValueError("code that comes with a model is never run: trust_remote_code is True")
         bundled, folder = bundled_models(), Path(name).expanduser()
         if str(name) in bundled:
             folder = bundled[str(name)]
@@ -77,9 +86,26 @@ class SettableParts(DiffusionPipeline):
             )
         if folder.is_dir() and not (folder / "model_index.json").is_file():
             raise ModelError(f"{name} is not a model: the folder has no model_index.json")
+        if folder.is_dir():
+            check_classes(folder, options)
         place = str(folder) if folder.is_dir() else name
         pipe: Self = super().from_pretrained(place, **options)
+        quantised = "quantization_config" in options
+        for part, model in pipe.components.items():
+            if isinstance(model, nn.Module) and part not in options and not quantised:
+                check_model(model, f"the {part} of {name}")
         return pipe
+
+    @classmethod
+    def download(cls, name: str | os.PathLike[str], **options: Any) -> Any:
+        """Where diffusers has put a repository of the hub, before anything in it is loaded.
+
+        Raises:
+            ModelError: it has parts of classes that Wan has not.
+        """
+        folder = super().download(name, **options)
+        check_classes(Path(folder), options)
+        return folder
 
     @property
     def denoiser(self) -> WanDenoiser:

@@ -10,8 +10,6 @@ import errno
 import os
 import shutil
 import socket
-import tempfile
-from itertools import count
 from os import PathLike
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,7 +17,7 @@ from urllib.parse import urlsplit
 from stillframe.errors import OutputClosedError, OutputError
 from stillframe.video.containers import CONTAINERS, SEQUENCES, STREAMS
 from stillframe.video.places import Pattern, Sink, split_pattern
-from stillframe.whole_file import name_beside
+from stillframe.whole_file import WholeFile, own_folder
 
 __all__ = ["FileTarget", "SequenceTarget", "StreamTarget", "check_output", "find_target"]
 
@@ -111,7 +109,7 @@ class SequenceTarget:
         if not folder.is_dir():
             folder.mkdir()
             self._made = folder
-        self._part = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=folder))
+        self._part = own_folder(folder)
         # what is no pattern must not become one
         return os.path.join(str(self._part).replace("%", "%%"), self._final.name)
 
@@ -134,7 +132,7 @@ class SequenceTarget:
 
 
 class FileTarget:
-    """A file that grows beside its final place as NAME.part.EXT.
+    """A file that grows in a hidden folder beside its final place, see `WholeFile`.
 
     Args:
         path: its name in the end.
@@ -150,22 +148,20 @@ class FileTarget:
 
     def __init__(self, path: Path, source: Path | None) -> None:
         self.name = str(path)
-        self._final = check_output(path, source=source)
+        self._file = WholeFile(check_output(path, source=source))
         self.container = CONTAINERS[path.suffix.lower()]
 
     def open(self) -> str:
-        """Create the growing file; returns its path."""
-        self._part = _create_part(self._final)
-        return str(self._part)
+        """The path at which the file is to grow."""
+        return str(self._file.open())
 
     def publish(self) -> None:
         """Give the complete file its name."""
-        os.replace(self._part, self._final)
+        self._file.publish()
 
     def discard(self) -> None:
         """Delete what there is."""
-        with contextlib.suppress(OSError):
-            self._part.unlink(missing_ok=True)
+        self._file.discard()
 
     def explain(self, error: Exception) -> OutputError:
         """An error of the system or of FFmpeg as a sentence."""
@@ -261,14 +257,3 @@ def _wait_for_rtmp(host: str, port: int) -> None:
         connection.sendall(_RTMP_VERSION + bytes(_RTMP_HANDSHAKE_BYTES))
         if connection.recv(1) != _RTMP_VERSION:
             raise OSError(errno.EPROTO, "what answers is no RTMP server")
-
-
-def _create_part(target: Path) -> Path:
-    """Create the empty file that grows beside `target`, under a name that nobody has."""
-    for attempt in count(1):
-        middle = ".part" if attempt == 1 else f".part{attempt}"
-        part = target.with_name(name_beside(target.name, middle))
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            return part
-    raise AssertionError("unreachable")
