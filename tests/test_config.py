@@ -267,7 +267,7 @@ def test_a_control_of_a_user_is_an_option_of_every_edit(monkeypatch: pytest.Monk
 
     from stillframe.controls import base
 
-    monkeypatch.setitem(base._REGISTRY._kinds, "thirds", Thirds)  # type: ignore[arg-type]
+    monkeypatch.setitem(base._REGISTRY._kinds, "thirds", Thirds)
     assert "thirds" in edit_options()
     for command in ("edit", "serve"):
         shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})

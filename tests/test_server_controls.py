@@ -124,7 +124,9 @@ def test_what_is_not_named_stays_and_a_target_takes_the_place_of_another() -> No
     held = held.with_values({"target_kept": 0.5, "cuts": None})
     assert held.values == {"target_kept": 0.5, "rate_mode": "capped", "refresh": 4}
     held = held.with_values({"target_latency": None, "gop": 9, "guard": 0.02})
-    assert held.config.control == Controls(Gop(9), Refresh(4), Rate(kept=0.5, mode="capped"), Guard())
+    assert held.config.control == Controls(
+        Gop(9), Refresh(4), Rate(kept=0.5, mode="capped"), Guard()
+    )
     held = held.with_values(dict.fromkeys(("target_kept", "refresh", "gop", "guard")))
     assert held.config.control is None
     # the mode waits for another target
