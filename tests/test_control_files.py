@@ -214,8 +214,6 @@ def test_controls_from_the_command_line_to_the_report(tmp_path: Path, model_fold
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--gop", "0"], "'--gop': Input should be greater than or equal to 1"),
-        (["--refresh", "-3"], "'--refresh': Input should be greater than or equal to 1"),
         (["--roi", "1,2,3"], "got 3 numbers"),
         (["--roi", "0,0,0,0"], "sides above 0"),
         (["--roi", "900,0,10,10"], "outside of 64x48 pixels"),

@@ -7,6 +7,8 @@ reads the output any more.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -23,23 +25,39 @@ from stillframe.cli.reproduce import reproduce
 from stillframe.cli.screen import REFUSED, complain, say
 from stillframe.cli.serve import serve
 from stillframe.cli.styles import styles
+from stillframe.untrusted.printable import printable
 
 __all__ = ["app"]
 
 
 class _Commands(TyperGroup):
-    """Commands that refuse a wrong value in one sentence, as whatever else is refused."""
+    """Commands that refuse a wrong value in one sentence, and show what was typed as text."""
+
+    def make_context(self, *args: Any, **given: Any) -> Any:
+        """See click."""
+        with _printable_complaints():
+            return super().make_context(*args, **given)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was typed."""
-        try:
+        """See click."""
+        with _printable_complaints():
             return super().invoke(ctx)
-        except typer.BadParameter as error:
-            # one that is missing is a kind of these, and there usage helps
-            if type(error) is not typer.BadParameter:
-                raise
+
+
+@contextmanager
+def _printable_complaints() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # click's, which newer releases of typer have a copy of
+        told: Any = error
+        if hasattr(told, "format_message"):
+            told.message = printable(told.message)
+        # one that is missing is a kind of these, and there usage helps
+        if type(error) is typer.BadParameter:
             complain(error.format_message())
             raise typer.Exit(REFUSED) from error
+        raise
 
 
 app = typer.Typer(

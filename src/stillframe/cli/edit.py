@@ -68,6 +68,14 @@ _STREAM = {
         most=86400,
         group=_STREAMS,
     ),
+    "max_pixels": Option(
+        "int",
+        "Refuse larger pictures: 35389440 pixels (8192x4320) by default.",
+        metavar="PIXELS",
+        least=256,
+        most=2**31 - 1,
+        group=_STREAMS,
+    ),
     "background": Option(
         "str",
         "Show transparent pictures on this colour.",
@@ -154,8 +162,12 @@ def _places(name: str, given: Mapping[str, Any]) -> tuple[Source, Sink]:
     """
     from stillframe.jobs.outputs import check_outputs
     from stillframe.video import Sink, Source, VideoReader
+    from stillframe.video.formats import MAX_PIXELS
 
-    source = Source.of(name, given["input_format"], given["input_timeout"], given["background"])
+    source = Source.of(
+        name, given["input_format"], given["input_timeout"], given["background"],
+        given["max_pixels"] or MAX_PIXELS,
+    )  # fmt: skip
     sink = Sink.of(given["out"], given["output_format"])
     map_path, report, masks = (given[name] for name in ("map", "report", "masks_out"))
     if not source.is_live:

@@ -27,7 +27,7 @@ _OPTIONS = {
     "frames": Option(
         "int", "Make so many frames; 81 by default.", metavar="N", least=1, most=FRAMES
     ),
-    "seconds": Option("float", "Make so many seconds, instead of --frames.", above=0, below=1e6),
+    "seconds": Option("float", "Make so many seconds, instead of --frames.", above=0, most=86400),
     "height": SIZE["height"],
     **QUIET,
     **part(OPTIONS, _DENOISING),
@@ -37,7 +37,7 @@ _OPTIONS = {
         "Show so many frames a second.",
         default=16.0,
         metavar="FPS",
-        least=1,
+        least=0.001,
         most=1000,
         group=RESULT,
     ),
@@ -52,15 +52,18 @@ def generate(given: Given) -> None:
     from stillframe.jobs.outputs import check_outputs
 
     check_outputs(None, given["out"], report_path=given["report"])
+    from stillframe.loading.prompts import clean_prompt
+
+    prompt = clean_prompt(given["prompt"])
     config = EditConfig.from_options(part(given, _DENOISING))
     started = time.perf_counter()
-    pipe = load(given, generate=True, prompt=given["prompt"])
+    pipe = load(given, generate=True, prompt=prompt)
     loaded = time.perf_counter() - started
     from stillframe.jobs.generate import generate_file
 
     with Interruption() as interrupted, edit_progress(given["quiet"], "generating") as show:
         done = generate_file(
-            pipe, given["out"], prompt=given["prompt"], num_frames=given["frames"],
+            pipe, given["out"], prompt=prompt, num_frames=given["frames"],
             seconds=given["seconds"], fps=given["fps"], height=given["height"],
             width=given["width"], crf=given["crf"], config=config, model=given["model"],
             load_seconds=loaded, on_progress=show, stop=interrupted,

@@ -14,6 +14,7 @@ import typer
 from stillframe.cli.options import FRAMES, HARDWARE, MODEL, OFFLOAD, QUIET, SIZE, VAE, load, part
 from stillframe.cli.screen import Interruption, warn
 from stillframe.options import Option
+from stillframe.untrusted.printable import printable
 
 if TYPE_CHECKING:
     from stillframe.evaluation import Plan
@@ -96,7 +97,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -108,7 +109,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
         def tell(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
+                tasks[what] = bar.add_task(printable(what), total=total)
             bar.update(tasks[what], completed=done, total=total)
 
         yield tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +143,7 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
         return wanted_by(recipes[name], vae or "tiny")
     if name in bundled_models():
         return ()
-    if name.count("/") != 1 and not Path(name).expanduser().is_dir():
+    if name.count("/") != 1 and not os.path.isdir(Path(name).expanduser()):
         raise ModelError(
             f"unknown model {name!r}: it is no hub id (owner/name); recipes are "
             f"{', '.join(recipes)}"

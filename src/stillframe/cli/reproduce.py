@@ -32,7 +32,7 @@ _OPTIONS = {
         least=1,
         most=10**6,
     ),
-    "seeds": Option("int", "Draw the noise so many times.", metavar="N", least=2, most=10**6),
+    "seeds": Option("int", "Draw the noise so many times.", metavar="N", least=2, most=10**4),
     **MEASURING,
 }
 

@@ -5,12 +5,17 @@ What the server does is in ``server``, which needs packages of its own.
 
 from __future__ import annotations
 
+import html
 import importlib.util
+import os
 import socket
+import tempfile
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillframe.cli.command import Given, flag, takes
@@ -30,6 +35,7 @@ __all__ = ["serve"]
 
 _NEEDED = ("fastapi", "uvicorn", "websockets")
 _SERVER = "Server"
+_TOKEN_BYTES = 4096
 
 _OWN = {
     "host": Option(
@@ -53,12 +59,28 @@ _OWN = {
         most=1024,
         group=_SERVER,
     ),
-    "token": Option(
-        "str",
-        "Serve clients that know this token.",
-        metavar="TEXT",
+    "token_file": Option(
+        "path",
+        "Serve clients that know the token in this file; else that of STILLFRAME_TOKEN, else a new "
+        "one.",
+        metavar="FILE",
         group=_SERVER,
-        variable="STILLFRAME_TOKEN",
+    ),
+    "name": Option(
+        "str",
+        "Answer to this name of the server, too; may be given several times.",
+        metavar="NAME",
+        repeats=True,
+        group=_SERVER,
+    ),
+    "max_pixels": Option(
+        "int",
+        "Refuse larger pictures of clients.",
+        default=1920 * 1088,
+        metavar="PIXELS",
+        least=256,
+        most=2**31 - 1,
+        group=_SERVER,
     ),
     "one_process": Option(
         "bool",
@@ -97,22 +119,18 @@ def serve(given: Given) -> None:
 
     How sessions edit holds for clients that do not say otherwise."""
     _check_packages()
-    from stillframe.server.guard import is_loopback, new_token
     from stillframe.server.serving import address, listen
 
     edits = {name: given[name] for name in _edits()}
     # refused here, as for `edit`, and not when the first client comes
     EditConfig.from_options(edits, named=flag)
-    host, token = given["host"], given["token"]
-    if token is None and not is_loopback(host):
-        token = new_token()
-    with listen(host, given["port"]) as place:
+    token = _token(given["host"], given["token_file"])
+    with listen(given["host"], given["port"]) as place:
         app = _app(given, edits, token)
         url = address(host, place.getsockname()[1], token)
         say(f"live editing at {url} (Ctrl-C ends it)")
-        if given["open"]:
-            webbrowser.open(url)
-        _run(app, place)
+        with _opened(url) if given["open"] else nullcontext():
+            _run(app, place)
     say("the server has ended")
 
 
@@ -126,10 +144,44 @@ def _check_packages() -> None:
         )
 
 
+def _token(host: str, file: Path | None) -> str | None:
+    """What clients must know: never an argument, which everybody on this computer could read."""
+    from stillframe.server.guard import is_loopback, new_token
+
+    if file is not None:
+        try:
+            with file.open("rb") as lines:
+                return lines.read(_TOKEN_BYTES).decode().strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise StillframeError(f"cannot read the token in {file}: {reason}") from error
+    given = os.environ.pop("STILLFRAME_TOKEN", "").strip()
+    return given or (None if is_loopback(host) else new_token())
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[None]:
+    """Open the page in a browser.
+
+    An address with a token is no argument of a program either: a file that only its owner can read
+    leads there, for as long as the context lasts.
+    """
+    if "#" not in url:
+        webbrowser.open(url)
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="stillframe-") as folder:
+        page = Path(folder) / "open.html"
+        page.write_text(f'<meta http-equiv="refresh" content="0;url={html.escape(url)}">')
+        webbrowser.open(page.as_uri())
+        yield
+
+
 def _app(given: Mapping[str, Any], edits: Mapping[str, Any], token: str | None) -> FastAPI:
     """The application, its model loaded."""
     from stillframe.loading.load import model_styles
     from stillframe.server.app import create_app
+    from stillframe.server.limits import Limits
 
     loading = part(given, (*MODEL, *LOADING, *SIZE, "store"))
     return create_app(
@@ -137,11 +189,13 @@ def _app(given: Mapping[str, Any], edits: Mapping[str, Any], token: str | None) 
         max_sessions=given["max_sessions"],
         token=token,
         host=given["host"],
+        names=given["name"] or [],
         model=given["model"],
         styles=model_styles(given["model"]),
         height=given["height"],
         width=given["width"],
         defaults={name: value for name, value in edits.items() if value is not None},
+        limits=Limits(picture_pixels=given["max_pixels"]),
     )
 
 

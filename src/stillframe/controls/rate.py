@@ -34,6 +34,7 @@ from stillframe.controls.twopass import Forecast
 from stillframe.methods import Method
 from stillframe.options import Option
 from stillframe.tokens.source import SourceBlock
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["BEHIND", "MODES", "Rate", "RateController", "RateOutcome", "most_changed"]
 
@@ -152,10 +153,13 @@ class Rate(Control):
         if not value > 0 or (name == "kept" and value > 1) or value == float("inf"):
             most = " up to 1" if name == "kept" else ""
             raise ValueError(f"a target {name} lies above 0{most}, got {value}")
+        check_number(f"a target {name}", value, 0, 10**6)
         if self.mode not in MODES:
             raise ValueError(f"a rate's mode is 'constant' or 'capped', got {self.mode!r}")
         if self.limit is not None and not self.limit >= 1:
             raise ValueError(f"a rate's limit is at least 1 threshold, got {self.limit}")
+        if self.limit is not None and self.limit != float("inf"):
+            check_number("a rate's limit in thresholds", self.limit, 1, 10**6)
 
     @classmethod
     def from_options(cls, given: Given) -> Rate | None:
