@@ -127,7 +127,7 @@ def serve(given: Given) -> None:
     token = _token(given["host"], given["token_file"])
     with listen(given["host"], given["port"]) as place:
         app = _app(given, edits, token)
-        url = address(host, place.getsockname()[1], token)
+        url = address(given["host"], place.getsockname()[1], token)
         say(f"live editing at {url} (Ctrl-C ends it)")
         with _opened(url) if given["open"] else nullcontext():
             _run(app, place)
