@@ -23,7 +23,17 @@ ROOT = SOURCE.parents[1]
 LAYERS: list[tuple[str, set[str]]] = [
     (
         "ground",
-        {"errors", "options", "registry", "settings", "turns", "models", "tokens", "kernels"},
+        {
+            "errors",
+            "options",
+            "untrusted",
+            "registry",
+            "settings",
+            "turns",
+            "models",
+            "tokens",
+            "kernels",
+        },
     ),
     ("parts", {"attention", "autoencoders", "detection", "whole_file"}),
     ("choices", {"recovery", "methods"}),

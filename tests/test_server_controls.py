@@ -104,7 +104,7 @@ def test_what_is_out_of_range_is_refused(
 
 def test_numbers_that_are_none_are_refused() -> None:
     for text in ('{"type": "update", "target_fps": 1e999}', '{"type": "update", "guard": 1e999}'):
-        with pytest.raises(ProtocolError, match="inf"):
+        with pytest.raises(ProtocolError, match="is a number from"):
             parse_text(text, 4000)
 
 

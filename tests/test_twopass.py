@@ -179,7 +179,6 @@ def test_rates_from_the_command_line_to_the_report(tmp_path: Path, model_folder:
         (["--target-fps", "1", "--method", "full"], "no thresholds"),
         (["--target-fps", "1", "--rate-trace-in", "none"], "could not be read"),
         (["--target-fps", "1", "--rate-trace-out", "none/t"], "no folder"),
-        (["--guard", "2"], "of the tokens: 2"),
     ],
 )
 def test_refusals_are_one_sentence(

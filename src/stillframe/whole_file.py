@@ -24,12 +24,16 @@ from stillframe.errors import OutputError
 
 __all__ = [
     "WholeFile",
+    "check_name",
     "forget_left_behind",
     "open_whole",
     "own_folder",
     "whole_folder",
     "write_whole",
 ]
+
+# bytes: what file systems allow, all of the usual ones alike
+_LONGEST_NAME = 255
 
 _MARK = ".stillframe-"
 _END = ".part"
@@ -106,6 +110,19 @@ def open_whole(path: str | PathLike[str]) -> Iterator[BinaryIO]:
         raise OutputError(f"{path} could not be written: {error.strerror or error}") from error
     finally:
         growing.discard()
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that no usual file system takes; touches nothing.
+
+    Raises:
+        OutputError: it is too long, or has a NUL in it.
+    """
+    length = len(os.fsencode(path.name))
+    if length > _LONGEST_NAME or "\0" in path.name:
+        what = f"has {length} bytes, and {_LONGEST_NAME} are the most" if length else "is empty"
+        what = "has a NUL in it" if "\0" in path.name else what
+        raise OutputError(f"{path} cannot be written: its name {what}")
 
 
 def write_whole(path: str | PathLike[str], parts: Iterable[bytes]) -> None:

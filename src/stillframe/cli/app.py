@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from stillframe.cli.arguments import (
     build_method,
@@ -47,6 +49,7 @@ from stillframe.cli.generate import generate
 from stillframe.cli.listings import demo, methods, styles
 from stillframe.cli.models import models_app
 from stillframe.cli.options import (
+    MOST_FRAMES,
     AttentionOption,
     CrfOption,
     DeviceOption,
@@ -68,6 +71,7 @@ from stillframe.cli.options import (
     VaeOption,
     WidthOption,
     load,
+    number,
     parse_sigmas,
 )
 from stillframe.cli.rate import (
@@ -92,10 +96,39 @@ from stillframe.cli.screen import (
     warn,
 )
 from stillframe.cli.serve import serve
+from stillframe.untrusted.printable import printable
 
 __all__ = ["app"]
 
+
+class _Commands(TyperGroup):
+    """Commands whose complaints about arguments show these as text."""
+
+    def make_context(self, *args: Any, **given: Any) -> Any:
+        """See click."""
+        with _printable_complaints():
+            return super().make_context(*args, **given)
+
+    def invoke(self, ctx: Any) -> Any:
+        """See click."""
+        with _printable_complaints():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _printable_complaints() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # click's, which newer releases of typer have a copy of
+        told: Any = error
+        if hasattr(told, "format_message"):
+            told.message = printable(told.message)
+        raise
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Restyle video, recomputing only what moves.",
     no_args_is_help=True,
     add_completion=False,
@@ -153,11 +186,11 @@ def edit(
     tau1: Tau1Option = None,
     tau2: Tau2Option = None,
     rate: Annotated[
-        float | None, typer.Option(help="Share of tokens to save, for methods that have one.")
+        float | None, number(most=1, help="Share of tokens to save, for methods that have one.")
     ] = None,
     conditioning: Annotated[str | None, typer.Option(help="source or sdedit.")] = None,
     strength: Annotated[
-        float | None, typer.Option(help="Share of noise at the first pass, above 0 up to 1.")
+        float | None, number(most=1, help="Share of noise at the first pass, above 0 up to 1.")
     ] = None,
     steps: StepsOption = None,
     sigmas: SigmasOption = None,
@@ -184,7 +217,9 @@ def edit(
     seed: SeedOption = 0,
     height: HeightOption = None,
     width: WidthOption = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=MOST_FRAMES, help="Stop after so many frames.")
+    ] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     vae: VaeOption = None,
@@ -206,11 +241,17 @@ def edit(
         str | None, typer.Option(help="Of stdout or a URL: y4m, mpegts, matroska or flv.")
     ] = None,
     input_timeout: Annotated[
-        float, typer.Option(help="Seconds of silence after which a URL counts as dead.")
+        float, number(most=86400, help="Seconds of silence after which a URL counts as dead.")
     ] = 10.0,
     background: Annotated[
         str, typer.Option(help="What transparent pictures are shown on: black or white.")
     ] = "black",
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=256, max=2**31 - 1, help="Refuse larger pictures: 35389440 (8192x4320) by default."
+        ),
+    ] = None,
     report: ReportOption = None,
     compare: Annotated[
         bool,
@@ -224,7 +265,7 @@ def edit(
     """Edit a video file or stream."""
     with one_sentence_errors(), ExitStack() as stack:
         read, written = named_places(
-            source, input_format, input_timeout, out, output_format, background
+            source, input_format, input_timeout, out, output_format, background, max_pixels
         )
         check_files(read, written, map_path, report, masks_out)
         written = stack.enter_context(kept_clean(written))

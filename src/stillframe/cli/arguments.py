@@ -6,6 +6,7 @@ torch is imported by what needs it, see ``cli``. It does not know what an edit i
 from __future__ import annotations
 
 import dataclasses
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,11 +32,14 @@ def named_places(
     out: str,
     output_format: str | None,
     background: str = "black",
+    max_pixels: int | None = None,
 ) -> tuple[Source, Sink]:
     """What is meant by the names that were typed."""
     from stillframe.video import Sink, Source
+    from stillframe.video.formats import MAX_PIXELS
 
-    return Source.of(source, input_format, timeout, background), Sink.of(out, output_format)
+    most = MAX_PIXELS if max_pixels is None else max_pixels
+    return Source.of(source, input_format, timeout, background, most), Sink.of(out, output_format)
 
 
 def check_files(
@@ -52,7 +56,11 @@ def check_files(
         VideoReader(source).close()
     check_outputs(source, out, map_path, report)
     check_outputs(source, out, map_path, masks)
-    if report is not None and masks is not None and report.resolve() == masks.resolve():
+    if (
+        report is not None
+        and masks is not None
+        and os.path.realpath(report) == os.path.realpath(masks)
+    ):
         raise ValueError(f"{masks} cannot be the report and the masks: choose another name")
 
 

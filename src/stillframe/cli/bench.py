@@ -40,8 +40,8 @@ def bench(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="A known model's shape, or 1.3b, 14b; no file.")
     ] = False,
-    height: Annotated[int, typer.Option(min=16, help="Of the frames.")] = 480,
-    width: Annotated[int, typer.Option(min=16, help="Of the frames.")] = 832,
+    height: Annotated[int, typer.Option(min=16, max=16384, help="Of the frames.")] = 480,
+    width: Annotated[int, typer.Option(min=16, max=16384, help="Of the frames.")] = 832,
     sigmas: SigmasOption = None,
     kept: Annotated[str, typer.Option(help="Shares of kept tokens.")] = "1.0,.8,.68,.5,.25,.1",
     recovery: Annotated[str, typer.Option(help="aligned or clean.")] = "aligned",
@@ -51,7 +51,7 @@ def bench(
     full_pipeline: Annotated[
         bool, typer.Option("--full-pipeline", help="Frames to frames, autoencoder included.")
     ] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Blocks measured a share.")] = 10,
+    repeats: Annotated[int, typer.Option(min=1, max=10**6, help="Blocks measured a share.")] = 10,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     threads: ThreadsOption = None,

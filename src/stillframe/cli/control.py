@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillframe.cli.options import number
+
 if TYPE_CHECKING:
     from stillframe.controls import Controls
     from stillframe.methods import Method
@@ -40,12 +42,21 @@ _DETECTORS = ("pixels", "latent")
 
 GopOption = Annotated[
     int | None,
-    typer.Option("--gop", metavar="N", help="A whole block every N.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--gop",
+        min=1,
+        max=10**6,
+        metavar="N",
+        help="A whole block every N.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 RefreshOption = Annotated[
     int | None,
     typer.Option(
         "--refresh",
+        min=1,
+        max=10**6,
         metavar="R",
         help="Recompute every patch at least once in R blocks.",
         rich_help_panel=_PANEL,
@@ -67,8 +78,9 @@ CutsByOption = Annotated[
 ]
 ToleranceOption = Annotated[
     float | None,
-    typer.Option(
+    number(
         "--tolerance",
+        most=255,
         metavar="LEVELS",
         help="How far a patch may differ from its source before it is recomputed, in grey levels "
         "of 255: 3 by default, which nobody sees; more is faster.",
@@ -85,14 +97,20 @@ DetectorOption = Annotated[
 ]
 Tau1Option = Annotated[
     float | None,
-    typer.Option(
-        "--tau1", help="Short-term threshold of --detector latent.", rich_help_panel=_PANEL
+    number(
+        "--tau1",
+        most=10**6,
+        help="Short-term threshold of --detector latent.",
+        rich_help_panel=_PANEL,
     ),
 ]
 Tau2Option = Annotated[
     float | None,
-    typer.Option(
-        "--tau2", help="Long-term threshold of --detector latent.", rich_help_panel=_PANEL
+    number(
+        "--tau2",
+        most=10**6,
+        help="Long-term threshold of --detector latent.",
+        rich_help_panel=_PANEL,
     ),
 ]
 RoiOption = Annotated[

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillframe.cli.screen import numbers_table, say
+from stillframe.untrusted.printable import printable
 
 if TYPE_CHECKING:
     from stillframe.loading.hub import RemoteFile, Wanted
@@ -83,7 +84,7 @@ def _download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
 
         def show(file: str, done: int, total: int | None) -> None:
             if file not in tasks:
-                tasks[file] = bar.add_task(file, total=total)
+                tasks[file] = bar.add_task(printable(file), total=total)
             bar.update(tasks[file], completed=done, total=total)
 
         yield show

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stillframe.cli.options import (
+    MOST_FRAMES,
     DeviceOption,
     DtypeOption,
     HeightOption,
@@ -31,6 +32,7 @@ from stillframe.cli.options import (
     load,
 )
 from stillframe.cli.screen import Interruption, one_sentence_errors, say, warn
+from stillframe.untrusted.printable import printable
 
 if TYPE_CHECKING:
     from stillframe.evaluation import Plan
@@ -63,7 +65,7 @@ def evaluate_command(
     seeds: Annotated[str, typer.Option(help="Of the noise: 0,1,2")] = "0",
     metrics: MetricsOption = None,
     model: ModelOption = "tiny",
-    frames: Annotated[int, typer.Option(min=1, help="At most, of a clip.")] = 81,
+    frames: Annotated[int, typer.Option(min=1, max=MOST_FRAMES, help="At most, of a clip.")] = 81,
     height: HeightOption = None,
     width: WidthOption = None,
     conditioning: Annotated[str | None, typer.Option(help="source or sdedit.")] = None,
@@ -115,14 +117,16 @@ def reproduce_command(
     ],
     out: OutFolderOption,
     model: ModelOption = "tiny",
-    frames: Annotated[int | None, typer.Option(min=1, help="At most, of a clip.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, max=MOST_FRAMES, help="At most, of a clip.")
+    ] = None,
     height: HeightOption = None,
     width: WidthOption = None,
     most: Annotated[
-        int | None, typer.Option(min=1, help="Clips of the larger experiments.")
+        int | None, typer.Option(min=1, max=10**6, help="Clips of the larger experiments.")
     ] = None,
     prompts: PromptsOption = None,
-    seeds: Annotated[int | None, typer.Option(min=2, help="Draws of noise.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=2, max=10**4, help="Draws of noise.")] = None,
     rates: Annotated[str | None, typer.Option(help="Shares of tokens to leave out: .1,.2")] = None,
     metrics: MetricsOption = None,
     device: DeviceOption = "auto",
@@ -224,7 +228,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar on standard error: what is done, how many of how many, time left."""
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -236,7 +240,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
         def tell(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
+                tasks[what] = bar.add_task(printable(what), total=total)
             task = tasks[what]
             bar.update(task, completed=done, total=total)  # type: ignore[arg-type]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillframe.cli.options import (
+    MOST_FRAMES,
     AttentionOption,
     CrfOption,
     DeviceOption,
@@ -27,6 +28,7 @@ from stillframe.cli.options import (
     VaeOption,
     WidthOption,
     load,
+    number,
     parse_sigmas,
 )
 from stillframe.cli.screen import Interruption, edit_progress, one_sentence_errors, say
@@ -42,10 +44,13 @@ def generate(
     prompt: Annotated[str, typer.Option(help="What to show.")],
     model: ModelOption = "tiny",
     frames: Annotated[
-        int | None, typer.Option(min=1, help="How many frames to make; 81 by default.")
+        int | None,
+        typer.Option(min=1, max=MOST_FRAMES, help="How many frames to make; 81 by default."),
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="How long, instead of --frames.")] = None,
-    fps: Annotated[float, typer.Option(help="Frame rate of the output.")] = 16,
+    seconds: Annotated[
+        float | None, number(most=86400, help="How long, instead of --frames.")
+    ] = None,
+    fps: Annotated[float, number(least=0.001, most=1000, help="Frame rate of the output.")] = 16,
     height: HeightOption = None,
     width: WidthOption = None,
     steps: StepsOption = None,
@@ -65,8 +70,10 @@ def generate(
     """Make a video file from a prompt."""
     with one_sentence_errors():
         from stillframe.jobs.outputs import check_outputs
+        from stillframe.loading.prompts import clean_prompt
 
         check_outputs(None, out, report_path=report)
+        prompt = clean_prompt(prompt)
         levels = parse_sigmas(sigmas)
         started = time.perf_counter()
         options = LoadOptions(

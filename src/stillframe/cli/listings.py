@@ -49,8 +49,10 @@ def _paper(kind: type[Method]) -> str:
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("demo"),
-    frames: Annotated[int, typer.Option(min=1, help="Frames of the clip.")] = 96,
-    height: Annotated[int, typer.Option(min=16, help="Of the results, in pixels.")] = 208,
+    frames: Annotated[int, typer.Option(min=1, max=10**6, help="Frames of the clip.")] = 96,
+    height: Annotated[
+        int, typer.Option(min=16, max=16384, help="Of the results, in pixels.")
+    ] = 208,
     model: ModelOption = "tiny",
 ) -> None:
     """Restyle a real clip in two styles, with map and comparison."""

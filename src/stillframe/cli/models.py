@@ -5,6 +5,7 @@ Arguments in, tables out; what is wanted and where it is, `hub` knows. See `cli`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -140,7 +141,7 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
         return wanted_by(recipes[name], vae or "tiny")
     if name in bundled_models():
         return ()
-    if name.count("/") != 1 and not Path(name).expanduser().is_dir():
+    if name.count("/") != 1 and not os.path.isdir(Path(name).expanduser()):
         raise ModelError(
             f"unknown model {name!r}: it is no hub id (owner/name); recipes are "
             f"{', '.join(recipes)}"
@@ -152,8 +153,8 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
 @models_app.command()
 def plan(
     name: Annotated[str, typer.Argument(help="A recipe's name, a folder, or a hub id.")],
-    height: Annotated[int, typer.Option(min=16, help="In pixels.")] = 480,
-    width: Annotated[int, typer.Option(min=16, help="In pixels.")] = 832,
+    height: Annotated[int, typer.Option(min=16, max=16384, help="In pixels.")] = 480,
+    width: Annotated[int, typer.Option(min=16, max=16384, help="In pixels.")] = 832,
     vae: VaeOption = None,
     recovery: Annotated[str, typer.Option(help="What stands in for pruned tokens.")] = "aligned",
     store: StoreOption = "auto",

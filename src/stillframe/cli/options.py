@@ -5,9 +5,10 @@ torch is imported when a model is loaded. It does not know what a command does.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = [
+    "MOST_FRAMES",
     "AttentionOption",
     "CrfOption",
     "DeviceOption",
@@ -40,18 +42,41 @@ __all__ = [
     "VaeOption",
     "WidthOption",
     "load",
+    "number",
     "parse_sigmas",
 ]
+
+#: Of frames of a video, a number that no video reaches.
+MOST_FRAMES = 10**9
+#: What a generator of noise takes.
+MOST_SEED = 2**63 - 1
+
+
+def number(*names: str, least: float = 0, most: float, **more: Any) -> Any:
+    """An option that is a finite number within bounds, both allowed; ``typer.Option`` otherwise."""
+    return typer.Option(*names, min=least, max=most, callback=_finite, **more)
+
+
+def _finite(value: float | None) -> float | None:
+    # typer compares with the bounds only, and nan is not outside of any
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan is not a number.")
+    return value
+
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The video to write.")]
 ModelOption = Annotated[
     str, typer.Option("--model", help="A name of `stillframe models`, a folder, or a hub id.")
 ]
-StepsOption = Annotated[int | None, typer.Option(min=1, help="Denoising passes a block.")]
+StepsOption = Annotated[int | None, typer.Option(min=1, max=1000, help="Denoising passes a block.")]
 SigmasOption = Annotated[str | None, typer.Option(help="Explicit noise levels, falling: 1.0,0.6")]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of the noise.")]
-HeightOption = Annotated[int | None, typer.Option(min=1, help="Of the output, in pixels.")]
-WidthOption = Annotated[int | None, typer.Option(min=1, help="Of the output, in pixels.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the noise.")]
+HeightOption = Annotated[
+    int | None, typer.Option(min=1, max=16384, help="Of the output, in pixels.")
+]
+WidthOption = Annotated[
+    int | None, typer.Option(min=1, max=16384, help="Of the output, in pixels.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 VaeOption = Annotated[
@@ -74,7 +99,7 @@ AttentionOption = Annotated[str | None, typer.Option(help="One of diffusers' att
 OffloadOption = Annotated[
     bool, typer.Option("--offload", help="Keep the weights on the CPU, bring them layer by layer.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads.")]
 CrfOption = Annotated[int, typer.Option(min=0, max=51, help="Quality, 0 is lossless.")]
 ReportOption = Annotated[Path | None, typer.Option(help="Write all numbers as JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings and errors.")]

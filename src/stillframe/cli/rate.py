@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from stillframe.cli.options import number
+
 __all__ = [
     "GuardOption",
     "GuardTargetOption",
@@ -27,12 +29,15 @@ _PANEL = "Rate and quality"
 
 TargetFpsOption = Annotated[
     float | None,
-    typer.Option("--target-fps", metavar="FPS", help="Frames a second.", rich_help_panel=_PANEL),
+    number(
+        "--target-fps", most=10**6, metavar="FPS", help="Frames a second.", rich_help_panel=_PANEL
+    ),
 ]
 TargetLatencyOption = Annotated[
     float | None,
-    typer.Option(
+    number(
         "--target-latency",
+        most=3600,
         metavar="SECONDS",
         help="For a block, from encoding to decoding.",
         rich_help_panel=_PANEL,
@@ -40,8 +45,9 @@ TargetLatencyOption = Annotated[
 ]
 TargetKeptOption = Annotated[
     float | None,
-    typer.Option(
+    number(
         "--target-kept",
+        most=1,
         metavar="SHARE",
         help="Of the patches recomputed, above 0 up to 1.",
         rich_help_panel=_PANEL,
@@ -57,8 +63,9 @@ RateModeOption = Annotated[
 ]
 RateLimitOption = Annotated[
     float | None,
-    typer.Option(
+    number(
         "--rate-limit",
+        most=1000000,
         metavar="TIMES",
         help="Never reuse what changed by so many times the tolerance.",
         rich_help_panel=_PANEL,
@@ -88,8 +95,9 @@ TwoPassOption = Annotated[
 ]
 GuardOption = Annotated[
     float | None,
-    typer.Option(
+    number(
         "--guard",
+        most=0.5,
         metavar="SHARE",
         help="Recompute so many patches at random to see how wrong reuse is: 0.02.",
         rich_help_panel=_PANEL,
@@ -97,8 +105,9 @@ GuardOption = Annotated[
 ]
 GuardTargetOption = Annotated[
     float | None,
-    typer.Option(
+    number(
         "--guard-target",
+        most=1000000,
         metavar="ERROR",
         help="Move the tolerance towards this error of reused patches.",
         rich_help_panel=_PANEL,

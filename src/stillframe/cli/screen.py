@@ -5,6 +5,7 @@ Knows rich, and reports as numbers. Does not know commands, models or files.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +23,11 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from stillframe.errors import OutputClosedError, StillframeError
+from stillframe.untrusted.printable import printable
 
 if TYPE_CHECKING:
     from stillframe.jobs.edit import Progress as EditProgress
@@ -47,13 +49,17 @@ __all__ = [
 
 REFUSED = 2
 INTERRUPTED = 130
+# A line of JSON may be long; sentences and names are not.
+_LONGEST_LINE = 100_000
 #: What a shell reports of a program that ended because nobody reads its output any more.
 READER_GONE = 141
 
 
 def say(text: str, *, stderr: bool = False) -> None:
     """A line on standard output (or error), as it is: not wrapped, not marked up."""
-    Console(soft_wrap=True, stderr=stderr).print(text, markup=False, highlight=False)
+    Console(soft_wrap=True, stderr=stderr).print(
+        printable(text, _LONGEST_LINE), markup=False, highlight=False
+    )
 
 
 def warn(text: str) -> None:
@@ -62,7 +68,7 @@ def warn(text: str) -> None:
 
 
 def _to_stderr(label: str, style: str, text: str) -> None:
-    line = Text.assemble((f"{label}: ", style), text)
+    line = Text.assemble((f"{label}: ", style), printable(text))
     Console(stderr=True, soft_wrap=True).print(line, highlight=False)
 
 
@@ -85,9 +91,21 @@ def one_sentence_errors() -> Iterator[None]:
             raise
         _to_stderr("Error", "bold red", "out of memory; a smaller --height needs less")
         raise typer.Exit(REFUSED) from error
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.strerror is None:
+            raise
+        _to_stderr("Error", "bold red", _of_the_system(error))
+        raise typer.Exit(REFUSED) from error
     except KeyboardInterrupt as error:
         _to_stderr("Interrupted", "yellow", "the file being made was not kept")
         raise typer.Exit(INTERRUPTED) from error
+
+
+def _of_the_system(error: OSError) -> str:
+    """What a file, a folder or the network refused, in a sentence."""
+    reason = str(error.strerror).lower()
+    name = error.filename
+    return reason if name is None else f"{os.fsdecode(name)} cannot be used: {reason}"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -153,7 +171,7 @@ def edit_progress(
     """A progress bar on standard error with frames, FPS, kept share and time left."""
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         _FramesColumn(),
         TextColumn("{task.fields[fps]}"),
@@ -227,18 +245,23 @@ def _times(factor: float | None) -> str:
 
 def names_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column holds names."""
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(*(Column(_text(name)) for name in columns), box=None, pad_edge=False)
     for name, *rest in rows:
-        table.add_row(Text(name, style="bold"), *(Text(cell) for cell in rest))
+        table.add_row(_text(name, "bold"), *map(_text, rest))
     Console().print(table)
+
+
+def _text(cell: str, style: str = "") -> Text:
+    """A cell as it is, no markup."""
+    return Text(printable(cell), style=style)
 
 
 def numbers_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column holds names, the others numbers."""
     table = Table(show_edge=False)
-    table.add_column(columns[0], style="bold")
+    table.add_column(_text(columns[0]), style="bold")
     for name in columns[1:]:
-        table.add_column(name, justify="right")
+        table.add_column(_text(name), justify="right")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(_text, row))
     Console().print(table)

@@ -6,10 +6,16 @@ See `cli` for exit codes.
 
 from __future__ import annotations
 
+import html
 import importlib.util
+import os
 import socket
+import tempfile
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _NEEDED = ("fastapi", "uvicorn", "websockets")
+_TOKEN_BYTES = 4096
 
 
 def serve(
@@ -58,9 +65,14 @@ def serve(
     threads: ThreadsOption = None,
     height: HeightOption = None,
     width: WidthOption = None,
-    max_sessions: Annotated[int, typer.Option(min=1, help="Open at a time.")] = 4,
-    token: Annotated[
-        str | None, typer.Option(envvar="STILLFRAME_TOKEN", help="What clients must know.")
+    max_sessions: Annotated[int, typer.Option(min=1, max=1024, help="Open at a time.")] = 4,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Holds what clients must know; else STILLFRAME_TOKEN, else a new one."),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name by which clients may call the server; repeatable."),
     ] = None,
     one_process: Annotated[
         bool, typer.Option(help="Run the model in the server's own process: slower, and less safe.")
@@ -74,31 +86,32 @@ def serve(
     target_kept: TargetKeptOption = None,
     rate_mode: RateModeOption = None,
     guard: GuardOption = None,
+    max_pixels: Annotated[
+        int,
+        typer.Option(min=256, max=2**31 - 1, help="Refuse larger pictures of clients."),
+    ] = 1920 * 1088,
 ) -> None:
     """Edit live: camera, screen or file in, in the browser.
 
     What is controlled and held is so for clients that do not say otherwise."""
     with one_sentence_errors():
         _check_packages()
-        from stillframe.server.guard import is_loopback, new_token
         from stillframe.server.serving import address, listen
 
         holding = _holding(
             target_fps=target_fps, target_latency=target_latency, target_kept=target_kept,
             rate_mode=rate_mode, gop=gop, refresh=refresh, cuts=cuts or None, guard=guard,
         )  # fmt: skip
-        if token is None and not is_loopback(host):
-            token = new_token()
+        token = _token(host, token_file)
         with listen(host, port) as place:
             app = _app(
                 LoadOptions(model, device, dtype, threads, height=height, width=width),
-                host, token, max_sessions, one_process, holding,
+                host, token, name or [], max_sessions, one_process, holding, max_pixels,
             )  # fmt: skip
             url = address(host, place.getsockname()[1], token)
             say(f"live editing at {url} (Ctrl-C ends it)")
-            if open_page:
-                webbrowser.open(url)
-            _run(app, place)
+            with _opened(url) if open_page else nullcontext():
+                _run(app, place)
         say("the server has ended")
 
 
@@ -110,6 +123,39 @@ def _check_packages() -> None:
             f"a server needs {', '.join(missing)}: install them with "
             f"pip install 'stillframe[serve]'"
         )
+
+
+def _token(host: str, file: Path | None) -> str | None:
+    """What clients must know: never an argument, which everybody on this computer could read."""
+    from stillframe.server.guard import is_loopback, new_token
+
+    if file is not None:
+        try:
+            with file.open("rb") as lines:
+                return lines.read(_TOKEN_BYTES).decode().strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise StillframeError(f"cannot read the token in {file}: {reason}") from error
+    given = os.environ.pop("STILLFRAME_TOKEN", "").strip()
+    return given or (None if is_loopback(host) else new_token())
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[None]:
+    """Open the page in a browser.
+
+    An address with a token is no argument of a program either: a file that only its owner can read
+    leads there, for as long as the context lasts.
+    """
+    if "#" not in url:
+        webbrowser.open(url)
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="stillframe-") as folder:
+        page = Path(folder) / "open.html"
+        page.write_text(f'<meta http-equiv="refresh" content="0;url={html.escape(url)}">')
+        webbrowser.open(page.as_uri())
+        yield
 
 
 def _holding(**asked: Any) -> Holding:
@@ -126,24 +172,29 @@ def _app(
     options: LoadOptions,
     host: str,
     token: str | None,
+    names: list[str],
     max_sessions: int,
     one_process: bool,
     holding: Holding,
+    max_pixels: int,
 ) -> FastAPI:
     """The application, its model loaded."""
     from stillframe.loading.load import model_styles
     from stillframe.server.app import create_app
+    from stillframe.server.limits import Limits
 
     return create_app(
         load(options) if one_process else _in_a_process(options),
         max_sessions=max_sessions,
         token=token,
         host=host,
+        names=names,
         model=options.model,
         styles=model_styles(options.model),
         height=options.height,
         width=options.width,
         holding=holding,
+        limits=Limits(picture_pixels=max_pixels),
     )
 
 

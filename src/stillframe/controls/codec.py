@@ -45,6 +45,7 @@ from stillframe.controls.shapes import MotionMap, Painting, cell_edges
 from stillframe.methods import Method
 from stillframe.options import Option
 from stillframe.tokens.grid import Grid
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["KINDS", "Agreement", "CodecDetector", "CodecTrack"]
 
@@ -101,6 +102,7 @@ class CodecDetector(Control):
             raise ValueError(f"a share of a patch is in [0, 1), got {self.share}")
         if self.spread < 0:
             raise ValueError(f"motion spreads over 0 or more patches, got {self.spread}")
+        check_number("the patches that motion spreads over", self.spread, 0, 10**4, whole=True)
 
     @classmethod
     def from_options(cls, given: Given) -> CodecDetector | None:

@@ -41,6 +41,7 @@ from stillframe.methods import Method
 from stillframe.options import Option
 from stillframe.tokens.restore import predecessor_rows, restore
 from stillframe.tokens.source import SourceBlock
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["Guard", "Watch"]
 
@@ -91,6 +92,7 @@ class Guard(Control):
             "float",
             "Move the tolerance towards this error of reused patches.",
             above=0,
+            most=1000000,
             metavar="ERROR",
             group="Speed and quality",
         ),
@@ -116,6 +118,8 @@ class Guard(Control):
             raise ValueError(f"a drift is 0 or more, got {self.drift}")
         if not 1 <= self.lean < math.inf:
             raise ValueError(f"a lean is a factor from 1, got {self.lean}")
+        for value in (self.target or 0, self.drift, self.lean):
+            check_number("a number of a guard", value, 0, 10**6)
 
     def check(self, method: Method, controls: Controls) -> None:
         if not method.prunes:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from stillframe.controls.cost import CostModel
 from stillframe.controls.trace import Timing
 from stillframe.controls.twopass import Forecast
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["HORIZON", "RateLedger", "RateOutcome", "RateTarget"]
 
@@ -47,6 +48,7 @@ class RateTarget:
         if not value > 0 or (name == "kept" and value > 1) or value == float("inf"):
             most = " up to 1" if name == "kept" else ""
             raise ValueError(f"a target {name} lies above 0{most}, got {value}")
+        check_number(f"a target {name}", value, 0, 10**6)
 
     @property
     def target(self) -> dict[str, float | None]:

@@ -34,6 +34,7 @@ from stillframe.controls.twopass import Forecast
 from stillframe.methods import Method
 from stillframe.options import Option
 from stillframe.tokens.source import SourceBlock
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["BEHIND", "MODES", "Rate", "RateController", "most_changed"]
 
@@ -69,7 +70,7 @@ class Rate(RateTarget, Control):
             "float",
             "Hold so many frames a second.",
             least=0.001,
-            most=1000,
+            most=1000000,
             metavar="FPS",
             group="Speed and quality",
             live=True,
@@ -78,7 +79,7 @@ class Rate(RateTarget, Control):
             "float",
             "Hold so many seconds a block, from encoding to decoding.",
             least=0.001,
-            most=1000,
+            most=3600,
             metavar="SECONDS",
             group="Speed and quality",
             live=True,
@@ -104,6 +105,7 @@ class Rate(RateTarget, Control):
             "float",
             "Recompute what changed by so many times the tolerance even if the target is missed.",
             least=1,
+            most=1000000,
             metavar="TIMES",
             group="Speed and quality",
         ),
@@ -139,6 +141,8 @@ class Rate(RateTarget, Control):
             raise ValueError(f"a rate's mode is 'constant' or 'capped', got {self.mode!r}")
         if self.limit is not None and not self.limit >= 1:
             raise ValueError(f"a rate's limit is at least 1 threshold, got {self.limit}")
+        if self.limit is not None and self.limit != float("inf"):
+            check_number("a rate's limit in thresholds", self.limit, 1, 10**6)
 
     @classmethod
     def from_options(cls, given: Given) -> Rate | None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import NamedTuple
 
 from stillframe.errors import InputError
+from stillframe.untrusted.numbers import check_number, number_text
+from stillframe.untrusted.small_files import decode, parse_json, read_bounded
 from stillframe.whole_file import write_whole
 
 __all__ = ["RateTrace", "Timing"]
 
+# of all blocks together: less than a hundred bytes each
+_MOST_BYTES = 2**26
 _FORMAT, _VERSION = "stillframe rate trace", 1
 
 
@@ -76,19 +79,23 @@ class RateTrace:
             InputError: it cannot be read, is of another format or version, or incomplete.
         """
         try:
-            head, *lines = Path(path).read_text(encoding="utf-8").splitlines() or ["{}"]
+            text = decode(read_bounded(path, _MOST_BYTES))
+            head, *lines = text.splitlines() or ["{}"]
         except OSError as error:
             raise InputError(f"{path} could not be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path} is not a rate trace") from error
+        except ValueError as error:
+            raise InputError(f"{path} is not a rate trace: {error}") from error
         try:
-            named = json.loads(head)
+            named = parse_json(head)
             if named.get("format") != _FORMAT:
                 raise InputError(f"{path} is not a rate trace")
             if named.get("version") != _VERSION:
-                raise InputError(f"{path} is of version {named.get('version')}, not {_VERSION}")
-            blocks = tuple(_timing(json.loads(line)) for line in lines)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+                told = number_text(named.get("version"))
+                raise InputError(f"{path} is of version {told}, not {_VERSION}")
+            blocks = tuple(_timing(parse_json(line)) for line in lines)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path} is damaged as a rate trace: it has other fields") from error
+        except ValueError as error:
             raise InputError(f"{path} is damaged as a rate trace: {error}") from error
         if len(blocks) != named.get("blocks"):
             raise InputError(f"{path} is damaged: it has {len(blocks)} of its blocks")
@@ -98,5 +105,7 @@ class RateTrace:
 def _timing(row: dict[str, object]) -> Timing:
     share, seconds, captured = row["share"], row["seconds"], row["captured"]
     if not isinstance(share, float | int) or not isinstance(seconds, float | int):
-        raise ValueError(f"block {row.get('block')} has no numbers")
+        raise ValueError(f"block {number_text(row.get('block'))} has no numbers")
+    check_number("the share of a block", share, 0, 1)
+    check_number("the time of a block in seconds", seconds, 0, 10**9)
     return Timing(share, seconds, bool(captured))

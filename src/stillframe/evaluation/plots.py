@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import NamedTuple
 
 from stillframe.evaluation.findings import Plot, Point, Series
+from stillframe.untrusted.printable import html_text
 
 __all__ = ["draw", "ticks"]
 
@@ -62,7 +62,7 @@ def draw(plot: Plot) -> str:
     ys = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
     y = _axis([*ys, *([plot.rule[0]] if plot.rule else [])], _HEIGHT - _BOTTOM, _TOP)
     parts = [_grid(x, y), _rule(plot, y), *(_series(i, s, x, y) for i, s in enumerate(plot.series))]
-    title = escape(f"{plot.y} over {plot.x}")
+    title = html_text(f"{plot.y} over {plot.x}")
     return (
         f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{title}">'
         f"{''.join(parts)}{_titles(plot)}{legend}</svg>"
@@ -103,8 +103,9 @@ def _grid(x: _Axis, y: _Axis) -> str:
 def _titles(plot: Plot) -> str:
     middle, centre = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
     return (
-        f'<text class="name" x="{middle}" y="{_HEIGHT - 10}">{escape(plot.x)}</text>'
-        f'<text class="name" transform="translate(15 {centre}) rotate(-90)">{escape(plot.y)}</text>'
+        f'<text class="name" x="{middle}" y="{_HEIGHT - 10}">{html_text(plot.x)}</text>'
+        f'<text class="name" transform="translate(15 {centre}) rotate(-90)">'
+        f"{html_text(plot.y)}</text>"
     )
 
 
@@ -115,7 +116,7 @@ def _rule(plot: Plot, y: _Axis) -> str:
     return (
         f'<path class="rule" d="M{_LEFT} {at}H{_WIDTH - _RIGHT}"/>'
         f'<text class="tick rule-name" x="{_WIDTH - _RIGHT - 4}" y="{at - 5}">'
-        f"{escape(plot.rule[1])}</text>"
+        f"{html_text(plot.rule[1])}</text>"
     )
 
 
@@ -130,7 +131,7 @@ def _series(index: int, series: Series, x: _Axis, y: _Axis) -> str:
             parts.append(f'<path class="bar" d="M{a} {y(point.low)}V{y(point.high)}"/>')
     for point, (a, b) in zip(series.points, places, strict=True):
         name = f"{series.name}: {_told(point)}"
-        parts.append(f"<g><title>{escape(name)}</title>{_mark(index, a, b)}</g>")
+        parts.append(f"<g><title>{html_text(name)}</title>{_mark(index, a, b)}</g>")
     faint = " many" if len(places) >= _DENSE else ""
     return f'<g class="s{index % _KINDS}{faint}">{"".join(parts)}</g>'
 
@@ -167,7 +168,7 @@ def _legend(plot: Plot) -> str:
         at = _HEIGHT + 4 + _LEGEND_ROW * row
         parts.append(
             f'<g class="s{index % _KINDS}">{_mark(index, x + 6, at)}</g>'
-            f'<text class="key" x="{x + 15:.0f}" y="{at + 4}">{escape(series.name)}</text>'
+            f'<text class="key" x="{x + 15:.0f}" y="{at + 4}">{html_text(series.name)}</text>'
         )
         x += width
     return "".join(parts)

@@ -7,11 +7,12 @@ experiments.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from importlib.resources import files
+from urllib.parse import quote
 
 from stillframe.evaluation.findings import Exhibit, Findings, Plot, Table
 from stillframe.evaluation.plots import draw
+from stillframe.untrusted.printable import html_text
 
 __all__ = ["page"]
 
@@ -37,8 +38,8 @@ def page(
         here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
     )
     body = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(intro)}</p>",
+        f"<h1>{html_text(title)}</h1>",
+        f"<p>{html_text(intro)}</p>",
         _note(notes),
         _contents(findings),
         "<h3>What was run</h3>",
@@ -48,7 +49,7 @@ def page(
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{html_text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + f"\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
     )
@@ -57,12 +58,12 @@ def page(
 def _note(sentences: Sequence[str], head: str = "") -> str:
     if not sentences:
         return ""
-    top = f"<p><strong>{escape(head)}</strong></p>" if head else ""
+    top = f"<p><strong>{html_text(head)}</strong></p>" if head else ""
     return f'<div class="note">{top}{_list(sentences)}</div>'
 
 
 def _list(sentences: Iterable[str]) -> str:
-    lines = [escape(sentence) for sentence in sentences]
+    lines = [html_text(sentence) for sentence in sentences]
     if len(lines) == 1:
         return f"<p>{lines[0]}</p>"
     return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
@@ -72,7 +73,7 @@ def _contents(findings: Sequence[Findings]) -> str:
     if len(findings) < 2:
         return ""
     lines = [
-        f'<li><a href="#{f.name}">{escape(f.title)}</a><br>{escape(f.headline)}</li>'
+        f'<li><a href="#{f.name}">{html_text(f.title)}</a><br>{html_text(f.headline)}</li>'
         for f in findings
     ]
     return f'<h3>In short</h3><ul class="contents">{"".join(lines)}</ul>'
@@ -80,7 +81,7 @@ def _contents(findings: Sequence[Findings]) -> str:
 
 def _facts(facts: Mapping[str, str]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
+        f'<tr><th scope="row">{html_text(name)}</th><td>{html_text(value)}</td></tr>'
         for name, value in facts.items()
     )
     return f'<div class="scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
@@ -88,13 +89,13 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 def _section(found: Findings) -> str:
     parts = [
-        f"<h2>{escape(found.title)}</h2>",
-        f'<p class="soft">{escape(found.question)}</p>',
-        f'<p class="headline">{escape(found.headline)}</p>',
-        *(f"<p>{escape(word)}</p>" for word in found.words),
+        f"<h2>{html_text(found.title)}</h2>",
+        f'<p class="soft">{html_text(found.question)}</p>',
+        f'<p class="headline">{html_text(found.headline)}</p>',
+        *(f"<p>{html_text(word)}</p>" for word in found.words),
     ]
     if found.papers:
-        parts.append(f'<p class="soft">What the papers report: {escape(found.papers)}</p>')
+        parts.append(f'<p class="soft">What the papers report: {html_text(found.papers)}</p>')
     parts.append(_note(found.caveats, "What to bear in mind"))
     parts += [_table(table) for table in found.tables]
     plots = [_plot(plot) for plot in found.plots]
@@ -109,31 +110,32 @@ def _section(found: Findings) -> str:
 def _table(table: Table) -> str:
     if not table.rows:
         return ""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.columns)
+    head = "".join(f'<th scope="col">{html_text(name)}</th>' for name in table.columns)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
+        "<tr>" + "".join(f"<td>{html_text(cell)}</td>" for cell in row) + "</tr>"
+        for row in table.rows
     )
     return (
-        f'<figure><figcaption>{escape(table.caption)}</figcaption><div class="scroll"><table>'
+        f'<figure><figcaption>{html_text(table.caption)}</figcaption><div class="scroll"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></figure>"
     )
 
 
 def _plot(plot: Plot) -> str:
     drawn = draw(plot)
-    caption = f"<figcaption>{escape(plot.caption)}</figcaption>"
+    caption = f"<figcaption>{html_text(plot.caption)}</figcaption>"
     return f"<figure>{drawn}{caption}</figure>" if drawn else ""
 
 
 def _exhibit(exhibit: Exhibit) -> str:
     # from a moment after the start: browsers then show a picture before anybody presses play
     videos = "".join(
-        f'<figure><video src="{escape(path)}#t=0.01" controls muted loop playsinline '
-        f'preload="metadata"></video><figcaption>{escape(label)}</figcaption></figure>'
+        f'<figure><video src="{html_text(quote(path))}#t=0.01" controls muted loop playsinline '
+        f'preload="metadata"></video><figcaption>{html_text(label)}</figcaption></figure>'
         for label, path in exhibit.videos
     )
     return (
-        f'<div class="exhibit"><h3>{escape(exhibit.caption)}</h3>'
+        f'<div class="exhibit"><h3>{html_text(exhibit.caption)}</h3>'
         '<button class="together" hidden>Play or stop all together</button>'
         f'<div class="videos">{videos}</div></div>'
     )

@@ -6,6 +6,7 @@ Frames are read one after another. What they are scaled to, and how many are wan
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -111,8 +112,8 @@ def find_clips(places: Sequence[str | PathLike[str]]) -> tuple[Clip, ...]:
     """
     clips: list[Clip] = []
     for place in map(Path, places):
-        found = _in_folder(place) if place.is_dir() else [Clip(place.stem, place)]
-        if not place.exists():
+        found = _in_folder(place) if os.path.isdir(place) else [Clip(place.stem, place)]
+        if not os.path.exists(place):
             raise InputError(f"{place} does not exist")
         if not found:
             raise InputError(f"{place} has neither videos nor pictures in it")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stillframe.errors import OutputError
+from stillframe.untrusted.printable import csv_cell
 from stillframe.whole_file import write_whole
 
 __all__ = ["write_table", "write_text"]
@@ -36,7 +36,8 @@ def _replace(path: Path, content: bytes) -> None:
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     """Write rows of plain values; columns are those of all rows, in order of appearance.
 
-    What was not measured (None or nan) is an empty field.
+    What was not measured (None or nan) is an empty field; what a spreadsheet would take for a
+    formula is text (`printable.csv_cell`).
 
     Args:
         path: ending in ``.csv``; the Parquet file gets the same name.
@@ -51,18 +52,14 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow([csv_cell(name) for name in columns])
     for row in rows:
-        writer.writerow([_field(row.get(name)) for name in columns])
+        writer.writerow([csv_cell(row.get(name)) for name in columns])
     write_text(path, text.getvalue())
     written = [path]
     if importlib.util.find_spec("pyarrow") is not None:
         written.append(_write_parquet(path.with_suffix(".parquet"), columns, rows))
     return written
-
-
-def _field(value: Any) -> Any:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
 
 
 def _write_parquet(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stillframe.errors import OutputError
-from stillframe.whole_file import write_whole
+from stillframe.whole_file import check_name, write_whole
 
 __all__ = [
     "DENOISING_STAGES",
@@ -133,7 +133,8 @@ def write_json(values: dict[str, Any], path: str | PathLike[str]) -> None:
     """
     check_report_path(path)
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, (text.encode(),))
+    # a name in bytes that are not UTF-8 is kept as JSON's escapes
+    write_whole(path, (text.encode(errors="backslashreplace"),))
 
 
 def check_report_path(path: str | PathLike[str]) -> Path:
@@ -144,12 +145,13 @@ def check_report_path(path: str | PathLike[str]) -> Path:
             is in the way.
     """
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    if os.path.isdir(target):
         raise OutputError(f"{path} is a folder, not a file that can be written")
-    if target.exists() and not target.is_file():
+    if os.path.exists(target) and not os.path.isfile(target):
         raise OutputError(f"{path} is not a regular file and cannot be replaced")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise OutputError(f"{path} cannot be written: there is no folder {target.parent}")
+    check_name(target)
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path} cannot be written: no permission in {target.parent}")
     return target

@@ -6,6 +6,7 @@ does not know how models are found or loaded.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,14 +38,14 @@ def parse_lora(text: str) -> tuple[Path, float]:
         ValueError: the file is missing, or what follows the last colon is no number.
     """
     path, colon, scale = text.rpartition(":")
-    if colon and not Path(text).exists():
+    if colon and not os.path.exists(text):
         try:
             chosen = Path(path).expanduser(), float(scale)
         except ValueError as error:
             raise ValueError(f"--lora takes FILE or FILE:SCALE, got {text!r}") from error
     else:
         chosen = Path(text).expanduser(), 1.0
-    if not chosen[0].is_file():
+    if not os.path.isfile(chosen[0]):
         raise ValueError(f"LoRA file {chosen[0]} is not there")
     return chosen
 

@@ -9,7 +9,6 @@ This file downloads nothing, and does not know devices.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,9 +34,12 @@ from stillframe.loading.recipes import Recipe
 from stillframe.loading.taehv import TAEW_CONFIG, load_taehv
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.tokens.schedule import edit_sigmas, scheduler_shift
+from stillframe.untrusted.small_files import parse_json, read_bounded
 
 __all__ = ["Source", "Task", "build", "open_text", "plan"]
 
+# of a configuration
+_MOST_BYTES = 2**22
 _PARTS = ("transformer", "text_encoder", "vae")
 
 
@@ -117,8 +119,10 @@ class Source:
         """
         path = hub.require(self.base, file, self.name)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found = parse_json(read_bounded(path, _MOST_BYTES))
+        except OSError as error:
+            raise ModelError(f"{self.name} has a broken {file}: {error.strerror}") from error
+        except ValueError as error:
             raise ModelError(f"{self.name} has a broken {file}: {error}") from error
         if not isinstance(found, dict):
             raise ModelError(f"{self.name} has a broken {file}: it holds no fields")
@@ -295,6 +299,13 @@ def plan(
         ModelError: a configuration is not on disk, or not one of this kind of model.
         ValueError: a size does not fit the grid.
     """
+    with _well_typed(source.name):
+        return _planned(source, dtype, task, device)
+
+
+def _planned(
+    source: Source, dtype: torch.dtype, task: Task, device: torch.device | str
+) -> MemoryPlan:
     vae_config, kind = _vae_config(source)
     planned = plan_memory(
         source.config("transformer"),
@@ -313,6 +324,17 @@ def plan(
     # the other two have a cache, an autoencoder's memory and frames of their own
     names = ("cache", "stream", "frames", "kept")
     return replace(planned, **{name: 3 * getattr(planned, name) for name in names})
+
+
+@contextmanager
+def _well_typed(name: str) -> Iterator[None]:
+    """What arithmetic fails with on a configuration of texts, lists and absurd numbers."""
+    try:
+        yield
+    except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        raise ModelError(
+            f"{name} has a configuration with values of the wrong kind or size"
+        ) from error
 
 
 def _given(source: Source) -> dict[str, Any]:

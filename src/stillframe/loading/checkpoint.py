@@ -9,6 +9,7 @@ This file knows weights only: not where files come from, nor what a model is use
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +59,7 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is missing, truncated, of another kind, or contains pickled code.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"weight file {path} is not there")
     try:
         with path.open("rb") as file:

@@ -79,10 +79,10 @@ def convert_model(
         ValueError: a weight file without a recipe, or a recipe without one.
     """
     file = Path(name).expanduser()
-    if file.is_file() != (recipe is not None):
+    if os.path.isfile(file) != (recipe is not None):
         raise ValueError(
             f"--recipe says what a weight file is weights of: {name} is "
-            f"{'a file' if file.is_file() else 'none'}, --recipe is {recipe}"
+            f"{'a file' if os.path.isfile(file) else 'none'}, --recipe is {recipe}"
         )
     source = find_source(name if recipe is None else recipe, vae)
     if recipe is not None:

@@ -9,6 +9,7 @@ in the files.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def find(repo: str, file: str) -> Path | None:
         ModelError: the repository's name is malformed.
     """
     if (folder := _folder(repo)) is not None:
-        return folder / file if (folder / file).is_file() else None
+        return folder / file if os.path.isfile(folder / file) else None
     with one_sentence_hub_errors(repo):
         from huggingface_hub import try_to_load_from_cache
 
@@ -243,7 +244,7 @@ def _split(repo: str) -> tuple[str, str | None]:
 def _folder(repo: str) -> Path | None:
     """The folder that ``repo`` names, there or not; None for what can only be a hub id."""
     path = Path(repo).expanduser()
-    named = path.is_absolute() or repo.startswith(".") or path.is_dir()
+    named = path.is_absolute() or repo.startswith(".") or os.path.isdir(path)
     return path if named else None
 
 
@@ -257,7 +258,7 @@ def _matching(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
 
 
 def _missing_in(folder: Path, name: str) -> str:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"there is no folder {folder}"
     return f"folder {folder} has no file {name}"
 

@@ -7,6 +7,7 @@ know what a model is used for.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,11 +58,11 @@ def find_model(name: str) -> str:
     if name in bundled:
         return str(bundled[name])
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(folder):
         if not (folder / _INDEX).is_file():
             raise ModelError(f"{name} is not a model: the folder has no {_INDEX}")
         return str(folder)
-    if folder.exists():
+    if os.path.exists(folder):
         raise ModelError(f"{name} is a file, and a model is a folder in diffusers' format")
     if _HUB_ID.fullmatch(name):
         return name
@@ -124,7 +125,7 @@ def find_source(name: str, vae: str | None = None) -> Source:
     from stillframe.loading.assemble import Source
     from stillframe.loading.hub import VAES
 
-    if vae is not None and vae not in VAES and not Path(vae).expanduser().is_file():
+    if vae is not None and vae not in VAES and not os.path.isfile(Path(vae).expanduser()):
         raise ValueError(
             f"unknown autoencoder {vae!r}: it is {' or '.join(VAES)}, or a weight file"
         )

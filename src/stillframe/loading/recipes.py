@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -19,11 +18,19 @@ import typer
 
 from stillframe.errors import ModelError
 from stillframe.tokens.schedule import check_sigmas, shift_sigma
+from stillframe.untrusted.numbers import check_number, shortened
+from stillframe.untrusted.small_files import decode, parse_toml, read_bounded
 
 __all__ = ["RECIPES_VARIABLE", "Recipe", "load_recipes", "read_recipes", "user_recipes"]
 
 RECIPES_VARIABLE = "STILLFRAME_RECIPES"
 """Environment variable that names a recipe file of the user's own."""
+
+# latent frames that attention may see, and what factors there are, far beyond any model's
+_MOST_FRAMES = 10**6
+_LARGEST_NUMBER = 10**6
+# of a file of recipes
+_MOST_BYTES = 2**20
 
 TIMESTEPS = 1000
 """A model's timestep at sigma 1."""
@@ -145,7 +152,8 @@ def _recipe(name: str, table: Mapping[str, Any], path: Path) -> Recipe:
         try:
             given[key] = _convert(value, hints[key])
         except (TypeError, OverflowError):
-            raise ModelError(f"{place} has {key} = {value!r}, which is of the wrong type") from None
+            told = f"{key} = {shortened(value)}"
+            raise ModelError(f"{place} has {told}, which is of the wrong type") from None
     for key, entry in known.items():
         if entry.default is MISSING and key not in given:
             raise ModelError(f"{place} has no {key}")
@@ -155,6 +163,13 @@ def _recipe(name: str, table: Mapping[str, Any], path: Path) -> Recipe:
         raise ModelError(f"{place} needs block and shift of at least 1 and sinks of at least 0")
     if min(recipe.window, recipe.edit_window) < recipe.block:
         raise ModelError(f"{place} has a window smaller than its block of {recipe.block}")
+    try:
+        for name in ("block", "window", "sink", "edit_window", "edit_sink", "positions"):
+            check_number(name, getattr(recipe, name), 0, _MOST_FRAMES, whole=True)
+        check_number("shift", recipe.shift, 1, _LARGEST_NUMBER)
+        check_number("lora_scale", recipe.lora_scale, -_LARGEST_NUMBER, _LARGEST_NUMBER)
+    except ValueError as error:
+        raise ModelError(f"{place} has a number out of bounds: {error}") from error
     try:
         check_sigmas(recipe.generate_sigmas)
         check_sigmas(recipe.edit_sigmas)
@@ -187,10 +202,10 @@ def read_recipes(path: Path) -> dict[str, Recipe]:
         ModelError: it cannot be read, or an entry is wrong.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = parse_toml(decode(read_bounded(path, _MOST_BYTES)))
     except OSError as error:
         raise ModelError(f"recipe file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ModelError(f"recipe file {path} is not valid TOML: {error}") from error
     for name, table in tables.items():
         if not isinstance(table, dict):
@@ -206,7 +221,7 @@ def user_recipes() -> Path | None:
     """
     if named := os.environ.get(RECIPES_VARIABLE):
         path = Path(os.path.expanduser(named))
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ModelError(f"{RECIPES_VARIABLE} names {path}, which is not a file")
         return path
     usual = Path(typer.get_app_dir("stillframe")) / "recipes.toml"

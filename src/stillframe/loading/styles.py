@@ -10,7 +10,6 @@ This file knows nothing of models, captions or how the styles were trained.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -20,10 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from stillframe.errors import ModelError
+from stillframe.untrusted.small_files import parse_json, read_bounded
 
 __all__ = ["STYLES_FILE", "Style", "find", "load_styles", "place"]
 
 STYLES_FILE = "styles.json"
+
+# of a table: some hundred styles of some hundred bytes, many times over
+_MOST_BYTES = 2**20
 
 _FUZZY_LENGTH = 8
 """Letters a word must have for a typing error in it to be forgiven; shorter words that differ by a
@@ -67,8 +70,10 @@ def load_styles(folder: Path) -> tuple[Style, ...]:
     if not path.is_file():
         return ()
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        entries = parse_json(read_bounded(path, _MOST_BYTES))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
         raise ModelError(f"cannot read {path}: {error}") from error
     if not isinstance(entries, list):
         raise ModelError(f"{path} holds a {type(entries).__name__}, not a list of styles")

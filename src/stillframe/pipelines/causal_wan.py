@@ -141,6 +141,8 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
         for one in prompts:
             if not isinstance(one, str):
                 raise ValueError(f"a prompt is text, got {type(one).__name__}")
+            if not _is_text(one):
+                raise ValueError(f"the prompt {one!r} is not valid text")
         device = self.compute_device
         if self.text_encoder is None:
             if self.prompt_encoder is None:
@@ -360,6 +362,11 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
         if embeds.shape[0] not in (1, batch):
             raise ValueError(f"{embeds.shape[0]} prompts for {batch} videos")
         return embeds.expand(batch, -1, -1).to(self._execution_device)
+
+
+def _is_text(prompt: str) -> bool:
+    """Whether it has no lone surrogates, which bytes that are not UTF-8 become in an argument."""
+    return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in prompt)
 
 
 # where DiffusionPipeline.from_pretrained looks for the class that a folder names

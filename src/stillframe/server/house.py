@@ -25,6 +25,7 @@ from stillframe.server.guard import Gate, Seats
 from stillframe.server.hall import Hall
 from stillframe.server.limits import Limits
 from stillframe.server.messages import VERSION
+from stillframe.server.strangers import Entry, Strangers
 from stillframe.server.supervisor import SessionKeeper
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ class House:
     ) -> None:
         self.keeper, self.gate, self.limits = keeper, gate, limits
         self.seats = Seats(max_sessions)
-        # sockets that have no session: those about to say hello, and to be refused
+        self.entry = Entry(gate)
+        self.strangers = Strangers(limits.strangers, limits.strangers_each)
+        # who has shown a token, and has a session or is about to be refused one
         self.sockets = Seats(4 * max_sessions + 8, "connections")
         self.size, self.known, self.holding = size, known, holding
         self.hall: Hall | None = None
@@ -64,7 +67,8 @@ class House:
             await loop.run_in_executor(pool, self.keeper.start)
             try:
                 self.hall = Hall(
-                    self.keeper, self.gate, self.seats, self.limits, pool, *self.size,
+                    self.keeper, self.entry, self.seats, self.sockets, self.limits, pool,
+                    *self.size,
                     greeting=self.greeting(), holding=self.holding,
                 )  # fmt: skip
                 yield

@@ -12,8 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from stillframe.untrusted.numbers import check_number
+
 __all__ = ["check_sigmas", "edit_sigmas", "generate_sigmas", "scheduler_shift", "shift_sigma"]
 
+# a pass at each of a model's timesteps
+_MOST_STEPS = 1000
 # the papers' editing schedule, u = .400, .350, .250, relative to its first entry
 _EDIT_CURVE = (1.0, 0.875, 0.625)
 
@@ -50,6 +54,7 @@ def edit_sigmas(strength: float, steps: int, shift: float) -> tuple[float, ...]:
         raise ValueError(f"strength must be in (0, 1], got {strength}")
     if steps < 1:
         raise ValueError(f"at least 1 denoising step is needed, got {steps}")
+    check_number("the denoising steps", steps, 1, _MOST_STEPS, whole=True)
     curve = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(_EDIT_CURVE)), _EDIT_CURVE)
     return tuple(shift_sigma(strength * float(c), shift) for c in curve)
 
@@ -64,6 +69,7 @@ def generate_sigmas(steps: int, shift: float) -> tuple[float, ...]:
     """
     if steps < 1:
         raise ValueError(f"at least 1 denoising step is needed, got {steps}")
+    check_number("the denoising steps", steps, 1, _MOST_STEPS, whole=True)
     return tuple(shift_sigma((steps - i) / steps, shift) for i in range(steps))
 
 
@@ -73,7 +79,12 @@ def check_sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:
     Raises:
         ValueError: otherwise.
     """
-    values = tuple(float(s) for s in sigmas)
+    if len(sigmas) > _MOST_STEPS:
+        raise ValueError(f"a schedule has at most {_MOST_STEPS} sigmas, got {len(sigmas)}")
+    try:
+        values = tuple(map(float, sigmas))
+    except OverflowError:
+        raise ValueError("sigmas must fall strictly within (0, 1], got larger numbers") from None
     falling = all(a > b for a, b in pairwise(values))
     if not values or not falling or not values[0] <= 1 or not values[-1] > 0:
         raise ValueError(f"sigmas must fall strictly within (0, 1], got {list(values)}")

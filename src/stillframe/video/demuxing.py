@@ -6,6 +6,7 @@ decode. Sound and subtitles go their own way (`tracks`).
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -22,6 +23,7 @@ from stillframe.errors import InputError
 from stillframe.video.companions import find_companions
 from stillframe.video.damage import Damage
 from stillframe.video.endings import is_whole_avi, is_whole_matroska, stated_end
+from stillframe.video.formats import NO_DECODER, check_pixels, limit_decoder, open_options
 from stillframe.video.library import TAGS_AS_BYTES
 from stillframe.video.pipes import PipeInput
 from stillframe.video.places import Source
@@ -49,6 +51,7 @@ _OPTIONS_BY_SCHEME = {
     # A model that is slower than the sender loses packets, and goes on.
     "udp": {"overrun_nonfatal": "1", "fifo_size": "50000"},
 }
+_FOREIGN = "is not in a format that is read: lists of other files are not, for one"
 # A pipe's worth at a time: raw pictures are large.
 _PIPE_BUFFER_BYTES = 1 << 16
 
@@ -88,6 +91,9 @@ class Demuxer:
         try:
             self.container = _open(source, self._pipe)
             self.video = _picture_stream(self.container, source.name)
+            size = _stated_size(source, self.video)
+            check_pixels(source.name, *size, source.max_pixels)
+            limit_decoder(self.video.codec_context, source.max_pixels)
         except InputError:
             self.close()
             raise
@@ -116,7 +122,9 @@ class Demuxer:
         if self._pipe is not None and self._pipe.head[4:8] in _MP4_BOXES:
             return _index_at_end(self._source.name)
         lost = self._damage.sentence()
+        most = self._source.max_pixels
         told = f"{self._source.name} has a video stream but not one readable frame"
+        told += f" of at most {most} pixels"
         return told if lost is None else f"{told}: {lost}"
 
     def packets(self) -> Iterator[av.Packet[VideoStream]]:
@@ -180,6 +188,9 @@ class Demuxer:
                     if packet.size or packet.dts is not None:
                         yield packet
                 return
+            except IndexError:
+                # streams came up after PyAV had counted them: all packets were read
+                return
             except av.error.ExitError:
                 self.fell_silent = True
                 return
@@ -228,7 +239,7 @@ def _open_pipe(source: Source, stop: Callable[[], bool] | None) -> PipeInput:
 
 def _open(source: Source, pipe: PipeInput | None) -> InputContainer:
     if source.kind == "file":
-        return _open_file(Path(source.text), source.format)
+        return _open_file(source)
     scheme = urlsplit(source.text).scheme if source.kind == "network" else ""
     timeout = source.timeout if source.kind == "network" else None
     started = time.monotonic()
@@ -237,6 +248,7 @@ def _open(source: Source, pipe: PipeInput | None) -> InputContainer:
             source.text if pipe is None else pipe,
             "r",
             format=source.format,
+            options=open_options(source.kind, source.format, source.max_pixels),
             container_options={**_LIVE_OPTIONS, **_OPTIONS_BY_SCHEME.get(scheme, {})},
             **TAGS_AS_BYTES,
             buffer_size=_PIPE_BUFFER_BYTES,
@@ -257,6 +269,8 @@ def _why_unreadable(source: Source, pipe: PipeInput | None, error: OSError | av.
         return _index_at_end(source.name)
     if isinstance(error, av.error.EOFError):
         return f"{source.name} ends before its first frame"
+    if isinstance(error, av.error.ArgumentError):
+        return f"{source.name} {_FOREIGN}"
     if isinstance(error, av.error.InvalidDataError):
         hint = "; a pipe carries y4m, mpegts or matroska" if pipe is not None else ""
         return f"{source.name} is not a video that can be read{hint}"
@@ -271,23 +285,45 @@ def _index_at_end(name: str) -> str:
     )
 
 
-def _open_file(path: Path, format: str | None) -> InputContainer:
-    if not path.exists():
+def _open_file(source: Source, options: dict[str, str] | None = None) -> InputContainer:
+    path = Path(source.text)
+    # of os.path, which has an answer for names that no file system takes, too
+    if not os.path.exists(path):
         raise InputError(f"{path} does not exist")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder, not a video file")
     try:
         # An absolute path cannot be taken for a protocol, as "clip:1.mp4" would be.
-        return av.open(str(path.resolve()), "r", format=format, **TAGS_AS_BYTES)
+        return av.open(
+            str(path.resolve()),
+            "r",
+            format=source.format,
+            options=open_options("file", source.format, source.max_pixels) | (options or {}),
+            **TAGS_AS_BYTES,
+        )
     except av.error.PermissionError as error:
         raise InputError(f"{path} cannot be read: permission denied") from error
     except av.error.EOFError as error:
         raise InputError(f"{path} ends before its first frame") from error
     except av.FFmpegError as error:
         size = path.stat().st_size
+        if isinstance(error, av.error.ArgumentError):
+            raise InputError(f"{path} ({size} bytes) {_FOREIGN}") from error
         raise InputError(
             f"{path} ({size} bytes) is not a video that can be read: {error.strerror}"
         ) from error
+
+
+def _stated_size(source: Source, video: VideoStream) -> tuple[int, int]:
+    """Width and height that a stream says it has, (0, 0) if it does not say."""
+    codec: Any = video.codec_context
+    if source.kind != "file" or codec.width:
+        return codec.width, codec.height
+    # Where the first picture was refused, FFmpeg forgets what the header said.
+    with _open_file(source, NO_DECODER) as container:
+        if video.index < len(container.streams):
+            codec = container.streams[video.index].codec_context
+        return getattr(codec, "width", 0), getattr(codec, "height", 0)
 
 
 def _picture_stream(container: InputContainer, name: str) -> VideoStream:

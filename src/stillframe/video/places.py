@@ -18,6 +18,7 @@ from av.format import ContainerFormat
 
 from stillframe.errors import InputError, OutputError
 from stillframe.video.containers import STREAMS
+from stillframe.video.formats import MAX_PIXELS
 
 __all__ = ["BACKGROUNDS", "Pattern", "Sink", "Source", "split_pattern"]
 
@@ -28,6 +29,8 @@ Kind = Literal["file", "images", "pipe", "network", "device"]
 
 #: Seconds without an answer or data after which a network source counts as dead.
 _PATIENCE_S = 10.0
+#: Of the smallest picture that can be edited, 16x16.
+_FEWEST_PIXELS = 256
 _NUMBER = re.compile(r"%0?(\d*)d")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _READABLE = ("http", "https", "rtmp", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
@@ -89,6 +92,7 @@ class Source:
         timeout: seconds of silence after which a network source counts as dead.
         descriptor: of the file to read if ``text`` is "-".
         background: what transparent pictures are shown on, black or white.
+        max_pixels: a larger picture is not decoded.
     """
 
     text: str
@@ -97,6 +101,7 @@ class Source:
     timeout: float = _PATIENCE_S
     descriptor: int = 0
     background: str = "black"
+    max_pixels: int = MAX_PIXELS
 
     @classmethod
     def of(
@@ -105,6 +110,7 @@ class Source:
         format: str | None = None,
         timeout: float | None = None,
         background: str = "black",
+        max_pixels: int = MAX_PIXELS,
     ) -> Source:
         """What somebody typed.
 
@@ -113,6 +119,7 @@ class Source:
             format: FFmpeg's name of the container or device, or y4m, ts, mkv; None to find out.
             timeout: seconds; None for 10.
             background: black or white, for transparent pictures.
+            max_pixels: refuse larger pictures, see `formats.MAX_PIXELS`.
 
         Raises:
             InputError: nothing can be read there, whatever answers.
@@ -125,6 +132,10 @@ class Source:
         if background not in BACKGROUNDS:
             known = " or ".join(BACKGROUNDS)
             raise ValueError(f"a background is {known}, not {background!r}")
+        if not _FEWEST_PIXELS <= max_pixels < 2**31:
+            raise ValueError(
+                f"pictures may have from {_FEWEST_PIXELS} to {2**31 - 1} pixels, not {max_pixels}"
+            )
         text = os.fspath(place)
         asked = None if format is None else _input_format(format)
         kind = "device" if asked in _DEVICE_FORMATS else _kind(text)
@@ -138,7 +149,7 @@ class Source:
         if kind == "file" and asked is None and not os.path.exists(text):
             _refuse_camera_name(text)
         patience = _PATIENCE_S if timeout is None else timeout
-        return cls(text, kind, asked, patience, background=background)
+        return cls(text, kind, asked, patience, background=background, max_pixels=max_pixels)
 
     @property
     def name(self) -> str:

@@ -23,11 +23,12 @@ from stillframe.video.companions import Companions
 from stillframe.video.damage import Damage
 from stillframe.video.deinterlacing import Deinterlacer
 from stillframe.video.demuxing import Demuxer
+from stillframe.video.formats import check_pixels, limit_decoder
 from stillframe.video.library import fraction
 from stillframe.video.picture import Orientation, ToRgb
 from stillframe.video.places import BACKGROUNDS, Source
 from stillframe.video.stills import Stills, is_animated_webp
-from stillframe.video.timing import DecodingOrder, InputClock
+from stillframe.video.timing import LEAST_FPS, DecodingOrder, InputClock
 from stillframe.video.tracks import PacketSink
 from stillframe.video.vectors import CODECS, BlockMotion, export_vectors, read_motion
 
@@ -36,6 +37,8 @@ __all__ = ["Frame", "VideoReader"]
 _SMALLEST = 16
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _FPS_IF_UNKNOWN = 25.0
+# High-speed cameras reach it, and rates of a clock of milliseconds.
+_HIGHEST_FPS = 100_000.0
 # Where a stream does not know its rate, FFmpeg guesses up to that of its clock.
 _HIGHEST_LIVE_FPS = 240.0
 
@@ -140,9 +143,12 @@ class VideoReader:
             self._find_decoder(self._demuxer.container.format.name)
         self.time_base = fraction(stream.time_base) or Fraction(1, 90_000)
         self.fps = float(stream.average_rate or stream.guessed_rate or _FPS_IF_UNKNOWN)
+        if not LEAST_FPS <= self.fps <= _HIGHEST_FPS:
+            # nonsense, where a file is damaged; its times may be good
+            self.fps = _FPS_IF_UNKNOWN
         if self._has_no_times and stream.guessed_rate:
             # it counts ticks without a picture, too
-            self.fps = min(self.fps, float(stream.guessed_rate))
+            self.fps = min(self.fps, max(LEAST_FPS, float(stream.guessed_rate)))
         if self.source.is_live and self.fps > _HIGHEST_LIVE_FPS:
             self.fps = _FPS_IF_UNKNOWN
         is_counted = not self.source.is_live and not self._has_no_times
@@ -157,6 +163,7 @@ class VideoReader:
             # FFmpeg's own decoders of VP8 and VP9 leave alpha out
             with contextlib.suppress(ValueError, KeyError):
                 self._decoder = av.CodecContext.create(_WITH_ALPHA[self._decoder.name], "r")
+                limit_decoder(self._decoder, self.source.max_pixels)
 
     def _ask_for_motion(self) -> None:
         codec: Any = self._stream.codec_context
@@ -306,7 +313,9 @@ class VideoReader:
     def _decode(self) -> Generator[av.VideoFrame, None, None]:
         """Whole pictures in order of presentation."""
         deinterlacer = Deinterlacer(self.time_base)
+        name, most = self.name, self.source.max_pixels
         for picture in self._decode_stored():
+            check_pixels(name, picture.width, picture.height, most)
             yield from deinterlacer.push(picture)
         yield from deinterlacer.flush()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
@@ -21,12 +21,25 @@ from PIL import Image
 from stillframe.errors import InputError
 from stillframe.video.companions import Companions
 from stillframe.video.damage import Damage
+from stillframe.video.formats import check_pixels, limit_decoder, picture_options, unread_picture
 from stillframe.video.places import Source, split_pattern
 from stillframe.video.tracks import Tracks
 
 __all__ = ["StillStream", "Stills", "is_animated_webp"]
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".tga", ".exr"})
+# Formats whose header tells Pillow the size, which FFmpeg finds by decoding.
+_SIZED = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "TGA")
+# What FFmpeg and Pillow tell of damage with.
+_UNREADABLE = (
+    av.FFmpegError,
+    OSError,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    IndexError,
+    StopIteration,
+)
 _FPS = 25
 _MILLISECOND = Fraction(1, 1000)
 # What browsers show a picture for that says 0.
@@ -69,6 +82,7 @@ class Stills:
     def __init__(self, source: Source, damage: Damage) -> None:
         self._damage = damage
         self._name = source.name
+        self._most = source.max_pixels
         self._paths: list[Path] = []
         self.fell_silent = False
         self.start = Fraction(0)
@@ -96,28 +110,41 @@ class Stills:
         """Decoded pictures; those that cannot be read are counted and skipped."""
         with ExitStack() as stack:
             # one that stays open goes on from where it is
-            webp = None if self._paths else stack.enter_context(Image.open(self._webp))
+            webp = None if self._paths else self._open_webp(stack)
+            if webp is not None:
+                check_pixels(self._name, *webp.size, self._most)
             for index in range(self.video.frames):
                 try:
-                    picture = _decode(self._paths[index]) if webp is None else _seek(webp, index)
-                except (av.FFmpegError, OSError, EOFError, StopIteration):
+                    picture = self._decode(index) if webp is None else _seek(webp, index)
+                except InputError:
+                    raise
+                except _UNREADABLE:
                     self._damage.undecoded.add(float(self._times[index] * self.video.time_base))
                     continue
                 picture.pts, picture.time_base = self._times[index], self.video.time_base
                 picture.duration = self._times[index + 1] - self._times[index]
                 yield picture
 
+    def _open_webp(self, stack: ExitStack) -> Image.Image:
+        try:
+            return stack.enter_context(unread_picture(self._webp, "WEBP"))
+        except (OSError, ValueError, SyntaxError) as error:
+            raise InputError(f"{self._name} is an animated WebP that cannot be read") from error
+
+    def _decode(self, index: int) -> av.VideoFrame:
+        """The picture in a file, handed over open: to FFmpeg, names may mean something."""
+        path, options = self._paths[index], picture_options(self._most)
+        with path.open("rb") as file, suppress(OSError), unread_picture(file, *_SIZED) as image:
+            check_pixels(str(path), *image.size, self._most)
+        with path.open("rb") as file, av.open(file, "r", options=options) as container:
+            limit_decoder(container.streams.video[0].codec_context, self._most)
+            return next(iter(container.decode(video=0)))
+
     def finish_tracks(self, end: float) -> None:
         """There are none."""
 
     def close(self) -> None:
         """Nothing stays open."""
-
-
-def _decode(path: Path) -> av.VideoFrame:
-    """The picture in a file, which is handed over open: to FFmpeg, names may mean something."""
-    with path.open("rb") as file, av.open(file, "r") as container:
-        return next(iter(container.decode(video=0)))
 
 
 def _seek(image: Image.Image, index: int) -> av.VideoFrame:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from stillframe.errors import OutputClosedError, OutputError
 from stillframe.video.containers import CONTAINERS, SEQUENCES, STREAMS
 from stillframe.video.places import Pattern, Sink, split_pattern
-from stillframe.whole_file import WholeFile, own_folder
+from stillframe.whole_file import WholeFile, check_name, own_folder
 
 __all__ = ["FileTarget", "SequenceTarget", "StreamTarget", "check_output", "find_target"]
 
@@ -55,15 +55,16 @@ def check_output(path: str | PathLike[str], *, source: str | PathLike[str] | Non
             f"{path} has no known video extension; known are {known}, and {sequences} for pictures"
         )
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    if os.path.isdir(target):
         raise OutputError(f"{path} is a folder, not a file that can be written")
-    if target.exists() and not target.is_file():
+    if os.path.exists(target) and not os.path.isfile(target):
         raise OutputError(f"{path} is not a regular file and cannot be replaced")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise OutputError(f"{path} cannot be written: there is no folder {target.parent}")
+    check_name(target)
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path} cannot be written: no permission in {target.parent}")
-    if source is not None and target.exists() and os.path.samefile(source, target):
+    if source is not None and os.path.exists(target) and os.path.samefile(source, target):
         raise OutputError(f"{path} is the video being read; choose another output")
     return target
 

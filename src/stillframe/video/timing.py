@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections import deque
 from fractions import Fraction
 
-__all__ = ["DecodingOrder", "InputClock", "OutputClock"]
+__all__ = ["LEAST_FPS", "DecodingOrder", "InputClock", "OutputClock"]
 
+#: Frames a second of the slowest video: one in an hour.
+LEAST_FPS = 1 / 3600
 # No codec reorders more.
 _MOST_REORDERED = 64
 # A clock that jumps back by more steps than this starts again; by fewer, it may be a slip.

@@ -6,6 +6,7 @@ becomes of files (`targets`) nor where frames come from; sound comes from a read
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from fractions import Fraction
@@ -19,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stillframe.errors import OutputClosedError, OutputError
+from stillframe.untrusted.printable import printable
 from stillframe.video.companions import Companions
 from stillframe.video.encoding import Encoder, Picture
 from stillframe.video.places import Sink
 from stillframe.video.reading import VideoReader
 from stillframe.video.targets import find_target
-from stillframe.video.timing import OutputClock
+from stillframe.video.timing import LEAST_FPS, OutputClock
 from stillframe.video.worker import Worker
 
 __all__ = ["VideoWriter"]
@@ -95,9 +97,15 @@ class VideoWriter:
         audio_from: VideoReader | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> None:
-        if min(width, height) < 2 or time_base <= 0 or not 0 < fps < 1e6 or not 0 <= crf <= 51:
+        if (
+            min(width, height) < 2
+            or time_base <= 0
+            or not LEAST_FPS <= fps < 1e6
+            or not 0 <= crf <= 51
+        ):
             raise ValueError(
-                "width and height must be 2 or more, time_base and fps positive and crf in 0..51, "
+                "width and height must be 2 or more, time_base positive, "
+                "fps from 1/3600 to 1e6, and crf in 0..51, "
                 f"not {width}x{height}, {time_base}, {fps} and {crf}"
             )
         self._target = find_target(Sink.of(path), audio_from.path if audio_from else None)
@@ -108,7 +116,7 @@ class VideoWriter:
         self._failure: Exception | None = None
         self._closed = self._is_stuck = False
         container = self._target.container
-        rate = Fraction(fps).limit_denominator(_LARGEST_RATE_DENOMINATOR)
+        rate = Fraction(fps).limit_denominator(max(_LARGEST_RATE_DENOMINATOR, math.ceil(1 / fps)))
         self._clock = OutputClock(time_base, container.grid(time_base, rate), container.least_ticks)
         picture = Picture(width, height, self._clock.grid, rate, sample_aspect_ratio, crf)
         companions = audio_from.companions if audio_from else Companions()
@@ -136,7 +144,7 @@ class VideoWriter:
 
     def _warn(self, message: str) -> None:
         try:
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(printable(message), stacklevel=3)
         except Warning:
             # Warnings are errors to this caller: leave nothing behind.
             self.close(keep=False)
