@@ -111,8 +111,8 @@ def hold(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
                     "target_fps": times * frames / dense,
                     "seconds": sum(block.seconds.values()),
                     "kept": block.kept_share,
-                    "fixed": controller.cost.fixed,
-                    "slope": controller.cost.slope,
+                    "fixed": controller.ledger.cost.fixed,
+                    "slope": controller.ledger.cost.slope,
                 }
             )
         told.append(_part(run, begun, times, dense, frames, options.window))

@@ -11,7 +11,8 @@ from tests.rate_fixtures import PRUNE, moving
 from tests.test_control import STILL, Run, scene
 
 from stillframe.controls import Box, Controls, Guard, Region
-from stillframe.controls.guard import Estimate, Stratum, Watch, estimate
+from stillframe.controls.estimate import Estimate, Stratum, estimate
+from stillframe.controls.guard import Watch
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.tokens.restore import restore_slowly

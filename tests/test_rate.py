@@ -215,7 +215,7 @@ def test_nothing_is_learnt_from_first_blocks_captures_and_single_outliers() -> N
     rate = controller(made)
     rate.note(1.0, 100.0, False)
     rate.note(0.5, 50.0, True)
-    assert not rate.cost.known
+    assert not rate.ledger.cost.known
 
 
 def test_before_two_points_there_is_a_guess_between_them() -> None:

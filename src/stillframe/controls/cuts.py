@@ -36,6 +36,7 @@ from stillframe.controls.given import Given
 from stillframe.controls.mask_video import FrameClock
 from stillframe.detection.latents import patch_distance
 from stillframe.options import Option
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["CutDetector", "CutFinder", "Cuts", "CutsOfBlock", "GivenCuts", "RunningCuts"]
 
@@ -95,6 +96,9 @@ class Cuts(Control):
             )
         if self.window < 1:
             raise ValueError(f"cuts are judged by 1 or more frames, got {self.window}")
+        for name in ("minimum", "ratio", "deviations"):
+            check_number(f"the {name} of a cut", getattr(self, name), 0, 10**9)
+        check_number("the frames that cuts are judged by", self.window, 1, 10**6, whole=True)
 
     @classmethod
     def from_options(cls, given: Given) -> Cuts | GivenCuts | None:

@@ -18,6 +18,7 @@ from stillframe.controls.base import (
     register,
 )
 from stillframe.options import Option
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["Gop", "RunningGop"]
 
@@ -54,6 +55,7 @@ class Gop(Control):
     def __post_init__(self) -> None:
         if self.blocks < 1:
             raise ValueError(f"a whole block comes every 1 or more blocks, got {self.blocks}")
+        check_number("the distance of whole blocks", self.blocks, 1, 10**6, whole=True)
 
     def start(self, facts: StreamFacts) -> RunningGop:
         return RunningGop(self)

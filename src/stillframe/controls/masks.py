@@ -9,12 +9,12 @@ masks come from.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,6 +35,8 @@ from stillframe.errors import InputError
 from stillframe.methods import Method
 from stillframe.options import Option
 from stillframe.tokens.grid import Grid
+from stillframe.untrusted.numbers import check_number, number_text
+from stillframe.untrusted.small_files import parse_json, read_bounded
 from stillframe.whole_file import write_whole
 
 __all__ = ["GivenMasks", "MaskHeader", "MaskRecorder", "RunningMasks"]
@@ -42,6 +44,13 @@ __all__ = ["GivenMasks", "MaskHeader", "MaskRecorder", "RunningMasks"]
 _MAGIC = b"stillframe masks\n"
 _VERSION = 2
 _READ = (1, 2)  # the first has no tolerance
+# of all blocks together: some hundred bytes each
+_MOST_BYTES = 2**28
+_MOST_HEADER_BYTES = 2**16
+_LARGEST_SIDE = 2**16
+_SIZES = ("block_frames", "height", "width", "patch", "temporal")
+# of a block: 64 frames of 8K in patches of 16 pixels, and more
+_MOST_TOKENS = 2**24
 _LENGTH = struct.Struct("<I")
 
 
@@ -58,7 +67,7 @@ class MaskHeader:
         tau1, tau2: thresholds they were made with, None if there were none.
 
     Raises:
-        ValueError: for sizes below 1, or a frame count below 0.
+        ValueError: for numbers out of their bounds.
     """
 
     block_frames: int
@@ -75,6 +84,14 @@ class MaskHeader:
         sizes = (self.block_frames, self.height, self.width, self.patch, self.temporal)
         if min(sizes) < 1 or self.frames < 0:
             raise ValueError(f"sizes of masks must be positive, got {sizes} for {self.frames}")
+        for name, size in zip(_SIZES, sizes, strict=True):
+            check_number(name, size, 1, _LARGEST_SIDE, whole=True)
+        if self.block_frames * self.height * self.width > _MOST_TOKENS:
+            raise ValueError(f"a block has at most {_MOST_TOKENS} patches, got {self}")
+        check_number("frames", self.frames, 0, 10**12, whole=True)
+        for name in ("tolerance", "tau1", "tau2"):
+            if getattr(self, name) is not None and getattr(self, name) != math.inf:
+                check_number(name, getattr(self, name), 0, 10**9)
 
     @property
     def grid(self) -> Grid:
@@ -187,23 +204,25 @@ class GivenMasks(Control):
             InputError: it cannot be read, is of another format or version, or incomplete.
         """
         try:
-            data = Path(path).read_bytes()
+            data = read_bounded(path, _MOST_BYTES)
         except OSError as error:
             raise InputError(f"{path} could not be read: {error.strerror}") from error
         if not data.startswith(_MAGIC):
             raise InputError(f"{path} ({len(data)} bytes) is not a file of masks")
         line, _, body = data[len(_MAGIC) :].partition(b"\n")
         try:
-            head: dict[str, Any] = json.loads(line)
+            head: dict[str, Any] = parse_json(line[: _MOST_HEADER_BYTES + 1])
             version, count = head.pop("version"), head.pop("blocks")
             if version not in _READ:
-                raise InputError(f"{path} has masks of version {version}, not up to {_VERSION}")
+                told = number_text(version)
+                raise InputError(f"{path} has masks of version {told}, not up to {_VERSION}")
             header = MaskHeader(**head)
             blocks = tuple(_records(body))
         except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
-            raise InputError(f"{path} ({len(data)} bytes) is damaged: {error}") from error
+            raise InputError(f"{path} ({len(data)} bytes) is damaged: {_why(error)}") from error
         if len(blocks) != count:
-            raise InputError(f"{path} is damaged: it has {len(blocks)} of {count} blocks")
+            told = number_text(count)
+            raise InputError(f"{path} is damaged: it has {len(blocks)} of {told} blocks")
         return cls(header, blocks)
 
 
@@ -227,6 +246,17 @@ class RunningMasks(RunningControl[GivenMasks]):
 
     def report(self) -> dict[str, Any]:
         return {"masks_in": True}
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with the content, without a word of Python's."""
+    if isinstance(error, ValueError):
+        return str(error)
+    return (
+        "it cuts a block off"
+        if isinstance(error, struct.error)
+        else "its header is of other fields"
+    )
 
 
 def _records(body: bytes) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ from stillframe.controls.base import (
     StreamFacts,
     register,
 )
-from stillframe.controls.cost import CostModel
 from stillframe.controls.given import Given
+from stillframe.controls.ledger import HORIZON, RateLedger, RateOutcome, RateTarget
 from stillframe.controls.masks import GivenMasks
 from stillframe.controls.trace import RateTrace, Timing
 from stillframe.controls.twopass import Forecast
@@ -36,29 +36,22 @@ from stillframe.options import Option
 from stillframe.tokens.source import SourceBlock
 from stillframe.untrusted.numbers import check_number
 
-__all__ = ["BEHIND", "MODES", "Rate", "RateController", "RateOutcome", "most_changed"]
+__all__ = ["BEHIND", "MODES", "Rate", "RateController", "most_changed"]
 
 #: What `Rate.mode` may be.
 MODES = ("constant", "capped")
 
-_HORIZON = 8  # blocks over which the ledger is settled
-_RESERVE = 4.0  # blocks' worth that the ledger holds at most, either way
-_LATENCY_RESERVE = 0.5  # the same for a latency: a block that is late makes no other one early
 #: Tolerances beyond which what is shown counts as behind its source.
 BEHIND = 2.0
-_FIRST_SHARE = 0.5  # until a block has been timed
 _MOST_TIMINGS = 2**16  # that are kept: hours of video, and no more however long a stream lives
 
 
 @register("rate")
 @dataclass(frozen=True)
-class Rate(Control):
-    """What is to be held; exactly one of the first three is given.
+class Rate(RateTarget, Control):
+    """A target, and how it is to be met.
 
     Attributes:
-        fps: pixel frames a second, everything between two blocks included.
-        latency: seconds of a block, from encoding to decoding.
-        kept: share of tokens computed, above 0 up to 1.
         mode: "constant" spends the budget whatever changed; "capped" leaves it to the thresholds
             where they want less.
         limit: patches that changed by more than so many times the thresholds are computed even if
@@ -77,7 +70,7 @@ class Rate(Control):
             "float",
             "Hold so many frames a second.",
             least=0.001,
-            most=1000,
+            most=1000000,
             metavar="FPS",
             group="Speed and quality",
             live=True,
@@ -86,7 +79,7 @@ class Rate(Control):
             "float",
             "Hold so many seconds a block, from encoding to decoding.",
             least=0.001,
-            most=1000,
+            most=3600,
             metavar="SECONDS",
             group="Speed and quality",
             live=True,
@@ -112,7 +105,7 @@ class Rate(Control):
             "float",
             "Recompute what changed by so many times the tolerance even if the target is missed.",
             least=1,
-            most=1_000_000,
+            most=1000000,
             metavar="TIMES",
             group="Speed and quality",
         ),
@@ -136,9 +129,6 @@ class Rate(Control):
     unused: ClassVar = {"rate": None}
     order = 30
 
-    fps: float | None = None
-    latency: float | None = None
-    kept: float | None = None
     mode: str = "constant"
     limit: float | None = None
     forecast: Forecast | None = field(default=None, repr=False)
@@ -146,14 +136,7 @@ class Rate(Control):
     clock: Callable[[Timing], Timing] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        given = {k: v for k, v in self.target.items() if v is not None}
-        if len(given) != 1:
-            raise ValueError(f"one of fps, latency and kept is held, got {len(given)} of them")
-        (name, value), *_ = given.items()
-        if not value > 0 or (name == "kept" and value > 1) or value == float("inf"):
-            most = " up to 1" if name == "kept" else ""
-            raise ValueError(f"a target {name} lies above 0{most}, got {value}")
-        check_number(f"a target {name}", value, 0, 10**6)
+        super().__post_init__()
         if self.mode not in MODES:
             raise ValueError(f"a rate's mode is 'constant' or 'capped', got {self.mode!r}")
         if self.limit is not None and not self.limit >= 1:
@@ -170,11 +153,6 @@ class Rate(Control):
         trace = None if path is None else RateTrace.read(path)
         mode, limit = given["rate_mode"] or "constant", given["rate_limit"]
         return cls(fps, latency, kept, mode, limit, trace=trace)
-
-    @property
-    def target(self) -> dict[str, float | None]:
-        """The three targets by name, two of them None."""
-        return {"fps": self.fps, "latency": self.latency, "kept": self.kept}
 
     def check(self, method: Method, controls: Controls) -> None:
         if not method.prunes or method.score() is None:
@@ -199,43 +177,6 @@ class Rate(Control):
             raise ValueError("a rate is held by a method's thresholds, and there is none")
         return RateController(self, facts.method, facts.frames)
 
-    def quantity(self, frames: int) -> float:
-        """What a block may take: seconds of its ``frames`` pixel frames, or a share."""
-        if self.fps is not None:
-            return frames / self.fps
-        target = self.latency if self.latency is not None else self.kept
-        assert target is not None
-        return target
-
-
-class RateOutcome(NamedTuple):
-    """How a rate was held.
-
-    Attributes:
-        achieved: the target's quantity over all blocks that count: frames a second, mean seconds a
-            block, or mean share.
-        blocks: so many; the first of a stream is always whole and does not count.
-        out_of_reach: blocks in which even the least that had to be computed took longer than the
-            target left.
-        behind: blocks that showed something staler than twice the method's tolerance.
-        stalest: most that a reused patch differed from its source by, in grey levels; None where
-            nothing says.
-        dense_in_reach: blocks that were computed whole and still left time.
-        fastest: what the target could be at most (fps) or at least, by the cost model, with nothing
-            computed; None for a share, and before anything is known.
-        fixed, slope: of the cost model, seconds.
-    """
-
-    achieved: float | None
-    blocks: int
-    out_of_reach: int
-    behind: int
-    stalest: float | None
-    dense_in_reach: int
-    fastest: float | None
-    fixed: float
-    slope: float
-
 
 def most_changed(score: Tensor, count: int, forced: Tensor, barred: Tensor) -> Tensor:
     """The ``count`` tokens of largest score, forced ones first and barred ones never.
@@ -258,21 +199,21 @@ class RateController(RunningControl[Rate]):
     """Holds the rate of one stream. For every block but a first one `choose`, and then `note`.
 
     Args:
-        rate: what to hold.
+        control: what to hold.
         method: whose thresholds changes are measured in.
         frames: pixel frames of a block.
 
     Attributes:
+        ledger: what the target leaves for the next block.
         blocks: so many so far.
         timings: of the latest 65,536 of them, see ``trace``.
     """
 
     def __init__(self, control: Rate, method: Method, frames: int) -> None:
         super().__init__(control)
-        self.cost = CostModel()
+        self.ledger = RateLedger(frames)
         self.blocks = 0
         self.timings: list[Timing] = []
-        self._frames = frames
         self._method = method
         self._tokens = 0
         self._budget: int | None = None
@@ -283,12 +224,11 @@ class RateController(RunningControl[Rate]):
     def retarget(self, control: Rate) -> None:
         """Hold something else from the next block on; what the old target was owed is forgotten."""
         self.control = control
-        self._goal = control.quantity(self._frames)
-        self._ledger = self._spent = 0.0
-        self._counted = self._missed = self._idle = self._behind = 0
+        self.ledger.open(control, control.forecast)
+        self._behind = 0
         self._stalest: float | None = None
-        self._lately_missed: deque[bool] = deque(maxlen=_HORIZON)
-        self._lately_behind: deque[bool] = deque(maxlen=_HORIZON)
+        self._recent_missed: deque[bool] = deque(maxlen=HORIZON)
+        self._recent_behind: deque[bool] = deque(maxlen=HORIZON)
 
     def adopt(self, previous: RunningControl[Any]) -> RunningControl[Any]:
         """The one before, held to the new target: it knows what the machine can do."""
@@ -342,7 +282,7 @@ class RateController(RunningControl[Rate]):
         self._tokens = block.grid.tokens
         if self.control.limit is not None:
             forced = forced | ((score > self.control.limit) & ~barred)
-        count = max(round(self.share() * self._tokens), 0)
+        count = max(round(self.ledger.share(self.blocks) * self._tokens), 0)
         if lengths and self.control.kept is None and count:
             count = next((n for n in lengths if n >= count), self._tokens)
         self._budget = count
@@ -363,28 +303,6 @@ class RateController(RunningControl[Rate]):
         if self._score is None:
             raise ValueError(f"method {self._method.name!r} does not rank what changed")
         return self._score(block)
-
-    def share(self) -> float:
-        """What share of the next block's tokens the target pays for, 0 to 1."""
-        number, forecast = self.blocks, self.control.forecast
-        if forecast is not None and number < forecast.blocks:
-            return self._forecast_share(forecast, number)
-        left = max(self._goal - self._ledger / _HORIZON, 0.0)
-        if self.control.kept is not None:
-            return min(left, 1.0)
-        return self.cost.share(left) if self.cost.known else _FIRST_SHARE
-
-    def _forecast_share(self, forecast: Forecast, number: int) -> float:
-        """What the block gets of all that the rest of the video may take."""
-        rest = forecast.blocks - number
-        if self.control.kept is not None:
-            total = self._goal * (self._counted + rest) - self._spent
-        elif not self.cost.known:
-            return _FIRST_SHARE
-        else:
-            seconds = self._goal * (self._counted + rest) - self._spent
-            total = (seconds - rest * self.cost.fixed) / self.cost.slope
-        return forecast.share(number, total)
 
     def end(self, block: ControlledBlock) -> None:
         if block.order.forget:
@@ -415,28 +333,12 @@ class RateController(RunningControl[Rate]):
         self.blocks += 1
         self.timings.append(timing)
         del self.timings[:-_MOST_TIMINGS]
-        missed, behind = self._missed, self._behind
-        self._judge(share, timing)
+        missed, behind = self.ledger.missed, self._behind
+        self.ledger.note(number, timing._replace(share=share), self._budget, self._tokens)
         self._look(stale)
-        self._lately_missed.append(self._missed > missed)
-        self._lately_behind.append(self._behind > behind)
-        first = number == 0
-        if not first and not timing.captured and timing.seconds > 0:
-            self.cost.note(share, timing.seconds)
-        if not first:
-            self._book(share if self.control.kept is not None else timing.seconds)
+        self._recent_missed.append(self.ledger.missed > missed)
+        self._recent_behind.append(self._behind > behind)
         self._budget = None
-
-    def _judge(self, share: float, timing: Timing) -> None:
-        """Whether the target could have been met, and whether it left anything to do."""
-        if self._budget is None or not self.cost.known:
-            return
-        kept = round(share * self._tokens)
-        starved = self._budget == 0 and self.cost.seconds(0.0) > self._goal
-        if kept > self._budget or (self.control.kept is None and starved):
-            self._missed += 1
-        elif self._budget >= self._tokens and timing.seconds < 0.95 * self._goal:
-            self._idle += self.control.kept is None
 
     def _look(self, stale: Tensor | None) -> None:
         """Whether the picture is behind its source; the block is done, so nothing is waited for."""
@@ -447,35 +349,19 @@ class RateController(RunningControl[Rate]):
         self._stalest = max(worst, self._stalest or 0.0)
         self._behind += worst > BEHIND * tolerance
 
-    def _book(self, spent: float) -> None:
-        """Put a block's excess on the ledger, within what may be owed or saved."""
-        self._counted += 1
-        self._spent += spent
-        excess = spent - self._goal
-        if excess > 0 and self._budget == 0:
-            # nothing was to be computed: it cannot be paid back
-            return
-        reserve = (_LATENCY_RESERVE if self.control.latency is not None else _RESERVE) * self._goal
-        self._ledger = min(max(self._ledger + excess, -reserve), reserve)
-
     def outcome(self) -> RateOutcome:
         """How it went since the latest target."""
-        mean = self._spent / self._counted if self._counted else None
-        fps = self.control.fps is not None
-        fastest = None
-        if self.control.kept is None and self.cost.known:
-            fixed = max(self.cost.fixed, 1e-9)
-            fastest = self._frames / fixed if fps else fixed
+        ledger = self.ledger
         return RateOutcome(
-            self._frames / mean if fps and mean else mean,
-            self._counted,
-            self._missed,
+            ledger.achieved(ledger.spent, ledger.counted),
+            ledger.counted,
+            ledger.missed,
             self._behind,
             self._stalest,
-            self._idle,
-            fastest,
-            self.cost.fixed,
-            self.cost.slope,
+            ledger.idle,
+            ledger.fastest,
+            ledger.cost.fixed,
+            ledger.cost.slope,
         )
 
     def recorded(self) -> RateTrace:
@@ -508,51 +394,47 @@ class RateController(RunningControl[Rate]):
             showed what is staler than twice the tolerance; ``limit``, what the target could be
             at most (fps) or at least (latency), None where that is not known.
         """
-        missed = self._lately_missed
+        missed = self._recent_missed
         outcome, rate = self.outcome(), self.control
         return {
             **{f"target_{name}": v for name, v in rate.target.items() if v is not None},
             "mode": rate.mode,
-            "share": self.share(),
-            "achieved": self._lately_achieved(outcome.blocks),
-            "behind": any(self._lately_behind),
+            "share": self.ledger.share(self.blocks),
+            "achieved": self._recent_achieved(outcome.blocks),
+            "behind": any(self._recent_behind),
             "out_of_reach": 2 * sum(missed) > len(missed),
             "limit": outcome.fastest,
         }
 
-    def _lately_achieved(self, blocks: int) -> float | None:
-        latest = self.timings[-min(blocks, _HORIZON) :] if blocks else []
-        if not latest:
-            return None
-        if self.control.kept is not None:
-            return sum(timing.share for timing in latest) / len(latest)
-        seconds = sum(timing.seconds for timing in latest) / len(latest)
-        if self.control.fps is None:
-            return seconds
-        return self._frames / seconds if seconds > 0 else None
+    def _recent_achieved(self, blocks: int) -> float | None:
+        latest = self.timings[-min(blocks, HORIZON) :] if blocks else []
+        kept = self.control.kept is not None
+        spent = sum(timing.share if kept else timing.seconds for timing in latest)
+        return self.ledger.achieved(spent, len(latest))
 
     def warnings(self) -> list[str]:
         """That the target was out of reach in more than a tenth of the blocks, or that the picture
         fell behind its source."""
-        told = self.outcome()
-        found = self._out_of_reach(told)
-        if told.behind and told.stalest is not None:
+        outcome = self.outcome()
+        found = self._out_of_reach(outcome)
+        if outcome.behind and outcome.stalest is not None:
+            tolerance = getattr(self._method, "tolerance", 0)
+            blocks = f"{outcome.behind} of {outcome.blocks} blocks"
             found.append(
-                f"the picture fell behind its source in {told.behind} of {told.blocks} blocks: "
-                f"what was reused differed from it by up to {told.stalest:.1f} grey levels, where "
-                f"the tolerance is {getattr(self._method, 'tolerance', 0):g}"
+                f"the picture fell behind its source in {blocks}: what was reused differed from it "
+                f"by up to {outcome.stalest:.1f} grey levels, where the tolerance is {tolerance:g}"
             )
         return found
 
-    def _out_of_reach(self, told: RateOutcome) -> list[str]:
-        if not told.blocks or told.out_of_reach <= 0.1 * told.blocks:
+    def _out_of_reach(self, outcome: RateOutcome) -> list[str]:
+        if not outcome.blocks or outcome.out_of_reach <= 0.1 * outcome.blocks:
             return []
         name, value = next((k, v) for k, v in self.control.target.items() if v is not None)
         unit = {"fps": " FPS", "latency": " s a block", "kept": " of the tokens"}[name]
-        missed = f"{told.out_of_reach} of {told.blocks} blocks"
+        missed = f"{outcome.out_of_reach} of {outcome.blocks} blocks"
         sentence = f"{value:g}{unit} was out of reach in {missed}"
-        if told.achieved is not None:
-            sentence += f": {told.achieved:.3g}{unit} was reached"
-        if told.fastest is not None:
-            sentence += f", and {told.fastest:.3g}{unit} is the limit with nothing recomputed"
+        if outcome.achieved is not None:
+            sentence += f": {outcome.achieved:.3g}{unit} was reached"
+        if outcome.fastest is not None:
+            sentence += f", and {outcome.fastest:.3g}{unit} is the limit with nothing recomputed"
         return [sentence]

@@ -24,6 +24,7 @@ from stillframe.controls.base import (
     register,
 )
 from stillframe.options import Option
+from stillframe.untrusted.numbers import check_number
 
 __all__ = ["Refresh", "Refreshing", "refresh_phases"]
 
@@ -76,6 +77,7 @@ class Refresh(Control):
     def __post_init__(self) -> None:
         if self.blocks < 1:
             raise ValueError(f"a refresh takes 1 or more blocks, got {self.blocks}")
+        check_number("the blocks that a refresh takes", self.blocks, 1, 10**6, whole=True)
 
     def start(self, facts: StreamFacts) -> Refreshing:
         return Refreshing(self)

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillframe.untrusted.numbers import check_number
+
 __all__ = ["Box", "MotionMap", "Painting", "cell_edges"]
 
 
@@ -36,6 +38,8 @@ class Box:
                 "a box begins at 0 or more and has sides above 0, got "
                 f"{self.left:g},{self.top:g},{self.width:g},{self.height:g}"
             )
+        for value in (self.left, self.top, self.width, self.height):
+            check_number("a number of a box", value, 0, 10**6)
 
     @property
     def in_pixels(self) -> bool:

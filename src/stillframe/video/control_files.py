@@ -6,16 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
 from stillframe.controls import MaskVideo, Painting
 from stillframe.errors import InputError
+from stillframe.video.formats import check_pixels, unread_picture
 from stillframe.video.places import Source
 from stillframe.video.reading import VideoReader
 from stillframe.video.scenes import find_scenes
 
 __all__ = ["VideoControlFiles"]
 
+# All that is named: of other formats, Pillow runs programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "TGA", "PPM")
 _WHITE = 128
 _LUMA = np.array([299, 587, 114])
 
@@ -60,9 +62,11 @@ class VideoControlFiles:
 def _painting(path: str) -> Painting | None:
     """The white parts of an image; None if it is something else."""
     try:
-        with Image.open(path) as image:
+        with unread_picture(path, *_FORMATS) as image:
+            check_pixels(path, *image.size)
             layers = np.asarray(image.convert("LA"))
-    except (OSError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError):
+        # Pillow tells of damage in all of these
         return None
     white = (layers[..., 0] >= _WHITE) & (layers[..., 1] >= _WHITE)
     return Painting(torch.from_numpy(white))
