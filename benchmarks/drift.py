@@ -47,7 +47,7 @@ class _Taken:
     def __init__(self, stream: EditStream) -> None:
         self.spatial, self.temporal = stream._autoencoder.spatial, stream._autoencoder.temporal
         self.tokens = torch.empty(0)
-        self._patch = stream._denoiser.patch
+        self._patch = stream._backbone.patch
 
     def decode(self, grid: Tensor) -> Tensor:
         self.tokens = patchify(grid.float(), self._patch)
@@ -56,7 +56,7 @@ class _Taken:
 
 def whole_from_here(stream: EditStream, latents: Tensor, pixels: Tensor) -> Tensor:
     """The next block's result, (1, S*N, P), if it were whole; the stream stays as it is."""
-    shared: list[Any] = [stream._denoiser, stream._text, stream._autoencoder]
+    shared: list[Any] = [stream._backbone, stream._text, stream._autoencoder]
     shared += [stream.control_state, stream._on_block, stream.staleness]
     fork = copy.copy(stream)
     fork._state = copy.deepcopy(stream._state, {id(part): part for part in shared})

@@ -1,7 +1,7 @@
 """What products in FP8 change: frames of the bundled model against those of exact products.
 
 Beside it stand what pruning changes, and what another seed of a dense edit does. The fused passes
-run through their references on a CPU, so no card is needed. Run as ``python -m benchmarks.fp8 CLIP...``.
+run through their references on a CPU: no card is needed. Run: ``python -m benchmarks.fp8 CLIP...``.
 """
 
 from __future__ import annotations

@@ -252,7 +252,7 @@ def noted_results(run: Run, latents: Sequence[Tensor], pixels: Sequence[Tensor])
     """Edit blocks; their results in latents, (1, S*N, P) each."""
     coder: Any = run.stream._autoencoder
     decode = coder.decode
-    patch = run.stream._denoiser.patch
+    patch = run.stream._backbone.patch
 
     def noted(grid: Tensor) -> Tensor:
         run.results.append(patchify(grid.float(), patch))

@@ -53,8 +53,8 @@ class StreamSettings:
             kernels, "graphs" as CUDA graphs of those, "auto" the last on CUDA and the first
             elsewhere. What a model or method does not allow is run the first way, whatever this
             says.
-        products: the matrix products of fused passes: "exact" in the weights' format, or "fp8" where
-            it pays, on cards that have it (Hopper and later).
+        products: the matrix products of fused passes: "exact" in the weights' format, or "fp8"
+            where it pays, on cards that have it (Hopper and later).
 
     Raises:
         ValueError: if the window cannot hold a block or the positions cannot hold the window.

@@ -18,8 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import StreamingAutoencoder
-from stillframe.backbones.fused import bucket_lengths, takes_fp8
-from stillframe.backbones.wan import TextCache, WanDenoiser
+from stillframe.backbones.base import Backbone, TextCache
 from stillframe.controls import Controls, ControlState, FrameClock, StreamFacts, Timing
 from stillframe.detection.frames import PixelBlocks
 from stillframe.detection.pixels import appearance
@@ -29,25 +28,26 @@ from stillframe.engine.passes import BlockPasses
 from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stages import BlockStats, StageClock
 from stillframe.engine.state import StreamState, recovery_of
+from stillframe.kernels.linear import takes_fp8
 from stillframe.methods import Method
 from stillframe.tokens.grid import Grid, Plan, patchify, plan_tokens, unpatchify
-from stillframe.tokens.restore import predecessor_rows, restore
+from stillframe.tokens.restore import restore
 from stillframe.tokens.source import SourceBlock
 from stillframe.turns import device_turn, model_turn
 
 __all__ = ["BlockStats", "EditStream", "StageClock", "StreamSettings", "check_settings"]
 
 
-def check_settings(denoiser: WanDenoiser, settings: StreamSettings) -> None:
+def check_settings(backbone: Backbone, settings: StreamSettings) -> None:
     """Raise a ValueError if a transformer cannot be run with some settings."""
-    if settings.conditioning == "source" and not denoiser.takes_source:
+    if settings.conditioning == "source" and not backbone.takes_source:
         raise ValueError("this transformer has no source channels: use conditioning='sdedit'")
-    if settings.position_limit > denoiser.positions:
+    if settings.position_limit > backbone.positions:
         raise ValueError(
             f"{settings.position_limit} positions are too many: "
-            f"this transformer has {denoiser.positions}"
+            f"this transformer has {backbone.positions}"
         )
-    device = denoiser.transformer.device
+    device = backbone.device
     if settings.products == "fp8" and not (settings.execution == "fused" or takes_fp8(device)):
         raise ValueError(f"products in FP8 need a card of compute capability 9.0, not {device}")
 
@@ -56,9 +56,9 @@ class EditStream:
     """One stream of edited video. Push frames, get frames; `flush` at the end.
 
     Args:
-        denoiser: the transformer.
+        backbone: the transformer.
         autoencoder: a fresh stream through the autoencoder.
-        text: the prompt, from ``denoiser.text``.
+        text: the prompt, from ``backbone.text``.
         method: which tokens to compute.
         settings: how to denoise.
         generator: source of noise; a list gives each batch row its own.
@@ -75,7 +75,7 @@ class EditStream:
 
     def __init__(
         self,
-        denoiser: WanDenoiser,
+        backbone: Backbone,
         autoencoder: StreamingAutoencoder,
         text: TextCache,
         method: Method,
@@ -84,7 +84,7 @@ class EditStream:
         on_block: Callable[[BlockStats], None] | None = None,
         control: Controls | None = None,
     ) -> None:
-        check_settings(denoiser, settings)
+        check_settings(backbone, settings)
         check_generators(generator)
         frames = autoencoder.block_frames * autoencoder.temporal
         untaken = frames - autoencoder.next_frames
@@ -100,7 +100,7 @@ class EditStream:
         self.staleness = Staleness()
         self.clock = StageClock()
         self._captured = 0
-        self._denoiser = denoiser
+        self._backbone = backbone
         self._autoencoder = autoencoder
         self._text = text
         self._generator = generator
@@ -115,7 +115,7 @@ class EditStream:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes held by this stream: ``cache`` and the ``recovery`` store. Bounded."""
+        """Bytes of this stream's ``cache`` and ``recovery`` store. Bounded."""
         state = self._state  # another thread may ask while a cut forgets it
         if state is None:
             return {"cache": 0, "recovery": 0}
@@ -160,7 +160,7 @@ class EditStream:
                 changed then.
         """
         method, settings = method or self.method, settings or self.settings
-        check_settings(self._denoiser, settings)
+        check_settings(self._backbone, settings)
         if controls is not None:
             controls.check(method)
         elif self.control_state is not None:
@@ -190,7 +190,7 @@ class EditStream:
             ValueError: if they are no such frames, H or W does not fit the model's grid, or frames
                 change size. Nothing was taken then.
         """
-        frames = read_frames(frames, self._autoencoder.spatial * self._denoiser.patch)
+        frames = read_frames(frames, self._autoencoder.spatial * self._backbone.patch)
         check_generators(self._generator, frames.shape[0])
         with device_turn(self._text.embeds.device), self.clock("encode"):
             blocks = self._autoencoder.encode(frames)
@@ -224,25 +224,25 @@ class EditStream:
         """
         if self.method.needs_pixels and pixels is None:
             raise ValueError(f"method {self.method.name!r} looks at source frames: push them")
-        with model_turn(self._denoiser.transformer, latents.device):
+        with model_turn(self._backbone.transformer, latents.device):
             state, plan, result = self._computed(latents, pixels)
         with device_turn(latents.device), self.clock("decode"):
-            grid = unpatchify(result, state.grid, self._denoiser.patch)
+            grid = unpatchify(result, state.grid, self._backbone.patch)
             frames = self._decoded(grid, latents)
             if self.method.holds:
-                frames = self._held(state, frames, plan)
+                frames = self._composed(state, frames, plan)
         self._end(state, plan)
         return frames
 
     def _computed(self, latents: Tensor, pixels: Tensor | None) -> tuple[StreamState, Plan, Tensor]:
         """The block's state, its plan, and its result (B, S*N, P), which the state remembers."""
-        source = patchify(latents.float(), self._denoiser.patch)
+        source = patchify(latents.float(), self._backbone.patch)
         if self.control_state is not None:
             with self.clock("mask"):
                 self._obey(self.control_state, source, latents)
         if self._state is None:
             self._state = StreamState(
-                self._denoiser, self.settings, self.method, latents, self._autoencoder.temporal
+                self._backbone, self.settings, self.method, latents, self._autoencoder.temporal
             )
         state = self._state
         with self.clock("mask"):
@@ -259,14 +259,14 @@ class EditStream:
             return self._autoencoder.decode(edited)
         return self.control_state.decode(self._autoencoder, edited, source)
 
-    def _held(self, state: StreamState, frames: Tensor, plan: Plan) -> Tensor:
+    def _composed(self, state: StreamState, frames: Tensor, plan: Plan) -> Tensor:
         """The block's frames with what was shown wherever nothing was computed."""
         grid = state.grid
         keep = plan.keep.unflatten(2, (grid.height, grid.width))
         # what lies around a region that alone is edited shows its source
         source = None if self.control_state is None else self.control_state.unedited(keep)
         lacking = self._timeline.missing if self.blocks == 0 else 0
-        return state.held.compose(frames, keep, plan.everything, lacking, source)
+        return state.shown.compose(frames, keep, plan.everything, lacking, source)
 
     def _obey(self, controls: ControlState, source: Tensor, latents: Tensor) -> None:
         """Make the coming block whole, and forget what came before, if the controls say so."""
@@ -279,7 +279,7 @@ class EditStream:
 
     def _grid(self, latents: Tensor) -> Grid:
         _, _, frames, height, width = latents.shape
-        return Grid(frames, height // self._denoiser.patch, width // self._denoiser.patch)
+        return Grid(frames, height // self._backbone.patch, width // self._backbone.patch)
 
     def _plan(self, state: StreamState, source: Tensor, pixels: Tensor | None) -> Plan:
         """The block's plan: whole if it must be, else what the method selects and merges."""
@@ -302,8 +302,8 @@ class EditStream:
             state.attention.merger.begin_block(block)
         if not plan.nothing:
             state.recovery.observe(block, plan)
-        rows = predecessor_rows(plan.keep)
-        state.reference = restore(source, state.reference, rows)[:, -grid.frame_tokens :]
+        shown = restore(source, state.reference, plan.provider)
+        state.reference = shown[:, -grid.frame_tokens :]
         self._note(state, pixels, plan)
         return plan
 
@@ -336,7 +336,7 @@ class EditStream:
         """The keep mask (B, S, h, w) of a block that is not a first one."""
         if self.control_state is None:
             return state.select(block)
-        lengths = () if state.fused is None else bucket_lengths(state.grid.tokens)
+        lengths = () if state.fused is None else state.fused.lengths
         return self.control_state.mask(state.select, whole, block, lengths)
 
     def _recompute(self, state: StreamState, source: Tensor, plan: Plan, latents: Tensor) -> Tensor:
@@ -347,12 +347,12 @@ class EditStream:
                 state.attention.skip_block(plan)
             own = torch.zeros_like(source)
         else:
-            passes = BlockPasses(self._denoiser, self._text, self.settings, self.clock)
+            passes = BlockPasses(self._backbone, self._text, self.settings, self.clock)
             own = passes(state, source, noise, plan)
         if plan.everything or state.result is None:
             return own
         with self.clock("context"):
-            return restore(own, state.result, predecessor_rows(plan.keep))
+            return restore(own, state.result, plan.provider)
 
     def _noise(self, latents: Tensor) -> list[Tensor]:
         """Noise for each pass, (B, S*N, P). Always drawn for the whole grid, so that what is kept
@@ -361,7 +361,7 @@ class EditStream:
             randn_tensor(latents.shape, self._generator, latents.device, torch.float32)
             for _ in self.settings.sigmas
         )
-        return [patchify(draw, self._denoiser.patch) for draw in draws]
+        return [patchify(draw, self._backbone.patch) for draw in draws]
 
     def _end(self, state: StreamState, plan: Plan) -> None:
         """Tell everybody what became of the block."""

@@ -105,7 +105,7 @@ class _Probed(EditStream):
 
     def edit_block(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
         if self._state is None and self.kind is not None:
-            state = StreamState(self._denoiser, self.settings, self.method, latents, 1)
+            state = StreamState(self._backbone, self.settings, self.method, latents, 1)
             state.recovery = state.attention.recovery = self.kind(state.recovery.setup)
             self._state = state
         return super().edit_block(latents, pixels)

@@ -1,4 +1,4 @@
-"""A convolution of the tiny autoencoder with what surrounds it, as one kernel, and its reference in torch.
+"""A convolution of the tiny autoencoder with what surrounds it, as one kernel and its reference.
 
 Around each of its convolutions the autoencoder joins frames with their predecessors, pools or grows
 time, enlarges the picture, adds and cuts off; apart, these move more memory than the convolutions

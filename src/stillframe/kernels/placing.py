@@ -1,7 +1,7 @@
-"""Queries, keys and values of a pass to where attention reads them: one kernel each, with references.
+"""Queries, keys and values of a pass to where attention reads them: a kernel and a reference each.
 
 `rotated_queries` normalises and rotates queries. `place` does the same for keys and writes the
-block's rows of the cache; where a token is pruned it takes an *entry* from elsewhere - the aligned
+block's rows of the cache; where a token is pruned it takes an *entry* from elsewhere - a recovery's
 store, or a committed frame - in the same kernel. Which row comes from where is data (`Sources`),
 not code, so that a captured graph serves every mask. `rotate_rows` rotates committed keys of all
 layers.

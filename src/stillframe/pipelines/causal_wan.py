@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
-from stillframe.backbones.wan import TextCache
+from stillframe.backbones.base import TextCache
 from stillframe.config import EditConfig
 from stillframe.controls import Controls, FrameClock, SourceFacts
 from stillframe.engine.inputs import Generators, check_embeds, check_generators

@@ -15,7 +15,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import StreamingAutoencoder, open_autoencoder
-from stillframe.backbones.wan import TextCache, WanDenoiser
+from stillframe.backbones.base import Backbone, TextCache
 from stillframe.config import EditConfig
 from stillframe.engine.inputs import Generators, check_generators
 from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
@@ -52,7 +52,7 @@ class GenerateStream(Iterator[Tensor]):
 
     def __init__(
         self,
-        denoiser: WanDenoiser,
+        denoiser: Backbone,
         autoencoder: StreamingAutoencoder,
         text: TextCache,
         settings: StreamSettings,
@@ -113,7 +113,7 @@ class TextToVideo:
     if TYPE_CHECKING:
 
         @property
-        def denoiser(self) -> WanDenoiser: ...
+        def denoiser(self) -> Backbone: ...
 
         @property
         def video_processor(self) -> VideoProcessor: ...

@@ -1,7 +1,7 @@
 """Wan's transformer in as few kernels as pay, over rows of tokens and a cache written in place.
 
 The weights are the stock model's: queries, keys and values are projected at once from one matrix of
-which the model's own three become views, so nothing is held twice and both ways of running stay
+which the model's own three become views, so weights are there once and both ways of running stay
 possible. Text keys and values come from a `TextCache`, modulation is one row a layer, and what
 surrounds the matrix products is fused (``norms``, ``placing``). It does not know blocks of video,
 noise or graphs: ``blocks.py`` does.
@@ -21,14 +21,13 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanTrans
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
-from stillframe.backbones.wan import WanDenoiser
 from stillframe.kernels.attention import Cut, attend, best_cut
 from stillframe.kernels.linear import Linear8, gelu_linear
 from stillframe.kernels.norms import Affine, gelu8, quantise, residual_norm, residual_norm8
 from stillframe.kernels.placing import place, rotated_queries
 from stillframe.kernels.rows import Entries, Sources, Table
 
-__all__ = ["FusedTransformer", "LayerRows", "PassInputs", "fused_transformer", "unsupported"]
+__all__ = ["FusedTransformer", "LayerRows", "PassInputs", "unsupported"]
 
 
 class LayerRows(NamedTuple):
@@ -134,7 +133,7 @@ class _Layer(NamedTuple):
 
 
 class FusedTransformer:
-    """The lean twin of a stock model, sharing its weights.
+    """A stock model in few kernels, sharing its weights.
 
     Args:
         transformer: `unsupported` says nothing about it.
@@ -273,16 +272,6 @@ class FusedTransformer:
             cut = best_cut(len(query), len(key), self.heads, self._processors)
         q, k, v = (x.unflatten(1, (self.heads, -1)) for x in (query, key, value))
         return attend(q, k, v, cut, self._kernels)
-
-
-def fused_transformer(denoiser: WanDenoiser) -> FusedTransformer:
-    """The lean twin of a model: one for all its streams, made anew if its weights were replaced."""
-    twin = denoiser.twin
-    if not isinstance(twin, FusedTransformer) or twin.stale:
-        # the model's weights become views of what is made here, so they must be ordinary tensors
-        with torch.inference_mode(False), torch.no_grad():
-            twin = denoiser.twin = FusedTransformer(denoiser.transformer)
-    return twin
 
 
 def _project(x: Tensor, attn: WanAttention) -> Tensor:
