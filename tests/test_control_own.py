@@ -105,7 +105,7 @@ def test_its_demands_come_out_of_a_budget() -> None:
 @pytest.mark.parametrize("method", [STILL, InterFramePruning()])
 def test_plain_and_fused_execution_obey_it_alike(method: Any) -> None:
     pipe, found = tiny.pipeline(), {}
-    for execution in ("stock", "lean"):
+    for execution in ("reference", "fused"):
         blocks: list[BlockStats] = []
         stream = pipe.stream(
             "night",
@@ -118,7 +118,7 @@ def test_plain_and_fused_execution_obey_it_alike(method: Any) -> None:
         frames = stream.push(clip(37))
         state = stream._state
         assert state is not None
-        assert (state.lean is not None) == (execution == "lean")
+        assert (state.fused is not None) == (execution == "fused")
         found[execution] = frames, [block.keep for block in blocks]
         assert all(block.keep[..., ::3].all() for block in blocks)
         assert min(block.kept_share for block in blocks) < 1
