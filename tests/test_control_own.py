@@ -41,7 +41,7 @@ class Stripes(Control):
     """Recompute every N-th column."""
 
     summary = "every so manieth column recomputed"
-    options: ClassVar = {"stripes": Option("int", "Recompute every N-th column.", least=2)}
+    options: ClassVar = {"stripes": Option("int", "Recompute every N-th column.", least=2, most=9)}
 
     every: int
 

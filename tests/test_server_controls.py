@@ -75,7 +75,7 @@ def test_controls_are_read(first: dict[str, Any], name: str, value: Any, taken: 
         ({"rate_mode": "fast"}, "rate_mode is constant or capped"),
         ({"rate_mode": 1}, "rate_mode is constant or capped"),
         ({"refresh": 0}, "a refresh takes 1 or more blocks, got 0"),
-        ({"refresh": 2.5}, "refresh is a whole number from 1 to 65536"),
+        ({"refresh": 2.5}, "the blocks that a refresh takes is a whole number"),
         ({"refresh": 10**30}, "refresh is a whole number from 1 to 65536"),
         ({"refresh": True}, "refresh is a whole number from 1 to 65536"),
         ({"gop": -3}, "a whole block comes every 1 or more blocks, got -3"),
