@@ -74,3 +74,8 @@ def test_options_are_declared_as_literals(tmp_path: Path, monkeypatch: pytest.Mo
     assert declared.attributes["summary"] == "first"
     assert "made" not in declared.attributes
     assert declared.options == {"one": Option("int", "So many.", least=1, live=True)}
+    (package / "two.py").write_text(
+        "@register('two')\nclass Two:\n    options = {'two': Option('int', '', most=10**6)}\n"
+    )
+    with pytest.raises(ValueError, match="options of 'two' are no literals"):
+        catalogue("declaring")
