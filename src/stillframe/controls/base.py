@@ -10,6 +10,7 @@ under `register`, and one of `RunningControl`, which overrides what it needs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -161,7 +162,7 @@ _C = TypeVar("_C", bound="Control")
 _R = TypeVar("_R", bound="Control")
 
 
-class Control:
+class Control(ABC):
     """Base of all controls.
 
     Class attributes:
@@ -205,7 +206,7 @@ class Control:
         pairs = zip(names, values, strict=False)
         return cls(**{name: value for name, value in pairs if value is not None})
 
-    def check(self, method: Method, controls: Controls) -> None:
+    def check(self, method: Method, controls: Controls) -> None:  # noqa: B027 - most fit any
         """Raise a ValueError if a method cannot be controlled like this, or not beside others."""
 
     def fitted(self, source: SourceFacts) -> Self:
@@ -222,9 +223,9 @@ class Control:
         """Whether its masks take the place of the method's, whatever that finds."""
         return False
 
+    @abstractmethod
     def start(self, facts: StreamFacts) -> RunningControl[Any]:
         """A fresh state for one stream."""
-        raise NotImplementedError
 
 
 class Controls(tuple[Control, ...]):

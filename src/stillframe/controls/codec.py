@@ -79,12 +79,11 @@ class CodecDetector(Control):
     options: ClassVar = {
         "detector": Option(
             "str",
-            "What shows that a patch changed: the source's pixels (default), latents as in the "
-            "papers, the source's codec, or both pixels and codec.",
-            choices=("pixels", "latent", "codec", "both"),
-            group="What is recomputed",
-        )
-    }
+            "What shows that a patch changed: the source's pixels (default), latents as in "
+            "the papers, the source's codec, or both pixels and codec.",
+            choices=("pixels", "latent", "codec", "both"), group="What is recomputed",
+        ),
+    }  # fmt: skip
     unused: ClassVar = {"detector": None, "agreement": None}
     order = 20
     needs_motion = True

@@ -66,20 +66,14 @@ class Cuts(Control):
     summary = "scene cuts make a block whole and forget what came before"
     options: ClassVar = {
         "cuts": Option(
-            "bool",
-            "Begin anew where a scene does.",
-            default=False,
-            group="What is recomputed",
+            "bool", "Begin anew where a scene does.", default=False, group="What is recomputed",
             live=True,
         ),
         "cuts_by": Option(
-            "str",
-            "What finds scene cuts: latents, or, in files, TransNet V2.",
-            default="latents",
-            choices=("latents", "transnetv2"),
-            group="What is recomputed",
+            "str", "What finds scene cuts: latents, or, in files, TransNet V2.", default="latents",
+            choices=("latents", "transnetv2"), group="What is recomputed",
         ),
-    }
+    }  # fmt: skip
     unused: ClassVar = {"cuts": False, "cut_frames": []}
     makes_whole = True
 

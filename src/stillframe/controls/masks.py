@@ -118,18 +118,14 @@ class GivenMasks(Control):
     summary = "masks of another run instead of the method's"
     options: ClassVar = {
         "masks_in": Option(
-            "path",
-            "Recompute what this file of masks says.",
-            metavar="FILE",
+            "path", "Recompute what this file of masks says.", metavar="FILE",
             group="What is recomputed",
         ),
         "masks_out": Option(
-            "path",
-            "Write which patches were recomputed.",
-            metavar="FILE",
+            "path", "Write which patches were recomputed.", metavar="FILE",
             group="What is recomputed",
         ),
-    }
+    }  # fmt: skip
     alone = ("masks_out",)
     unused: ClassVar = {"masks_in": False}
     order = 10
