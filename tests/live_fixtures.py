@@ -14,7 +14,7 @@ from tests import tiny
 from torch import Tensor
 
 from stillframe.controls import Controls
-from stillframe.jobs.loop import Lane
+from stillframe.jobs.loop import EditRun
 from stillframe.live import EditedFrame, LiveSession, Worker
 from stillframe.methods import Method
 from stillframe.methods.prune import InterFramePruning
@@ -126,7 +126,7 @@ def file_path(
         target_width=width,
     )
     prompt = embeds() if text is None else text
-    stream = Lane(pipe, prompt, method, 0, settings, control=control).stream
+    stream = EditRun(pipe, prompt, method, 0, settings, control=control).stream
     parts = []
     for frame in frames:
         picture = fit.to_grid(torch.from_numpy(np.array(frame)).unsqueeze(0)).unsqueeze(0)

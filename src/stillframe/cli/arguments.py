@@ -6,7 +6,6 @@ torch is imported by what needs it, see ``cli``. It does not know what an edit i
 from __future__ import annotations
 
 import dataclasses
-import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,14 +53,7 @@ def check_files(
 
     if not source.is_live:
         VideoReader(source).close()
-    check_outputs(source, out, map_path, report)
-    check_outputs(source, out, map_path, masks)
-    if (
-        report is not None
-        and masks is not None
-        and os.path.realpath(report) == os.path.realpath(masks)
-    ):
-        raise ValueError(f"{masks} cannot be the report and the masks: choose another name")
+    check_outputs(source, out, map_path, report, masks)
 
 
 def kept_clean(sink: Sink) -> AbstractContextManager[Sink]:

@@ -72,7 +72,7 @@ def generate(
         from stillframe.jobs.outputs import check_outputs
         from stillframe.loading.prompts import clean_prompt
 
-        check_outputs(None, out, report_path=report)
+        check_outputs(None, out, None, report)
         prompt = clean_prompt(prompt)
         levels = parse_sigmas(sigmas)
         started = time.perf_counter()
