@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stillframe.autoencoders.tiny import Memory, TinyVideoAutoencoder
-from stillframe.autoencoders.tiny_fused import LeanAutoencoder, lean_autoencoder
+from stillframe.autoencoders.tiny_fused import FusedAutoencoder, fused_autoencoder
 from stillframe.loading.taehv import TAEW_CONFIG
 
 WIDTHS: list[dict[str, Any]] = [
@@ -32,8 +32,13 @@ def autoencoder(options: dict[str, Any]) -> TinyVideoAutoencoder:
 @pytest.mark.parametrize("options", WIDTHS, ids=["published kind", "bundled kind"])
 def test_fused_equals_reference_and_either_goes_on_from_the_other(options: dict[str, Any]) -> None:
     vae = autoencoder(options)
+<<<<<<< HEAD:tests/test_fused_autoencoder.py
     fused = lean_autoencoder(vae)
     ways: dict[str, Any] = {"reference": vae, "fused": fused}
+=======
+    lean = fused_autoencoder(vae)
+    ways: dict[str, Any] = {"stock": vae, "lean": lean}
+>>>>>>> controls:tests/test_lean_autoencoder.py
     frames = torch.rand(2, 12, 3, 32, 48)
     latents, pictures = {}, {}
     for order in (
@@ -59,16 +64,23 @@ def test_fused_equals_reference_and_either_goes_on_from_the_other(options: dict[
 
 def test_a_twin_is_kept_until_weights_move() -> None:
     vae = autoencoder(WIDTHS[0])
+<<<<<<< HEAD:tests/test_fused_autoencoder.py
     fused = lean_autoencoder(vae)
     assert lean_autoencoder(vae) is fused
     vae.to(torch.float64)
     assert lean_autoencoder(vae) is not fused
+=======
+    twin = fused_autoencoder(vae)
+    assert fused_autoencoder(vae) is twin
+    vae.to(torch.float64)
+    assert fused_autoencoder(vae) is not twin
+>>>>>>> controls:tests/test_lean_autoencoder.py
 
 
 def test_it_serves_16_bits_and_widths_in_sixteens() -> None:
     pytest.importorskip("triton")
     published = TinyVideoAutoencoder(**TAEW_CONFIG)
-    assert not LeanAutoencoder.supports(published)
-    assert LeanAutoencoder.supports(published.to(torch.bfloat16))
+    assert not FusedAutoencoder.supports(published)
+    assert FusedAutoencoder.supports(published.to(torch.bfloat16))
     narrow = TinyVideoAutoencoder(encoder_channels=8, decoder_channels=(16, 16, 16, 16))
-    assert not LeanAutoencoder.supports(narrow.to(torch.bfloat16))
+    assert not FusedAutoencoder.supports(narrow.to(torch.bfloat16))

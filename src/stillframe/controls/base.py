@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.controls.given import Given
-from stillframe.controls.mask_video import FrameClock
 from stillframe.controls.shapes import MotionMap
 from stillframe.controls.trace import Timing
 from stillframe.methods import Method
@@ -56,7 +56,7 @@ class Order(NamedTuple):
 
 
 _NO_ORDER = Order()
-_CLOCK = FrameClock()
+_TIMELINE = Timeline()
 
 
 class Demands(NamedTuple):
@@ -80,13 +80,11 @@ class StreamFacts(NamedTuple):
 
     Attributes:
         method: that makes the masks; None if there is none.
-        frames: pixel frames of a block.
-        clock: how its latent frames and pixel frames go together.
+        timeline: how its blocks, latent frames and pixel frames go together.
     """
 
     method: Method | None = None
-    frames: int = 1
-    clock: FrameClock = _CLOCK
+    timeline: Timeline = _TIMELINE
 
 
 class SourceFacts(NamedTuple):
@@ -95,7 +93,7 @@ class SourceFacts(NamedTuple):
     Attributes:
         width, height: of the source, in pixels.
         extent: shares of the model's frames, across and down, that the picture fills.
-        clock: of the stream's frames; None if it is not known.
+        timeline: of the stream; None if it is not known.
         grid: of a block; None if it is not known.
         patch: side of a token in pixels of the model's frames.
     """
@@ -103,7 +101,7 @@ class SourceFacts(NamedTuple):
     width: int
     height: int
     extent: tuple[float, float] = (1.0, 1.0)
-    clock: FrameClock | None = None
+    timeline: Timeline | None = None
     grid: Grid | None = None
     patch: int = 0
 

@@ -168,8 +168,8 @@ class GivenMasks(Control):
     def fitted(self, source: SourceFacts) -> GivenMasks:
         """The same, if it is of such blocks; length and thresholds may differ."""
         grid = source.grid
-        if grid is not None and source.clock is not None:
-            sizes = (grid.frames, grid.height, grid.width, source.patch, source.clock.temporal)
+        if grid is not None and source.timeline is not None:
+            sizes = (grid.frames, grid.height, grid.width, source.patch, source.timeline.temporal)
             wanted = MaskHeader(*sizes)
             if str(wanted) != str(self.header):
                 raise InputError(f"the masks are of {self.header}, and the video has {wanted}")

@@ -151,7 +151,7 @@ class Rate(RateTarget, Control):
     def start(self, facts: StreamFacts) -> RateController:
         if facts.method is None:
             raise ValueError("a rate is held by a method's thresholds, and there is none")
-        return RateController(self, facts.method, facts.frames)
+        return RateController(self, facts.method, facts.timeline.later_frames)
 
 
 def most_changed(score: Tensor, count: int, forced: Tensor, barred: Tensor) -> Tensor:

@@ -110,8 +110,8 @@ class Region(Control):
         shape = self.shape
         if isinstance(shape, Box):
             shape = shape.in_shares(source.width, source.height)
-        elif isinstance(shape, MaskVideo) and source.clock is not None:
-            shape = shape.fitted(source.clock)
+        elif isinstance(shape, MaskVideo) and source.timeline is not None:
+            shape = shape.fitted(source.timeline)
         return replace(self, shape=shape, extent=source.extent)
 
     @property
