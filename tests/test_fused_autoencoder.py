@@ -32,13 +32,8 @@ def autoencoder(options: dict[str, Any]) -> TinyVideoAutoencoder:
 @pytest.mark.parametrize("options", WIDTHS, ids=["published kind", "bundled kind"])
 def test_fused_equals_reference_and_either_goes_on_from_the_other(options: dict[str, Any]) -> None:
     vae = autoencoder(options)
-<<<<<<< HEAD:tests/test_fused_autoencoder.py
-    fused = lean_autoencoder(vae)
+    fused = fused_autoencoder(vae)
     ways: dict[str, Any] = {"reference": vae, "fused": fused}
-=======
-    lean = fused_autoencoder(vae)
-    ways: dict[str, Any] = {"stock": vae, "lean": lean}
->>>>>>> controls:tests/test_lean_autoencoder.py
     frames = torch.rand(2, 12, 3, 32, 48)
     latents, pictures = {}, {}
     for order in (
@@ -62,19 +57,12 @@ def test_fused_equals_reference_and_either_goes_on_from_the_other(options: dict[
             torch.testing.assert_close(other, reference, atol=1e-5 * reference.std().item(), rtol=0)
 
 
-def test_a_twin_is_kept_until_weights_move() -> None:
+def test_it_is_kept_until_weights_move() -> None:
     vae = autoencoder(WIDTHS[0])
-<<<<<<< HEAD:tests/test_fused_autoencoder.py
-    fused = lean_autoencoder(vae)
-    assert lean_autoencoder(vae) is fused
+    fused = fused_autoencoder(vae)
+    assert fused_autoencoder(vae) is fused
     vae.to(torch.float64)
-    assert lean_autoencoder(vae) is not fused
-=======
-    twin = fused_autoencoder(vae)
-    assert fused_autoencoder(vae) is twin
-    vae.to(torch.float64)
-    assert fused_autoencoder(vae) is not twin
->>>>>>> controls:tests/test_lean_autoencoder.py
+    assert fused_autoencoder(vae) is not fused
 
 
 def test_it_serves_16_bits_and_widths_in_sixteens() -> None:
