@@ -39,6 +39,7 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("choices", {"recovery", "methods"}),
     ("models of others", {"backbones"}),
     ("controls", {"controls"}),
+    ("configuration", {"config"}),
     ("engine", {"engine"}),
     ("pipelines", {"pipelines"}),
     ("files", {"video", "metrics"}),

@@ -131,14 +131,14 @@ def test_methods_and_numbers_change_while_it_runs(server: Server) -> None:
         client.until("updated")
         client.works(20, blocks=2)
         [session] = server.house.hall.sessions.values()
-        method = session.wishes.method
+        method = session.request.method
         # what was said while another method was in use still holds
         assert (method.name, method.recovery, method.tolerance) == ("prune", "clean", 5)
         client.say("update", recovery="nothing such")
         notice = client.until("notice")
         assert notice["about"] == "update"
         assert "nothing such" in notice["message"]
-        assert session.wishes.method == method
+        assert session.request.method == method
         client.works(30)
 
 

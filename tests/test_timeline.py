@@ -14,7 +14,7 @@ from tests.edit_fixtures import clip_path_fixture, tiny_pipe_fixture  # noqa: F4
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import StreamingAutoencoder, open_autoencoder, timeline_of
-from stillframe.controls import Control, Cuts
+from stillframe.controls import Controls, Cuts
 from stillframe.jobs.edit import edit_file
 from stillframe.loading.taehv import load_taehv
 from stillframe.pipelines.causal_wan import CausalWanPipeline
@@ -163,7 +163,7 @@ def test_an_edit_opens_as_many_streams_as_decode(
         compare=True,
         map_path=tmp_path / "map.mkv",
         masks_out=tmp_path / "masks.npz",
-        control=Control(cuts=Cuts()),
+        control=Controls(Cuts()),
     )
     report.write(tmp_path / "report.json")
     assert report.frames_out == 30

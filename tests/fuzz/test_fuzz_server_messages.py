@@ -17,7 +17,7 @@ from tests.fuzz.server_watch import ODD, check_sentence, seeds, watched, wild
 from tests.server_fixtures import Server, frame_message, jpeg, pictures, serving
 from websockets.exceptions import ConnectionClosed
 
-from stillframe.server.client_config import Chosen
+from stillframe.server.client_config import ClientConfig
 from stillframe.server.fields import CHANGEABLE, CONTROLS, FIRST
 from stillframe.server.limits import Limits
 from stillframe.server.messages import (
@@ -135,7 +135,7 @@ def read(said: str) -> None:
         assert set(message.controls) <= set(CONTROLS)
         assert set(message.what) <= {*CHANGEABLE, *CONTROLS}
         try:
-            Chosen().changed(message).options()
+            assert ClientConfig().changed(message).config
         except ValueError as error:
             check_sentence(str(error))
 

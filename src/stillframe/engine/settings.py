@@ -5,7 +5,7 @@ Knows which of them fit together, not the model they are meant for: the engine c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -95,6 +95,13 @@ class StreamSettings:
                 f"{self.position_limit} positions cannot hold {self.sink_frames} sink and "
                 f"{self.window_frames} window frames"
             )
+
+    def check_change(self, after: StreamSettings) -> None:
+        """Raise a ValueError unless a stream that runs can go on with other settings."""
+        for name in (f.name for f in fields(self)):
+            old, new = getattr(self, name), getattr(after, name)
+            if old != new and name not in ("sigmas", "conditioning"):
+                raise ValueError(f"{name} of a stream cannot change, from {old} to {new}")
 
     def store_dtype(self, weights: torch.dtype) -> torch.dtype:
         """Format of what a recovery stores, for weights of a format."""

@@ -12,7 +12,6 @@ of one model may run in threads of their own, which take turns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from stillframe.autoencoders.streaming import StreamingAutoencoder
 from stillframe.backbones.base import Backbone, TextCache
-from stillframe.controls import Control, StreamControl
+from stillframe.controls import Controls, ControlState, StreamFacts, Timing
 from stillframe.detection.frames import PixelBlocks
 from stillframe.detection.pixels import appearance
 from stillframe.detection.staleness import Staleness
@@ -64,10 +63,10 @@ class EditStream:
         settings: how to denoise.
         generator: source of noise; a list gives each batch row its own.
         on_block: called with the `BlockStats` of every finished block.
-        control: what else is asked for; None for nothing.
+        control: what else decides about masks; None for nothing.
 
     Attributes:
-        controlled: the controls' state, None without any.
+        control_state: the controls at work, None without any.
         staleness: of what was reused, for streams that frames are pushed to.
 
     Raises:
@@ -83,14 +82,15 @@ class EditStream:
         settings: StreamSettings,
         generator: Generators = None,
         on_block: Callable[[BlockStats], None] | None = None,
-        control: Control | None = None,
+        control: Controls | None = None,
     ) -> None:
         check_settings(backbone, settings)
         check_generators(generator)
+        self._autoencoder = autoencoder
+        self.control_state: ControlState | None = None
         if control is not None:
             control.check(method)
-        timeline = autoencoder.timeline
-        self.controlled = None if control is None else control.start(method, timeline.later_frames)
+            self._set_controls(control, method)
         self.method = method
         self.settings = settings
         self.blocks = 0
@@ -98,13 +98,12 @@ class EditStream:
         self.clock = StageClock()
         self._captured = 0
         self._backbone = backbone
-        self._autoencoder = autoencoder
         self._text = text
         self._generator = generator
         self._on_block = on_block
         self._state: StreamState | None = None
         self._whole = True
-        self._pixels = PixelBlocks(timeline)
+        self._pixels = PixelBlocks(autoencoder.timeline)
 
     @property
     def memory(self) -> dict[str, int]:
@@ -126,10 +125,21 @@ class EditStream:
         self._text = text
         self._whole = True
 
+    def _set_controls(self, controls: Controls, method: Method) -> None:
+        facts = StreamFacts(method, self._autoencoder.timeline)
+        state = ControlState(controls, facts, self.control_state) if controls else None
+        self.control_state = state
+
     def update(
-        self, *, method: Method | None = None, settings: StreamSettings | None = None
+        self,
+        *,
+        method: Method | None = None,
+        settings: StreamSettings | None = None,
+        controls: Controls | None = None,
     ) -> None:
-        """Change the method or the settings from the next block on; None leaves them.
+        """Change the method, the settings or the controls from the next block on; None leaves them.
+
+        Controls that did not change go on as they were; no controls are ``Controls()``.
 
         Autoencoder and context go on. Other settings make that block whole, since what is shown was
         made with the old ones. Another method does not, unless its recovery or the number of passes
@@ -138,23 +148,24 @@ class EditStream:
 
         Raises:
             ValueError: for settings that do not fit the transformer, or differ in more than sigmas
-                and conditioning, or a method that does not fit the control. Nothing has changed
-                then.
+                and conditioning, or a method that does not fit the controls. Nothing has
+                changed then.
         """
         method, settings = method or self.method, settings or self.settings
         check_settings(self._backbone, settings)
-        if self.controlled is not None:
-            self.controlled.control.check(method)
-        for name in (f.name for f in fields(settings)):
-            old, new = getattr(self.settings, name), getattr(settings, name)
-            if old != new and name not in ("sigmas", "conditioning"):
-                raise ValueError(f"{name} of a stream cannot change, from {old} to {new}")
+        if controls is not None:
+            controls.check(method)
+        elif self.control_state is not None:
+            self.control_state.controls.check(method)
+        self.settings.check_change(settings)
+        if controls is not None:
+            self._set_controls(controls, method)
         if (method, settings) == (self.method, self.settings):
             return
         self._whole |= settings != self.settings
         self.method, self.settings = method, settings
-        if self.controlled is not None:
-            self.controlled.use(method)
+        if self.control_state is not None:
+            self.control_state.use(method)
         if self._state is not None and self._state.cache.holes and recovery_of(method).complete:
             self._state = None
         elif self._state is not None:
@@ -218,9 +229,9 @@ class EditStream:
     def _computed(self, latents: Tensor, pixels: Tensor | None) -> tuple[StreamState, Plan, Tensor]:
         """The block's state, its plan, and its result (B, S*N, P), which the state remembers."""
         source = patchify(latents.float(), self._backbone.patch)
-        if self.controlled is not None:
+        if self.control_state is not None:
             with self.clock("mask"):
-                self._obey(self.controlled, source, latents)
+                self._obey(self.control_state, source, latents)
         if self._state is None:
             self._state = StreamState(
                 self._backbone,
@@ -233,30 +244,30 @@ class EditStream:
         with self.clock("mask"):
             plan = self._plan(state, source, pixels)
         result = self._recompute(state, source, plan, latents)
-        if self.controlled is not None:
-            self.controlled.see(result, state.result)
+        if self.control_state is not None:
+            self.control_state.result(result, state.result)
         n = state.grid.frame_tokens
         state.source, state.result = source[:, -n:], result[:, -n:]
         return state, plan, result
 
     def _decoded(self, edited: Tensor, source: Tensor) -> Tensor:
-        if self.controlled is None:
+        if self.control_state is None:
             return self._autoencoder.decode(edited)
-        return self.controlled.decode(self._autoencoder, edited, source)
+        return self.control_state.decode(self._autoencoder, edited, source)
 
     def _composed(self, state: StreamState, frames: Tensor, plan: Plan) -> Tensor:
         """The block's frames with what was shown wherever nothing was computed."""
         grid = state.grid
         keep = plan.keep.unflatten(2, (grid.height, grid.width))
         # what lies around a region that alone is edited shows its source
-        source = None if self.controlled is None else self.controlled.unedited(keep)
+        source = None if self.control_state is None else self.control_state.unedited(keep)
         lacking = self._autoencoder.timeline.missing_frames if self.blocks == 0 else 0
         return state.shown.compose(frames, keep, plan.everything, lacking, source)
 
-    def _obey(self, controlled: StreamControl, source: Tensor, latents: Tensor) -> None:
+    def _obey(self, controls: ControlState, source: Tensor, latents: Tensor) -> None:
         """Make the coming block whole, and forget what came before, if the controls say so."""
         grid = self._grid(latents)
-        order = controlled.begin(source.unflatten(1, (grid.frames, grid.frame_tokens)), grid)
+        order = controls.begin(source.unflatten(1, (grid.frames, grid.frame_tokens)), grid)
         self._whole |= order.whole
         if order.forget:
             # the autoencoder goes on: its memory is short, and pictures stay in step
@@ -314,15 +325,15 @@ class EditStream:
         stale = state.anchors.advance(pixels, keep)
         if not plan.everything:
             self.staleness.add(stale, keep)
-        if self.controlled is not None:
-            self.controlled.shows(stale)
+        if self.control_state is not None:
+            self.control_state.block.staleness = stale
 
     def _mask(self, state: StreamState, block: SourceBlock, whole: bool) -> Tensor:
         """The keep mask (B, S, h, w) of a block that is not a first one."""
-        if self.controlled is None:
+        if self.control_state is None:
             return state.select(block)
         lengths = () if state.fused is None else state.fused.lengths
-        return self.controlled.mask(state.select, whole, block, lengths)
+        return self.control_state.mask(state.select, whole, block, lengths)
 
     def _recompute(self, state: StreamState, source: Tensor, plan: Plan, latents: Tensor) -> Tensor:
         """Denoise and commit the block; returns its result, (B, S*N, P) float32."""
@@ -350,12 +361,12 @@ class EditStream:
 
     def _end(self, state: StreamState, plan: Plan) -> None:
         """Tell everybody what became of the block."""
-        told = self.controlled is not None or self._on_block is not None
+        told = self.control_state is not None or self._on_block is not None
         seconds = self.clock.lap() if told else {}
-        if self.controlled is not None:
+        if self.control_state is not None:
             captured, self._captured = self._captured != self.graphs, self.graphs
-            self.controlled.end(plan.keep, plan.everything)
-            self.controlled.spent(plan.kept_share, sum(seconds.values()), captured)
+            timing = Timing(plan.kept_share, sum(seconds.values()), captured)
+            self.control_state.end(plan.keep, plan.everything, timing)
         if self._on_block is not None:
             grid = state.grid
             keep = plan.keep.unflatten(2, (grid.height, grid.width))

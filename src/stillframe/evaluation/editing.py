@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillframe.config import EditConfig
 from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError
 from stillframe.evaluation.cells import Block, Conditions
@@ -25,7 +27,7 @@ from stillframe.evaluation.latents import frame_fit
 from stillframe.evaluation.sources import Clip
 from stillframe.jobs.loop import Comparison, EditRun, FileLoop, MapVideo
 from stillframe.jobs.report import DENOISING_STAGES, RunReport
-from stillframe.methods import Method, find_method
+from stillframe.methods import Method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
 from stillframe.video.fit import fit_to_grid
@@ -162,7 +164,7 @@ def edit_frames(
         seed: of the noise.
         paired: also run the dense edit, alternating block by block, for what it costs.
         stop: asked after every frame; true ends it, and no file is left.
-        settings: see ``CausalWanPipeline.settings``.
+        settings: other fields of `EditConfig`.
 
     Raises:
         KeyboardInterrupt: ``stop`` said so.
@@ -186,9 +188,10 @@ def edit_frames(
         if map_path is not None:
             drawn = VideoWriter(map_path, width, height, Fraction(1, _TICKS), clip.fps)
             maps = MapVideo(pipe, stack.enter_context(drawn))
-        runs = [EditRun(pipe, embeds, method, seed, settings, note)]
+        config = EditConfig(method, seed=seed, **settings)
+        runs = [EditRun(pipe, embeds, config, note)]
         if paired:
-            runs.append(EditRun(pipe, embeds, find_method("full")(), seed, settings))
+            runs.append(EditRun(pipe, embeds, replace(config, method="full")))
         comparison = Comparison() if paired else None
         loop = FileLoop(fit, pipe.compute_device, runs, writer, maps, comparison)
         loop.run(_timed(clip), stop)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.controls import Control
+from stillframe.controls import Controls
 from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stream import EditStream
 from stillframe.evaluation.latents import encode
@@ -86,7 +86,7 @@ def long_run(
     embeds: Tensor,
     settings: StreamSettings,
     method: Method,
-    control: Control | None = None,
+    control: Controls | None = None,
     seed: int = 0,
 ) -> list[Tensor]:
     """Edited latents, block by block, of a stream over latents."""

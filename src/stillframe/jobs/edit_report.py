@@ -47,7 +47,7 @@ def edit_report(
         damage=reader.damage,
         interrupted=loop.interrupted,
         warnings=_warnings(reader, loop),
-        control=edit.control_report(job.pipe.timeline),
+        control=edit.control_report(),
     )
 
 
@@ -82,9 +82,9 @@ def _warnings(reader: VideoReader, loop: FileLoop) -> tuple[str, ...]:
             f"{writer.name} is in a format without times: {writer.gaps} "
             f"gap{'' if writer.gaps == 1 else 's'} between frames were closed"
         )
-    controlled = loop.runs[0].stream.controlled
-    if controlled is not None and controlled.rate is not None:
-        messages += controlled.rate.warnings()
+    controls = loop.runs[0].stream.control_state
+    if controls is not None:
+        messages += controls.warnings()
     if loop.closed is not None:
         messages.append(f"{loop.closed} after {writer.frames_written} frames")
     return tuple(messages)

@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.autoencoders.timeline import Timeline
-from stillframe.controls import Control, MotionMap
+from stillframe.config import EditConfig
+from stillframe.controls import MotionMap
+from stillframe.controls.rate import RateController
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
 from stillframe.errors import OutputClosedError
 from stillframe.jobs.report import STAGES, RunReport
-from stillframe.methods import Method
+from stillframe.methods import as_method
 from stillframe.metrics.measures import PeakSignalToNoise, StaticFlicker, WorstPatch
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
@@ -47,11 +48,8 @@ class EditRun:
     Args:
         pipe: the model.
         embeds: the prompt's embeddings.
-        method: which tokens to compute.
-        seed: of the noise.
-        settings: see ``CausalWanPipeline.settings``.
+        config: how to edit.
         on_block: called after every block.
-        control: what else decides about masks.
 
     Attributes:
         shares: kept share of each block so far.
@@ -61,26 +59,16 @@ class EditRun:
         self,
         pipe: CausalWanPipeline,
         embeds: Tensor,
-        method: Method,
-        seed: int,
-        settings: dict[str, Any],
+        config: EditConfig,
         on_block: Callable[[BlockStats], None] | None = None,
-        control: Control | None = None,
     ) -> None:
-        self.method = method
+        self.method = as_method(config.method)
         self.shares: list[float] = []
         self._kept = self._tokens = 0
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._on_block = on_block
-        # a generator of the CPU: the same noise on every device
-        generator = torch.Generator().manual_seed(seed)
         self.stream: EditStream = pipe.stream(
-            prompt_embeds=embeds,
-            method=method,
-            generator=generator,
-            on_block=self._note,
-            control=control,
-            **settings,
+            prompt_embeds=embeds, config=config, on_block=self._note
         )
 
     @property
@@ -100,21 +88,10 @@ class EditRun:
         for stage, spent in seconds.items():
             self._seconds[stage] += spent
 
-    def control_report(self, timeline: Timeline) -> dict[str, Any] | None:
-        """The settings of the controls and what they did, None without any."""
-        controlled = self.stream.controlled
-        if controlled is None:
-            return None
-        happened = controlled.happened
-        return {
-            **controlled.control.asked(),
-            "cut_frames": [timeline.output_frames(latent).start for latent in happened.cuts],
-            "whole_blocks": happened.whole_blocks,
-            "refreshed_tokens": happened.refreshed_tokens,
-            "oldest_blocks": happened.oldest,
-            "agreement": None if happened.agreement is None else happened.agreement._asdict(),
-            **controlled.told(),
-        }
+    def control_report(self) -> dict[str, Any] | None:
+        """What controls were asked for and what they did, None without any."""
+        state = self.stream.control_state
+        return None if state is None else state.report()
 
     def write_rate_trace(self, path: str | PathLike[str]) -> None:
         """Write the times that a rate went by, if there is one.
@@ -122,9 +99,10 @@ class EditRun:
         Raises:
             OutputError: they cannot be written.
         """
-        controlled = self.stream.controlled
-        if controlled is not None and controlled.rate is not None:
-            controlled.rate.recorded().write(path)
+        state = self.stream.control_state
+        rate = None if state is None else state.find(RateController)
+        if rate is not None:
+            rate.recorded().write(path)
 
     def report(self, files: dict[str, float], frames: int, flicker: float | None) -> RunReport:
         """What it cost.
@@ -283,10 +261,10 @@ class FileLoop:
 
     def _count_outside(self) -> None:
         """Reading and writing count towards a target rate."""
-        controlled = self.runs[0].stream.controlled
+        controls = self.runs[0].stream.control_state
         spent = sum(self.clock.seconds.values())
-        if controlled is not None and controlled.rate is not None:
-            controlled.rate.outside(spent - self._outside)
+        if controls is not None:
+            controls.outside(spent - self._outside)
         self._outside = spent
 
     def _picture(self, frame: Frame) -> Tensor:
@@ -300,9 +278,9 @@ class FileLoop:
         source = self._pixels(picture)[0] if self._watched else None
         self._waiting.append(Waiting(frame.pts, frame.duration, source))
         for run in self.runs:
-            controlled = run.stream.controlled
-            if controlled is not None and controlled.motion is not None:
-                controlled.motion.add(None if frame.motion is None else MotionMap(*frame.motion))
+            controls = run.stream.control_state
+            if controls is not None:
+                controls.frame(None if frame.motion is None else MotionMap(*frame.motion))
 
     def _advance(self, picture: Tensor | None) -> list[Tensor] | None:
         """Push a frame (None: the end) through every run; what came out, None if nothing did."""

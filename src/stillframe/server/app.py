@@ -7,7 +7,7 @@ What a connection does is in ``connection``; on which port this is served, it do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +21,6 @@ from stillframe.loading.load import bundled_models
 from stillframe.loading.recipes import load_recipes
 from stillframe.loading.styles import Style
 from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.server.client_config import Holding
 from stillframe.server.connection import Connection
 from stillframe.server.doorkeeper import KNOWN, Doorkeeper, client_address
 from stillframe.server.guard import (
@@ -58,7 +57,7 @@ def create_app(
     height: int | None = None,
     width: int | None = None,
     limits: Limits | None = None,
-    holding: Holding | None = None,
+    defaults: Mapping[str, Any] | None = None,
     static: Path = _STATIC,
 ) -> FastAPI:
     """The server as an ASGI application.
@@ -75,7 +74,8 @@ def create_app(
         height, width: of the edited frames of clients that ask for none; by default the model's
             own height, and 16:9.
         limits: of what a client may send.
-        holding: what sessions hold unless their clients say otherwise; nothing by default.
+        defaults: values of options (`stillframe.config.edit_options`) for sessions whose clients do
+            not say otherwise.
         static: the folder of the page.
 
     Raises:
@@ -87,7 +87,7 @@ def create_app(
     keeper = _keeper(model_of)
     house = House(
         keeper, gate, max_sessions, limits or Limits(), (height, width), styles,
-        holding or Holding(),
+        defaults or {},
     )  # fmt: skip
     # no page of documentation: it would come from elsewhere
     app = FastAPI(

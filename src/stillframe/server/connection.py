@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from stillframe.live import EditedFrame, Session, SessionError
 from stillframe.server import messages
-from stillframe.server.client_config import Chosen
+from stillframe.server.client_config import ClientConfig
 from stillframe.server.doorkeeper import KNOWN, client_address
 from stillframe.server.guard import Rate, RefusedError, token_in
 from stillframe.server.hall import Hall
@@ -56,7 +56,7 @@ class Connection:
     def __init__(self, socket: WebSocket, hall: Hall) -> None:
         self._socket, self._hall, self._limits = socket, hall, hall.limits
         self._id = secrets.token_hex(4)
-        self._chosen = Chosen(holding=hall.holding)
+        self._config = ClientConfig(hall.defaults)
         self._timeline, self._unusable = Timeline(), Unusable(self._frame_notice)
         self._last: NDArray[np.uint8] | None = None
         self._picture = b""
@@ -174,8 +174,8 @@ class Connection:
         settings = {} if hello.strength is None else {"strength": hello.strength}
         options: dict[str, Any] = {"policy": policy, "width": width, "height": height, **settings}
         try:
-            self._chosen = self._chosen.changed(hello)
-            return self._hall.keeper.open(hello.prompt, **self._chosen.options(), **options)
+            self._config = self._config.changed(hello)
+            return self._hall.keeper.open(hello.prompt, config=self._config.config, **options)
         except ValueError as error:
             raise ProtocolError(str(error)) from error
 
@@ -269,16 +269,16 @@ class Connection:
         return {"pause": session.pause, "resume": session.resume, "reset": session.reset}[said.name]
 
     async def _change(self, update: Update) -> None:
-        def change() -> Chosen:
-            chosen = self._chosen.changed(update)
-            changes = chosen.options(self._chosen)
+        def change() -> ClientConfig:
+            config = self._config.changed(update)
+            changes = config.changes(self._config)
             if update.strength is not None:
                 changes["strength"] = update.strength
             self._session.change(prompt=update.prompt, **changes)
-            return chosen
+            return config
 
         try:
-            self._chosen = await self._off_loop(change)
+            self._config = await self._off_loop(change)
         except ValueError as error:
             raise UpdateError(str(error)) from error
         last = self._session.telemetry.last

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stillframe.live import Session
-from stillframe.server.client_config import Holding
 from stillframe.server.guard import Seats
 from stillframe.server.limits import Limits
 from stillframe.server.messages import Hello, ProtocolError
@@ -34,7 +33,7 @@ class Hall:
         pool: threads for what takes long.
         height, width: of edited frames if a client asks for none.
         greeting: fields of every ``ready``.
-        holding: what sessions hold unless their clients say otherwise.
+        defaults: values of options for sessions whose clients do not say otherwise.
         sessions: open sessions by id.
     """
 
@@ -47,7 +46,7 @@ class Hall:
     height: int | None
     width: int | None
     greeting: Mapping[str, Any]
-    holding: Holding
+    defaults: Mapping[str, Any]
     sessions: dict[str, Session] = field(default_factory=dict)
 
     def size(self, hello: Hello) -> tuple[int, int]:

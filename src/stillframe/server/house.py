@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -20,7 +20,7 @@ from stillframe.live import Session
 from stillframe.loading.styles import Style
 from stillframe.methods import methods
 from stillframe.recovery import recoveries
-from stillframe.server.client_config import Holding
+from stillframe.server.fields import CONTROLS
 from stillframe.server.guard import Gate, Seats
 from stillframe.server.hall import Hall
 from stillframe.server.limits import Limits
@@ -45,7 +45,7 @@ class House:
         limits: Limits,
         size: tuple[int | None, int | None],
         known: Sequence[Style],
-        holding: Holding,
+        defaults: Mapping[str, Any],
     ) -> None:
         self.keeper, self.gate, self.limits = keeper, gate, limits
         self.seats = Seats(max_sessions)
@@ -53,7 +53,7 @@ class House:
         self.strangers = Strangers(limits.strangers, limits.strangers_each)
         # who has shown a token, and has a session or is about to be refused one
         self.sockets = Seats(4 * max_sessions + 8, "connections")
-        self.size, self.known, self.holding = size, known, holding
+        self.size, self.known, self.defaults = size, known, defaults
         self.hall: Hall | None = None
         self.peers = _peers()
 
@@ -69,7 +69,7 @@ class House:
                 self.hall = Hall(
                     self.keeper, self.entry, self.seats, self.sockets, self.limits, pool,
                     *self.size,
-                    greeting=self.greeting(), holding=self.holding,
+                    greeting=self.greeting(), defaults=self.defaults,
                 )  # fmt: skip
                 yield
             finally:
@@ -86,7 +86,7 @@ class House:
             "styles": self.styles(),
             "methods": list(methods()),
             "recoveries": list(recoveries()),
-            "holding": self.holding.given,
+            "holding": {name: x for name, x in self.defaults.items() if name in CONTROLS},
             "version": VERSION,
         }
 
