@@ -22,7 +22,7 @@ from benchmarks.plots import figure
 from stillframe.controls import (
     Box,
     CodecDetector,
-    Control,
+    Controls,
     Cuts,
     GivenMasks,
     Gop,
@@ -59,7 +59,7 @@ def read(clip: Path, frames: int, pipe: CausalWanPipeline) -> tuple[Tensor, list
 
 
 def run(
-    pipe: CausalWanPipeline, video: Tensor, control: Control | None, motion: list[MotionMap]
+    pipe: CausalWanPipeline, video: Tensor, control: Controls | None, motion: list[MotionMap]
 ) -> list[Tensor]:
     """The mask (S, h, w) of every block."""
     kept: list[Tensor] = []
@@ -69,9 +69,9 @@ def run(
         generator=torch.Generator().manual_seed(0),
         on_block=lambda stats: kept.append(stats.keep[0].cpu()),
     )
-    if stream.controlled is not None and stream.controlled.motion is not None:
+    if stream.control_state is not None:
         for one in motion:
-            stream.controlled.motion.add(one)
+            stream.control_state.frame(one)
     stream.push(video)
     return kept
 
@@ -121,34 +121,34 @@ def main() -> None:
     joined = torch.cat([video[:, :half], other[:, :half]], 1)
     plain = run(pipe, video, None, [])
 
-    def controlled(control: Control, shown: Tensor = video) -> list[Tensor]:
+    def controlled(control: Controls, shown: Tensor = video) -> list[Tensor]:
         return run(pipe, shown, control, motion)
 
     box, shares = Box(0.25, 0.25, 0.5, 0.5), "tokens computed, by block"
     bars(
-        options.out / "gop.svg", shares, {"without": plain, "--gop 3": controlled(Control(Gop(3)))}
+        options.out / "gop.svg", shares, {"without": plain, "--gop 3": controlled(Controls(Gop(3)))}
     )
     bars(
         options.out / "refresh.svg",
         shares,
-        {"without": plain, "--refresh 4": controlled(Control(refresh=Refresh(4)))},
+        {"without": plain, "--refresh 4": controlled(Controls(Refresh(4)))},
     )
     bars(
         options.out / "cuts.svg",
         f"{shares}; a cut at frame {half}",
         {
             "without": run(pipe, joined, None, []),
-            "--cuts": controlled(Control(cuts=Cuts()), joined),
+            "--cuts": controlled(Controls(Cuts()), joined),
         },
     )
     places = "blocks in which each place was computed"
     regions = {
-        mode: controlled(Control(region=Region(box, mode))) for mode in ("always", "never", "only")
+        mode: controlled(Controls(Region(box, mode))) for mode in ("always", "never", "only")
     }
     maps(options.out / "regions.svg", f"{places}; the middle half is the region", regions)
-    again = controlled(Control(masks=_masks(plain, pipe)))
+    again = controlled(Controls(_masks(plain, pipe)))
     maps(options.out / "masks.svg", places, {"the first edit": plain, "another, --masks-in": again})
-    detectors = {k: controlled(Control(detector=CodecDetector(k))) for k in ("codec", "both")}
+    detectors = {k: controlled(Controls(CodecDetector(k))) for k in ("codec", "both")}
     maps(options.out / "codec.svg", places, {"latent": plain, **detectors})
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import say
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.backbones.fused import bucket_lengths
+from stillframe.backbones.fused.blocks import bucket_lengths
 from stillframe.detection.frames import PixelBlocks
 from stillframe.detection.pixels import Anchors
 from stillframe.loading.load import load_pipeline
@@ -37,7 +37,7 @@ def blocks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Source latents of a clip by block, and their pixels."""
     coder = open_autoencoder(pipe.vae, pipe.config.block_frames)
-    shown = PixelBlocks(coder.next_frames - coder.trim, coder.block_frames, coder.temporal)
+    shown = PixelBlocks(coder.timeline)
     with VideoReader(clip) as reader:
         fit = fit_to_grid(
             reader.width,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.controls import Control
+from stillframe.controls import Controls
 from stillframe.detection.frames import PixelBlocks
 from stillframe.engine.stream import BlockStats, EditStream
 from stillframe.loading.load import load_pipeline
@@ -36,7 +36,7 @@ class Run:
         pipe: CausalWanPipeline,
         embeds: Tensor,
         method: Method,
-        control: Control | None,
+        control: Controls | None,
         steps: int | None = None,
     ) -> None:
         self.blocks: list[BlockStats] = []
@@ -51,9 +51,9 @@ class Run:
         )
 
     @property
-    def controlled(self) -> Any:
+    def control_state(self) -> Any:
         """The state of its controls."""
-        return self.stream.controlled
+        return self.stream.control_state
 
     @property
     def kept(self) -> float:
@@ -79,8 +79,7 @@ class Bench:
             self.pipe = load_pipeline("tiny")
             self.embeds = self.pipe.encode_prompt(options.prompt)
         self.steps = options.steps
-        self.coder = open_autoencoder(self.pipe.vae, self.pipe.config.block_frames)
-        self.block_frames = self.coder.block_frames * self.coder.temporal
+        self.block_frames = self.pipe.timeline.later_frames
         self.device = self.pipe.compute_device
         multiple = self.pipe.frame_multiple
         self.height = options.height // multiple * multiple
@@ -105,7 +104,7 @@ class Bench:
                 frames.append((pixels * 255).round().to(torch.uint8))
         return torch.cat(frames)
 
-    def run(self, method: Method, control: Control | None = None) -> Run:
+    def run(self, method: Method, control: Controls | None = None) -> Run:
         """A fresh stream."""
         return Run(self.pipe, self.embeds, method, control, self.steps)
 
@@ -137,8 +136,7 @@ class Bench:
 
     def pixels(self, frames: Tensor) -> list[Tensor]:
         """Source pixels of the same blocks, see ``SourceBlock.pixels``."""
-        coder = open_autoencoder(self.pipe.vae, self.pipe.config.block_frames)
-        shown = PixelBlocks(coder.next_frames - coder.trim, coder.block_frames, coder.temporal)
+        shown = PixelBlocks(self.pipe.timeline)
         shown.add(frames.to(self.device).unsqueeze(0).float() / 255)
         return [shown.take() for _ in range(len(frames) // self.block_frames)]
 

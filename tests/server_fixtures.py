@@ -102,7 +102,7 @@ def serving(
 ) -> Iterator[Server]:
     """A server on a free local port; ``host`` is what it believes to listen on."""
     app = create_app(pipe, limits=limits, host=host, **options)
-    server = make_server(app, limits)
+    server = make_server(app)
     place = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
     thread.start()

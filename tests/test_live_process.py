@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tests.live_fixtures import BLOCK, embeds, file_path, levels, pipeline, pixels
 from tests.server_fixtures import Server, get, serving, wait_until
 
-from stillframe.controls import Control, Gop
+from stillframe.controls import Controls, Gop
 from stillframe.errors import ModelError
 from stillframe.live import EditedFrame, RemoteSession, SessionError, WorkerProcess
 from stillframe.methods.prune import InterFramePruning
@@ -73,7 +73,7 @@ def play(session: RemoteSession, frames: Pixels) -> list[EditedFrame]:
 
 def test_another_process_gives_the_same_frames(process: WorkerProcess) -> None:
     pipe, frames = pipeline(), levels(40)
-    for method, control in (("prune", None), (InterFramePruning(tau1=0.3), Control(gop=Gop(2)))):
+    for method, control in (("prune", None), (InterFramePruning(tau1=0.3), Controls(Gop(2)))):
         session = process.open(prompt_embeds=embeds(), policy="all", method=method, control=control)
         out = play(session, frames)
         used = InterFramePruning() if isinstance(method, str) else method

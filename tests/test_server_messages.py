@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import struct
 from pathlib import Path
 from typing import Any
@@ -33,17 +34,7 @@ from stillframe.server.serving import address
 LIMITS = Limits()
 PIXELS = levels(1, 48, 66)[0]
 HELLO = {"type": "hello", "prompt": "oil"}
-TOKENS = [
-    "key",
-    "a&b=c",
-    "50%41",
-    "a+b c",
-    "x#y?z/;,",
-    "pässwörd",
-    "鍵→",
-    '"quoted\\"',
-    new_token(),
-]
+TOKENS = ["a&b=c" * 4, "50%41" * 4, "a+b%20c" * 3, "x#y?z/;," * 2, '"quoted\\"' * 2, new_token()]
 
 
 def parse(message: Any) -> Hello | Update | Command:
@@ -271,12 +262,27 @@ def test_pages_of_others_may_not_open_a_socket(
 
 
 def test_a_local_server_answers_to_local_names_only() -> None:
-    local, open_one = Gate("127.0.0.1"), Gate("0.0.0.0", "t")
+    local = Gate("127.0.0.1", names=["box.example"])
+    open_one = Gate("0.0.0.0", TOKENS[0], names=["Box.Example."])
     for name in ("127.0.0.1:7860", "localhost", "[::1]:7860", "LOCALHOST:80"):
         assert local.host_allowed(name)
+        assert open_one.host_allowed(name)
     for other in ("evil.example:7860", "127.0.0.1.evil.example", "", None, "a:b:c"):
         assert not local.host_allowed(other)
-        assert open_one.host_allowed(other)
+        assert not open_one.host_allowed(other)
+    # an address leads nowhere else, and these are its names
+    own = socket.gethostname()
+    for name in ("192.168.0.2:7860", "[fe80::1]", "box.example", f"{own}:80", f"{own.upper()}."):
+        assert not local.host_allowed(name)
+        assert open_one.host_allowed(name)
+    assert not open_one.host_allowed(f"{own}.evil.example")
+
+
+@pytest.mark.parametrize("token", ["x", "x" * 15, "x" * 201, "pässwörd" * 3, "x y" * 8, "x\n" * 9])
+def test_tokens_that_can_be_guessed_or_not_be_sent_are_refused(token: str) -> None:
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with pytest.raises(ValueError, match=r"16 to 200 characters, this one has|of ASCII"):
+            Gate(host, token)
 
 
 def test_seats_are_counted_and_given_back() -> None:
@@ -317,15 +323,14 @@ def test_only_files_of_the_folder_are_served(tmp_path: Path) -> None:
 def test_addresses_can_be_opened() -> None:
     assert address("127.0.0.1", 80) == "http://127.0.0.1:80/"
     assert address("::1", 80) == "http://[::1]:80/"
-    assert address("192.168.0.2", 80, "t") == "http://192.168.0.2:80/?token=t"
+    assert address("192.168.0.2", 80, "t") == "http://192.168.0.2:80/#token=t"
     assert "0.0.0.0" not in address("0.0.0.0", 80, "t")
     assert address("fe80::1%eth0", 80) == "http://[fe80::1%25eth0]:80/"
 
 
-@pytest.mark.parametrize("token", TOKENS)
+@pytest.mark.parametrize("token", TOKENS, ids=range(len(TOKENS)))
 def test_a_token_comes_out_of_an_address_as_it_went_in(token: str) -> None:
     parts = urlsplit(address("192.168.0.2", 80, token))
-    assert (parts.netloc, parts.path, parts.fragment) == ("192.168.0.2:80", "/", "")
-    assert parse_qs(parts.query) == {"token": [token]}
-    assert parts.query.isascii()
-    assert " " not in parts.query
+    # a fragment is not sent
+    assert (parts.netloc, parts.path, parts.query) == ("192.168.0.2:80", "/", "")
+    assert parse_qs(parts.fragment) == {"token": [token]}

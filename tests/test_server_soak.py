@@ -273,6 +273,9 @@ def soak(server: Server, count: int) -> None:
     assert get(server, "/api/status").json()["worker_failures"] == 0
     # and as many as ever may come in
     asyncio.run(everybody(server))
+    wait_until(lambda: server.house.sockets.taken == 0)
+    assert (server.house.seats.taken, server.house.hall.sessions) == (0, {})
+    wait_until(lambda: len(server.house.strangers) == 0)
 
 
 async def everybody(server: Server) -> None:

@@ -24,6 +24,7 @@ from av import VideoFrame
 
 from stillframe.server.limits import Limits
 
+KEY = "a-key-of-16-chars"
 HELLO = {"prompt": "oil", "width": 96, "height": 64}
 
 
@@ -112,6 +113,14 @@ class Caller:
                 return
             await asyncio.sleep(0.02)
         raise AssertionError(f"it did not happen in time: {self.texts}")
+
+
+def section(kind: str, name: str) -> str:
+    """Another section of a session description, as good as any."""
+    lines = [f"m={kind} 9 UDP/TLS/RTP/SAVPF 97", "c=IN IP4 0.0.0.0", "a=sendrecv", f"a=mid:{name}",
+             "a=rtcp-mux", "a=rtpmap:97 VP8/90000", "a=ice-ufrag:abcd", f"a=ice-pwd:{'x' * 22}",
+             "a=setup:actpass"]  # fmt: skip
+    return "".join(f"{line}\r\n" for line in lines)
 
 
 async def an_offer() -> dict[str, Any]:
@@ -228,7 +237,22 @@ def test_what_is_no_offer_is_told_why(server: Server) -> None:
         ([], 400, "JSON"),
         ({**good, "sdp": "garbage"}, 400, "one video track"),
         ({**good, "sdp": broken}, 400, "sdp"),
-        ({**good, "sdp": good["sdp"] + "m=video 9 x 0\r\n"}, 400, "one video track"),
+        ({**good, "sdp": good["sdp"] + section("video", "2")}, 400, "one video track"),
+        (
+            {**good, "sdp": good["sdp"].replace("\r\n", "\r") + section("video", "2")},
+            400,
+            "one video",
+        ),
+        (
+            {**good, "sdp": good["sdp"] + section("video", "2").replace("\r\n", "\r")},
+            400,
+            "one video",
+        ),
+        (
+            {**good, "sdp": good["sdp"] + section("video", "2").replace("\r\n", "\u2028")},
+            400,
+            "one",
+        ),
         ({**good, "type": "answer"}, 400, "type offer"),
         ({**good, "policy": "all"}, 400, "latest"),
         ({**good, "tolerance": "much"}, 400, "tolerance"),
@@ -246,11 +270,11 @@ def test_what_is_no_offer_is_told_why(server: Server) -> None:
 
 def test_a_server_for_others_wants_its_token(pipe: Any) -> None:
     offer = asyncio.run(an_offer())
-    with serving(pipe, host="0.0.0.0", token="key") as server:
+    with serving(pipe, host="0.0.0.0", token=KEY) as server:
         assert post(server, offer).status_code == 401
-        assert post(server, {**offer, "token": "kex"}).status_code == 401
+        assert post(server, {**offer, "token": KEY[:-1]}).status_code == 401
         # the token is right: what is refused now is the offer
-        assert post(server, {**offer, "token": "key", "policy": "all"}).status_code == 400
+        assert post(server, {**offer, "token": KEY, "policy": "all"}).status_code == 400
 
 
 def test_a_server_without_the_package_says_so(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,14 @@ import typing
 
 if typing.TYPE_CHECKING:
     from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+    from stillframe.config import EditConfig
+    from stillframe.controls import Box, Controls, Cuts, Gop, Guard, Rate, Refresh, Region
     from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
     from stillframe.errors import InputError, ModelError, OutputError, StillframeError
+    from stillframe.jobs.edit import edit_file
+    from stillframe.jobs.generate import generate_file
+    from stillframe.live import LiveSession
+    from stillframe.loading.load import load_pipeline
     from stillframe.methods import Method
     from stillframe.methods.prune import InterFramePruning
     from stillframe.pipelines.causal_wan import CausalWanPipeline, CausalWanPipelineOutput
@@ -18,25 +24,44 @@ if typing.TYPE_CHECKING:
 
 __all__ = [
     "BlockStats",
+    "Box",
     "CausalWanPipeline",
     "CausalWanPipelineOutput",
+    "Controls",
+    "Cuts",
+    "EditConfig",
     "EditStream",
+    "Gop",
+    "Guard",
     "InputError",
     "InterFramePruning",
+    "LiveSession",
     "Method",
     "ModelError",
     "OutputError",
+    "Rate",
     "Recovery",
+    "Refresh",
+    "Region",
     "StillframeError",
     "StreamSettings",
     "TinyVideoAutoencoder",
+    "edit_file",
+    "generate_file",
+    "load_pipeline",
     "recoveries",
 ]
 
 _HOMES = {
     "autoencoders.tiny": ("TinyVideoAutoencoder",),
+    "config": ("EditConfig",),
+    "controls": ("Box", "Controls", "Cuts", "Gop", "Guard", "Rate", "Refresh", "Region"),
     "engine.stream": ("BlockStats", "EditStream", "StreamSettings"),
     "errors": ("InputError", "ModelError", "OutputError", "StillframeError"),
+    "jobs.edit": ("edit_file",),
+    "jobs.generate": ("generate_file",),
+    "live": ("LiveSession",),
+    "loading.load": ("load_pipeline",),
     "methods": ("Method",),
     "methods.prune": ("InterFramePruning",),
     "pipelines.causal_wan": ("CausalWanPipeline", "CausalWanPipelineOutput"),

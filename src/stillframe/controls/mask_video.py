@@ -1,7 +1,7 @@
 """A region that changes from frame to frame: a mask video, packed.
 
-A picture of the film goes with each frame of the source, by its number; where the two have
-different frame rates, by its time, as if both rates were constant. A film that ends holds its last
+One of its pictures goes with each frame of the source, by its number; where the two have different
+frame rates, by its time, as if both rates were constant. One that ends goes on with its last
 picture. Knows bits and numbers of frames, neither files nor patches.
 """
 
@@ -16,48 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Film", "FrameClock"]
+from stillframe.autoencoders.timeline import Timeline
+
+__all__ = ["MaskVideo"]
 
 # rates that differ by less are meant to be the same: 29.97 and 30
 _SAME_RATE = 0.005
 # a frame's time is a rounded number, and must not fall just before the picture that goes with it
 _EARLY = 1e-6
-
-
-@dataclass(frozen=True)
-class FrameClock:
-    """How latent frames and pixel frames of a stream go together.
-
-    Attributes:
-        temporal: pixel frames of a latent frame.
-        untaken: pixel frames by which the first block that goes in is short of a full one.
-        missing: pixel frames by which the first block that comes out is.
-        fps: pixel frames a second, None if nobody says.
-    """
-
-    temporal: int = 4
-    untaken: int = 0
-    missing: int = 0
-    fps: float | None = None
-
-    def shown(self, latent: int) -> range:
-        """Frames of the result, from 0, that are decoded from a latent frame; may be none."""
-        return self._span(latent, self.missing)
-
-    def taken(self, latent: int) -> range:
-        """Frames of the source, from 0, that a latent frame is encoded from."""
-        return self._span(latent, self.untaken)
-
-    def _span(self, latent: int, short: int) -> range:
-        start = latent * self.temporal - short
-        return range(max(start, 0), max(start + self.temporal, 0))
-
-
-_CLOCK = FrameClock()
+_TIMELINE = Timeline()
 
 
 @dataclass(frozen=True, eq=False)
-class Film:
+class MaskVideo:
     """Pictures of a region, one after the other; made by `pack`.
 
     Attributes:
@@ -71,10 +42,10 @@ class Film:
     height: int
     width: int
     fps: float | None = None
-    clock: FrameClock = _CLOCK
+    clock: Timeline = _TIMELINE
 
     @classmethod
-    def pack(cls, pictures: Iterable[NDArray[np.bool_]], fps: float | None = None) -> Film:
+    def pack(cls, pictures: Iterable[NDArray[np.bool_]], fps: float | None = None) -> MaskVideo:
         """Take pictures (H, W), true = inside, all of one size; keeps them compressed.
 
         Raises:
@@ -85,17 +56,19 @@ class Film:
         last: bytes | None = None
         for picture in pictures:
             if picture.ndim != 2 or not picture.size or (size and picture.shape != size):
-                raise ValueError(f"pictures of a film are (H, W), got {picture.shape} after {size}")
+                raise ValueError(
+                    f"pictures of a mask video are (H, W), got {picture.shape} after {size}"
+                )
             size = picture.shape
             bits = np.packbits(picture).tobytes()
             # what does not change is the same object, however long it lasts
             packed.append(packed[-1] if bits == last else zlib.compress(bits, 1))
             last = bits
         if not packed:
-            raise ValueError("a film has 1 or more pictures, got 0")
+            raise ValueError("a mask video has 1 or more pictures, got 0")
         return cls(tuple(packed), size[0], size[1], fps)
 
-    def fitted(self, clock: FrameClock) -> Film:
+    def fitted(self, clock: Timeline) -> MaskVideo:
         """The same for a stream of such frames."""
         return replace(self, clock=clock)
 
@@ -108,7 +81,7 @@ class Film:
 
     def numbers(self, latent: int) -> list[int]:
         """Pictures that concern a latent frame, in order, at least one."""
-        frames = self.clock.shown(latent) or range(1)
+        frames = self.clock.output_frames(latent) or range(1)
         return sorted({self.number(frame) for frame in frames})
 
     def picture(self, number: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -18,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillframe.config import EditConfig
 from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError
 from stillframe.evaluation.cells import Block, Conditions
 from stillframe.evaluation.latents import frame_fit
 from stillframe.evaluation.sources import Clip
-from stillframe.jobs.loop import Comparison, FileLoop, Lane, MapVideo
+from stillframe.jobs.loop import Comparison, EditRun, FileLoop, MapVideo
 from stillframe.jobs.report import DENOISING_STAGES, RunReport
-from stillframe.methods import Method, find_method
+from stillframe.methods import Method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
 from stillframe.video.fit import fit_to_grid
@@ -177,7 +179,7 @@ def edit_frames(
         target, map_path: videos to write: the edit and, if wanted, what was recomputed.
         paired: also run the dense edit, alternating block by block, for what it costs.
         stop: asked after every frame; true ends it, and no file is left.
-        settings: see ``CausalWanPipeline.settings``.
+        settings: other fields of `EditConfig`.
 
     Raises:
         KeyboardInterrupt: ``stop`` said so.
@@ -194,14 +196,16 @@ def edit_frames(
     with ExitStack() as stack:
         stack.enter_context(writer := _Recorder(target, clip))
         maps = MapVideo(pipe, stack.enter_context(_writer(map_path, clip))) if map_path else None
-        lanes = [Lane(pipe, embeds, method, seed, settings, note)]
-        lanes += [Lane(pipe, embeds, find_method("full")(), seed, settings)] * paired
+        config = EditConfig(method, seed=seed, **settings)
+        runs = [EditRun(pipe, embeds, config, note)]
+        if paired:
+            runs.append(EditRun(pipe, embeds, replace(config, method="full")))
         comparison, fit = Comparison() if paired else None, frame_fit(pipe, clip.frames)
-        loop = FileLoop(fit, pipe.compute_device, lanes, writer, maps, comparison)
+        loop = FileLoop(fit, pipe.compute_device, runs, writer, maps, comparison)
         loop.run(_timed(clip), stop)
         if loop.interrupted:
             raise KeyboardInterrupt
         loop.close()
     files = loop.clock.lap()
-    run, *dense = [lane.report(files, writer.frames_written, None) for lane in lanes]
+    run, *dense = [run.report(files, writer.frames_written, None) for run in runs]
     return Edit(np.stack(writer.frames), run, dense[0] if dense else None, tuple(blocks))

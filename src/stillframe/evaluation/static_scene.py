@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.controls import Control
+from stillframe.controls import Controls
+from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stream import EditStream
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.layers import LatentRecorder
 from stillframe.methods import Method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.settings import StreamSettings
 
 __all__ = ["BlockError", "block_errors", "encoded_scene", "run_latents", "scene_frames"]
 
@@ -76,8 +76,7 @@ def scene_frames(clip: Pixels, count: int, multiple: int, seed: int = 0) -> Pixe
 
 def encoded_scene(pipe: CausalWanPipeline, clip: Pixels, blocks: int) -> list[Tensor]:
     """Latents (1, C, S, h, w) of so many blocks of `scene_frames`."""
-    # room for autoencoders whose latent frames are of another length
-    count = blocks * pipe.config.block_frames * 4
+    count = blocks * pipe.timeline.later_frames
     return encode(pipe, scene_frames(clip, count, pipe.frame_multiple)).blocks[:blocks]
 
 
@@ -87,7 +86,7 @@ def run_latents(
     embeds: Tensor,
     settings: StreamSettings,
     method: Method,
-    control: Control | None = None,
+    control: Controls | None = None,
     seed: int = 0,
 ) -> list[Tensor]:
     """Edited latents, block by block, of a stream over latents."""

@@ -22,7 +22,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    _write(path, text.encode())
+    _write(path, text.encode(errors="backslashreplace"))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,13 +1,14 @@
 """Frames of one file through one or two streams, to the files that come of it.
 
 What waits between reading and writing is bounded by what the autoencoder holds back, about a block.
-Knows frames, streams and clocks. It does not open files, choose sizes or make reports.
+Files are opened, and sizes chosen, elsewhere.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,19 +16,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.autoencoders.streaming import StreamingAutoencoder, open_autoencoder
-from stillframe.controls import Control, MotionMap
+from stillframe.config import EditConfig
+from stillframe.controls import MotionMap
+from stillframe.controls.rate import RateController
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
 from stillframe.errors import OutputClosedError
 from stillframe.jobs.report import STAGES, RunReport
-from stillframe.methods import Method
+from stillframe.methods import as_method
 from stillframe.metrics.measures import PeakSignalToNoise, StaticFlicker, WorstPatch
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
 from stillframe.video.fit import Fit
 from stillframe.video.overlay import MaskTrack, draw_map
 
-__all__ = ["Comparison", "FileLoop", "Lane", "MapVideo", "missing_frames"]
+__all__ = ["Comparison", "EditRun", "FileLoop", "MapVideo"]
 
 Pixels = NDArray[np.uint8]
 
@@ -40,17 +42,14 @@ class Waiting(NamedTuple):
     source: Pixels | None
 
 
-class Lane:
+class EditRun:
     """One way of editing the clip: a stream, and what it costs.
 
     Args:
         pipe: the model.
         embeds: the prompt's embeddings.
-        method: which tokens to compute.
-        seed: of the noise.
-        settings: see ``CausalWanPipeline.settings``.
+        config: how to edit.
         on_block: called after every block.
-        control: what else is asked for.
 
     Attributes:
         shares: kept share of each block so far.
@@ -60,26 +59,16 @@ class Lane:
         self,
         pipe: CausalWanPipeline,
         embeds: Tensor,
-        method: Method,
-        seed: int,
-        settings: dict[str, Any],
+        config: EditConfig,
         on_block: Callable[[BlockStats], None] | None = None,
-        control: Control | None = None,
     ) -> None:
-        self.method = method
+        self.method = as_method(config.method)
         self.shares: list[float] = []
         self._kept = self._tokens = 0
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._on_block = on_block
-        # a generator of the CPU: the same noise on every device
-        generator = torch.Generator().manual_seed(seed)
         self.stream: EditStream = pipe.stream(
-            prompt_embeds=embeds,
-            method=method,
-            generator=generator,
-            on_block=self._note,
-            control=control,
-            **settings,
+            prompt_embeds=embeds, config=config, on_block=self._note
         )
 
     @property
@@ -99,33 +88,27 @@ class Lane:
         for stage, spent in seconds.items():
             self._seconds[stage] += spent
 
-    def control_report(self, temporal: int, missing: int) -> dict[str, Any] | None:
-        """What controls were asked for and what they did, None without any.
+    def control_report(self) -> dict[str, Any] | None:
+        """What controls were asked for and what they did, None without any."""
+        state = self.stream.control_state
+        return None if state is None else state.report()
 
-        Args:
-            temporal: pixel frames of a latent frame.
-            missing: pixel frames by which the first block is short, see `missing_frames`.
+    def write_rate_trace(self, path: str | PathLike[str]) -> None:
+        """Write the times that a rate went by, if there is one.
+
+        Raises:
+            OutputError: they cannot be written.
         """
-        controlled = self.stream.controlled
-        if controlled is None:
-            return None
-        happened = controlled.happened
-        cuts = [max(latent * temporal - missing, 0) for latent in happened.cuts]
-        return {
-            **controlled.control.asked(),
-            "cut_frames": cuts,
-            "whole_blocks": happened.whole_blocks,
-            "refreshed_tokens": happened.refreshed_tokens,
-            "oldest_blocks": happened.oldest,
-            "agreement": None if happened.agreement is None else happened.agreement._asdict(),
-            **controlled.told(),
-        }
+        state = self.stream.control_state
+        rate = None if state is None else state.find(RateController)
+        if rate is not None:
+            rate.recorded().write(path)
 
     def report(self, files: dict[str, float], frames: int, flicker: float | None) -> RunReport:
         """What it cost.
 
         Args:
-            files: seconds of reading and writing, which both lanes have in common.
+            files: seconds of reading and writing, which all runs have in common.
             frames: frames that came out.
             flicker: of static regions, if measured.
         """
@@ -151,16 +134,6 @@ class Lane:
         )
 
 
-def missing_frames(vae: Any, fresh: StreamingAutoencoder) -> int:
-    """Pixel frames by which a stream's first block is short of a full one; ``fresh`` is unused yet.
-
-    Either the encoder takes fewer frames for it (Wan's first latent frame stands for one), or the
-    decoder drops some that it makes.
-    """
-    not_taken = fresh.block_frames * fresh.temporal - fresh.next_frames
-    return not_taken + int(getattr(vae, "frames_to_trim", 0))
-
-
 class MapVideo:
     """The map as a video: masks come from the engine, source frames from the loop.
 
@@ -171,9 +144,8 @@ class MapVideo:
 
     def __init__(self, pipe: CausalWanPipeline, writer: VideoWriter) -> None:
         self.writer = writer
-        stream = open_autoencoder(pipe.vae, pipe.config.block_frames)
-        self._patch = stream.spatial * pipe.denoiser.patch
-        self._track = MaskTrack(stream.temporal, missing_frames(pipe.vae, stream))
+        self._patch = pipe.frame_multiple
+        self._track = MaskTrack(pipe.timeline)
 
     def note(self, stats: BlockStats) -> None:
         """Take the mask of a finished block."""
@@ -188,7 +160,7 @@ class MapVideo:
 
 
 class Comparison:
-    """Measures of the first lane, which may prune, against the second, which does not, and of that
+    """Measures of the first run, which may prune, against the second, which does not, and of that
     against a third, if there is one: the same with another seed.
 
     Args:
@@ -212,19 +184,19 @@ class Comparison:
 
 
 class FileLoop:
-    """The loop over one file: ``lanes[0]`` is written, the others compared to it.
+    """The loop over one file: ``runs[0]`` is written, the others compared to it.
 
     Args:
         fit: from the file's frames to the model's and back.
         device: of the model.
-        lanes: one, or two or three if there is a ``comparison``.
+        runs: one, or two or three if there is a ``comparison``.
         writer: the output.
         map_video, comparison: what else to make, if anything.
 
     Attributes:
         frames_in: frames read so far.
-        interrupted: whether it was told to stop, or nobody reads the output any more.
-        closed: what happened to the output in that case, else None.
+        interrupted: whether ``stop`` said so, or nobody reads the output any more.
+        closed: the error of the output in that case, else None.
         clock: seconds of ``decode_video`` (with fitting) and ``write``.
     """
 
@@ -232,7 +204,7 @@ class FileLoop:
         self,
         fit: Fit,
         device: torch.device,
-        lanes: Sequence[Lane],
+        runs: Sequence[EditRun],
         writer: VideoWriter,
         map_video: MapVideo | None = None,
         comparison: Comparison | None = None,
@@ -242,7 +214,7 @@ class FileLoop:
         self.closed: OutputClosedError | None = None
         self.clock = StageClock()
         self.writer = writer
-        self.lanes = lanes
+        self.runs = runs
         self._fit, self._device = fit, device
         self._map, self._comparison = map_video, comparison
         self._waiting: deque[Waiting] = deque()
@@ -274,7 +246,7 @@ class FileLoop:
             if frame is not None and picture is not None:
                 self._wait(frame, picture)
             elif stop is not None and stop():
-                # a pipe ends when it is told to
+                # nothing more is read from a pipe then
                 self.interrupted = True
                 return
             edited = self._advance(picture)
@@ -288,11 +260,11 @@ class FileLoop:
             self.interrupted = stop is not None and stop()
 
     def _count_outside(self) -> None:
-        """Reading and writing count towards a rate that is to be held."""
-        controlled = self.lanes[0].stream.controlled
+        """Reading and writing count towards a target rate."""
+        controls = self.runs[0].stream.control_state
         spent = sum(self.clock.seconds.values())
-        if controlled is not None and controlled.rate is not None:
-            controlled.rate.outside(spent - self._outside)
+        if controls is not None:
+            controls.outside(spent - self._outside)
         self._outside = spent
 
     def _picture(self, frame: Frame) -> Tensor:
@@ -305,27 +277,27 @@ class FileLoop:
         self.frames_in += 1
         source = self._pixels(picture)[0] if self._watched else None
         self._waiting.append(Waiting(frame.pts, frame.duration, source))
-        for lane in self.lanes:
-            controlled = lane.stream.controlled
-            if controlled is not None and controlled.motion is not None:
-                controlled.motion.add(None if frame.motion is None else MotionMap(*frame.motion))
+        for run in self.runs:
+            controls = run.stream.control_state
+            if controls is not None:
+                controls.frame(None if frame.motion is None else MotionMap(*frame.motion))
 
     def _advance(self, picture: Tensor | None) -> list[Tensor] | None:
-        """Push a frame (None: the end) through every lane; what came out, None if nothing did."""
-        order = list(range(len(self.lanes)))
-        # files are encoded in the background: no lane shall be the one that always runs beside that
-        if len(self.lanes[0].shares) % 2:
+        """Push a frame (None: the end) through every run; what came out, None if nothing did."""
+        order = list(range(len(self.runs)))
+        # files are encoded in the background: no run shall always be the one beside that
+        if len(self.runs[0].shares) % 2:
             # of the two that are compared; a third one comes last
             order[:2] = order[1::-1]
         edited: dict[int, Tensor | None] = {}
         for i in order:
-            stream = self.lanes[i].stream
+            stream = self.runs[i].stream
             edited[i] = stream.flush() if picture is None else stream.push(picture)
         done = [x for _, x in sorted(edited.items()) if x is not None]
         return done or None
 
     def _output(self, edited: Sequence[Tensor]) -> None:
-        """Write the frames of the first lane, (1, T, 3, H, W), and compare the second's."""
+        """Write the frames of the first run, (1, T, 3, H, W), and compare the others'."""
         with self.clock("write"):
             frames = self._pixels(edited[0])
         others = [] if self._comparison is None else [self._pixels(x) for x in edited[1:]]

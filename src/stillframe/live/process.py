@@ -13,6 +13,7 @@ import pickle
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -219,7 +220,8 @@ class WorkerProcess:
         try:
             session.heard(kind, said, pixels)
         except Exception as error:
-            said = [(f"the session failed with {type(error).__name__}: {error}", "")]
+            why = f"the session failed with {type(error).__name__}: {error}"
+            said = [(why, traceback.format_exc())]
             session.heard("ended", said, None)
 
     def _check_turn(self, seconds: float) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from typing import Protocol
 
 import torch
@@ -143,7 +144,7 @@ class Worker:
 
     def run(self) -> None:
         """Serve until `stop`, on the thread of the caller. However it ends, no session waits on."""
-        reason = "the worker was stopped"
+        reason, trace = "the worker was stopped", ""
         # asked once, torch tells this thread's libraries: else they use threads of their own number
         torch.get_num_threads()
         try:
@@ -151,9 +152,10 @@ class Worker:
                 pass
         except BaseException as error:
             reason = f"the worker failed with {type(error).__name__}: {error}"
+            trace = traceback.format_exc()
             raise
         finally:
-            self._end(reason)
+            self._end(reason, trace)
 
     def _await_work(self) -> bool:
         """Run a block, or wait until there may be one; false if the worker was stopped."""
@@ -180,10 +182,10 @@ class Worker:
             thread.join()
         self._end("the worker was stopped")
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, trace: str = "") -> None:
         """Take no more sessions and fail those that are left."""
         with self._changed:
             self._stopped = True
             left, self._sessions = self._sessions, []
         for session in left:
-            session.fail(reason)
+            session.fail(reason, trace)

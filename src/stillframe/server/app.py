@@ -7,21 +7,22 @@ What a connection does is in ``connection``; on which port this is served, it do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import FileResponse, PlainTextResponse
+from starlette.requests import ClientDisconnect
 
 from stillframe.live import SessionError
 from stillframe.loading.load import bundled_models
 from stillframe.loading.recipes import load_recipes
 from stillframe.loading.styles import Style
 from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.server.client_config import Holding
 from stillframe.server.connection import Connection
+from stillframe.server.doorkeeper import KNOWN, Doorkeeper, client_address
 from stillframe.server.guard import (
     COOKIE,
     Gate,
@@ -32,8 +33,8 @@ from stillframe.server.guard import (
 )
 from stillframe.server.house import House
 from stillframe.server.limits import Limits
-from stillframe.server.messages import ProtocolError, encode
-from stillframe.server.sdp import parse_offer
+from stillframe.server.messages import ProtocolError
+from stillframe.server.offers import parse_offer
 from stillframe.server.supervisor import Keeper, ProcessKeeper, SessionKeeper
 
 if TYPE_CHECKING:
@@ -42,19 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 _STATIC = Path(__file__).parent / "static"
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' blob: data:; "
-        "media-src 'self' blob: mediastream:; worker-src 'self' blob:; "
-        "style-src 'self'; object-src 'none'; frame-ancestors 'none'; "
-        "base-uri 'none'; form-action 'self'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    # the page's address may hold the token
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",
-}
 
 
 def create_app(
@@ -63,12 +51,13 @@ def create_app(
     max_sessions: int = 4,
     token: str | None = None,
     host: str = "127.0.0.1",
+    names: Sequence[str] = (),
     model: str = "",
     styles: Sequence[Style] = (),
     height: int | None = None,
     width: int | None = None,
     limits: Limits | None = None,
-    holding: Holding | None = None,
+    defaults: Mapping[str, Any] | None = None,
     static: Path = _STATIC,
 ) -> FastAPI:
     """The server as an ASGI application.
@@ -79,24 +68,26 @@ def create_app(
         max_sessions: that may be open at a time.
         token: that clients must know; needed unless ``host`` is this computer's own.
         host: where it will listen.
+        names: other names by which clients may call it, where others can reach it.
         model: its name, for the listing.
         styles: that it knows.
         height, width: of the edited frames of clients that ask for none; by default the model's
             own height, and 16:9.
         limits: of what a client may send.
-        holding: what sessions hold unless their clients say otherwise; nothing by default.
+        defaults: values of options (`stillframe.config.edit_options`) for sessions whose clients do
+            not say otherwise.
         static: the folder of the page.
 
     Raises:
-        ValueError: a number is out of range, or a token is missing.
+        ValueError: a number is out of range, or a token is missing or too short.
     """
     if max_sessions < 1:
         raise ValueError(f"max_sessions must be 1 or more, got {max_sessions}")
-    gate = Gate(host, token)
+    gate = Gate(host, token, names)
     keeper = _keeper(model_of)
     house = House(
         keeper, gate, max_sessions, limits or Limits(), (height, width), styles,
-        holding or Holding(),
+        defaults or {},
     )  # fmt: skip
     # no page of documentation: it would come from elsewhere
     app = FastAPI(
@@ -104,7 +95,7 @@ def create_app(
         lifespan=house.open,
     )  # fmt: skip
     app.state.house = house
-    app.middleware("http")(_Doorkeeper(gate))
+    app.add_middleware(Doorkeeper, gate=gate)
     _add_page(app, static)
     _add_listings(app, house, model)
     _add_socket(app, house)
@@ -120,33 +111,32 @@ def _keeper(
     return Keeper(cast("CausalWanPipeline | Callable[[], CausalWanPipeline]", model_of))
 
 
-class _Doorkeeper:
-    """Turns away requests under foreign names, keeps a right token, adds headers."""
+async def _admitted(house: House, request: Request, said: str | None = None) -> str | None:
+    """See that a client's token is right, and take its connection for no stranger's any more.
 
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
+    Args:
+        said: the token, if the request's body has one.
 
-    async def __call__(
-        self, request: Request, go_on: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        response: Response
-        if not self._gate.host_allowed(request.headers.get("host")):
-            response = PlainTextResponse("this server answers to local names only", 403)
-        else:
-            response = await go_on(request)
-        for name, value in _HEADERS.items():
-            response.headers[name] = value
-        given = request.query_params.get("token")
-        if self._gate.asks and given and self._gate.knows(given):
-            response.set_cookie(COOKIE, cookie_of(given), httponly=True, samesite="strict")
-        return response
+    Returns:
+        The token if a header had it.
+
+    Raises:
+        HTTPException: it is missing or wrong.
+        RefusedError: too many wait for theirs to be looked at.
+    """
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    shown = bearer.strip() if scheme.lower() == "bearer" else None
+    given = said or shown or token_in(request.cookies)
+    if not await house.entry.admits(given, client_address(request.scope)):
+        raise HTTPException(401, "the token is missing or wrong")
+    _known(request.scope)
+    return shown
 
 
-def _token_of(headers: Mapping[str, str], query: Mapping[str, str], cookies: Any) -> str | None:
-    scheme, _, bearer = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return bearer
-    return query.get("token") or token_in(cookies)
+def _known(scope: Any) -> None:
+    known = (scope.get("extensions") or {}).get(KNOWN)
+    if known is not None:
+        known["known"]()
 
 
 def _add_page(app: FastAPI, static: Path) -> None:
@@ -166,10 +156,14 @@ def _add_page(app: FastAPI, static: Path) -> None:
 
 
 def _add_listings(app: FastAPI, house: House, model: str) -> None:
-    def known(request: Request) -> None:
-        given = _token_of(request.headers, request.query_params, request.cookies)
-        if not house.gate.knows(given):
-            raise HTTPException(401, "the token is missing or wrong")
+    async def known(request: Request, response: Response) -> None:
+        try:
+            shown = await _admitted(house, request)
+        except RefusedError as error:
+            raise HTTPException(429, str(error)) from error
+        if house.gate.asks and shown:
+            # the page forgets it, and browsers send the cookie along where pages cannot read it
+            response.set_cookie(COOKIE, cookie_of(shown), httponly=True, samesite="strict")
 
     needs_token = Depends(known)
 
@@ -201,57 +195,58 @@ def _add_listings(app: FastAPI, house: House, model: str) -> None:
 def _add_socket(app: FastAPI, house: House) -> None:
     @app.websocket("/live")
     async def live(socket: WebSocket) -> None:
-        host = socket.headers.get("host")
-        allowed = house.gate.host_allowed(host)
-        if not allowed or not house.gate.origin_allowed(socket.headers.get("origin"), host):
+        host, origin = socket.headers.get("host"), socket.headers.get("origin")
+        if house.hall is None or not house.gate.origin_allowed(origin, host):
             await socket.close()  # before it is accepted: an answer of HTTP, 403
             return
-        assert house.hall is not None
-        try:
-            with house.sockets.seat():
-                await Connection(socket, house.hall).run()
-        except RefusedError as error:
-            await socket.accept()
-            await socket.send_text(encode("refused", reason=str(error)))
-            await socket.close(1013)
+        await Connection(socket, house.hall).run()
 
 
 def _add_offers(app: FastAPI, house: House) -> None:
-    def checked(request: Request, token: str | None = None) -> Peers:
+    def from_here(request: Request) -> None:
         host, origin = request.headers.get("host"), request.headers.get("origin")
         if not house.gate.origin_allowed(origin, host):
             raise HTTPException(403, "this server answers to its own page only")
-        given = token or _token_of(request.headers, request.query_params, request.cookies)
-        if not house.gate.knows(given):
-            raise HTTPException(401, "the token is missing or wrong")
+
+    async def checked(request: Request, said: str | None = None) -> Peers:
+        await _admitted(house, request, said)
         if house.peers is None:
             raise HTTPException(404, "there is no WebRTC here: pip install 'stillframe[webrtc]'")
         return house.peers
 
-    @app.post("/webrtc/offer")
+    own_page = Depends(from_here)
+
+    @app.post("/webrtc/offer", dependencies=[own_page])
     async def offer(request: Request) -> dict[str, str]:
         """Answer a WebRTC offer: ``sdp``, ``type`` and what the socket's hello has."""
-        assert house.hall is not None
+        limits = house.limits
         try:
+            async with asyncio.timeout(limits.hello_seconds):
+                data = await _body(request, limits)
+            sdp, hello = parse_offer(data)
+            peers = await checked(request, hello.token)
+            if house.hall is None:
+                raise RefusedError("the server is not ready; try again later")
             with house.sockets.seat():
-                limits = house.limits
-                async with asyncio.timeout(limits.hello_seconds):
-                    data = await _body(request, limits)
-                sdp, hello = parse_offer(data, limits.text_bytes)
-                peers = checked(request, hello.token)
                 name, answer = await peers.answer(house.hall, sdp, hello)
         except TimeoutError as error:
             raise HTTPException(408, "the offer did not come in time") from error
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the offer did not come whole") from error
         except ProtocolError as error:
             raise HTTPException(413 if error.code == 1009 else 400, str(error)) from error
         except (RefusedError, SessionError) as error:
             raise HTTPException(503, str(error)) from error
         return {"type": "answer", "sdp": answer, "name": name}
 
-    @app.delete("/webrtc/{name}")
+    @app.delete("/webrtc/{name}", dependencies=[own_page])
     async def leave(name: str, request: Request) -> dict[str, bool]:
         """End a WebRTC connection by the name that came with its answer."""
-        if not await checked(request).close(name):
+        try:
+            peers = await checked(request)
+        except RefusedError as error:
+            raise HTTPException(503, str(error)) from error
+        if not await peers.close(name):
             raise HTTPException(404, "there is no such connection")
         return {"ok": True}
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from stillframe.live import EditedFrame, Session, SessionError
 from stillframe.server import messages
-from stillframe.server.client_config import Chosen
+from stillframe.server.client_config import ClientConfig
+from stillframe.server.doorkeeper import KNOWN, client_address
 from stillframe.server.guard import Rate, RefusedError, token_in
 from stillframe.server.hall import Hall
 from stillframe.server.messages import Command, Hello, ProtocolError, Update, UpdateError
@@ -31,10 +32,13 @@ from stillframe.server.tasks import first_of
 from stillframe.server.timeline import Timeline
 from stillframe.server.unusable import Unusable
 
-__all__ = ["ABORT", "Connection", "StalledError"]
+__all__ = ["ABORT", "FAILED", "Connection", "StalledError"]
 
 #: The ASGI extension by which a server lets an application cut a connection off.
 ABORT = "stillframe.abort"
+
+#: What a client is told of a fault that is not its own.
+FAILED = "the server failed; its log says how"
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -52,7 +56,7 @@ class Connection:
     def __init__(self, socket: WebSocket, hall: Hall) -> None:
         self._socket, self._hall, self._limits = socket, hall, hall.limits
         self._id = secrets.token_hex(4)
-        self._chosen = Chosen(holding=hall.holding)
+        self._config = ClientConfig(hall.defaults)
         self._timeline, self._unusable = Timeline(), Unusable(self._frame_notice)
         self._last: NDArray[np.uint8] | None = None
         self._picture = b""
@@ -73,12 +77,19 @@ class Connection:
         except ProtocolError as error:
             await self._end(error.code, "error", message=str(error))
         except SessionError as error:
-            await self._end(_FAILED, "error", message=str(error))
+            await self._end(_FAILED, "error", message=self._told(error))
         except Exception:
             _log.exception("connection %s failed", self._id)
-            await self._end(_FAILED, "error", message="the server failed; its log says how")
+            await self._end(_FAILED, "error", message=FAILED)
         else:
             await self._end(_DONE, None)
+
+    def _told(self, error: SessionError) -> str:
+        """What a client hears of its session's end; what was not foreseen is for the log alone."""
+        if not error.trace:
+            return str(error)
+        _log.error("connection %s: %s\n%s", self._id, error, error.trace)
+        return FAILED
 
     async def _end(self, code: int, kind: str | None, **sentence: str) -> None:
         """Say a last word and close; a client that does not listen is cut off."""
@@ -116,9 +127,13 @@ class Connection:
         said = messages.parse_text(str(first), self._limits.text_bytes) if text else None
         if not isinstance(said, Hello):
             raise ProtocolError("the first message is hello")
-        if not self._hall.gate.knows(said.token or token_in(self._socket.cookies)):
+        given = said.token or token_in(self._socket.cookies)
+        if not await self._hall.entry.admits(given, client_address(self._socket.scope)):
             raise ProtocolError("the token is missing or wrong")
-        with self._hall.seats.seat():
+        known = self._socket.scope.get("extensions", {}).get(KNOWN)
+        if known is not None:
+            known["known"]()
+        with self._hall.sockets.seat(), self._hall.seats.seat():
             await self._serve(said)
 
     async def _serve(self, hello: Hello) -> None:
@@ -159,8 +174,8 @@ class Connection:
         settings = {} if hello.strength is None else {"strength": hello.strength}
         options: dict[str, Any] = {"policy": policy, "width": width, "height": height, **settings}
         try:
-            self._chosen = self._chosen.changed(hello)
-            return self._hall.keeper.open(hello.prompt, **self._chosen.options(), **options)
+            self._config = self._config.changed(hello)
+            return self._hall.keeper.open(hello.prompt, config=self._config.config, **options)
         except ValueError as error:
             raise ProtocolError(str(error)) from error
 
@@ -254,16 +269,16 @@ class Connection:
         return {"pause": session.pause, "resume": session.resume, "reset": session.reset}[said.name]
 
     async def _change(self, update: Update) -> None:
-        def change() -> Chosen:
-            chosen = self._chosen.changed(update)
-            changes = chosen.options(self._chosen)
+        def change() -> ClientConfig:
+            config = self._config.changed(update)
+            changes = config.changes(self._config)
             if update.strength is not None:
                 changes["strength"] = update.strength
             self._session.change(prompt=update.prompt, **changes)
-            return chosen
+            return config
 
         try:
-            self._chosen = await self._off_loop(change)
+            self._config = await self._off_loop(change)
         except ValueError as error:
             raise UpdateError(str(error)) from error
         last = self._session.telemetry.last

@@ -26,6 +26,8 @@ _NAME_LENGTH = 200
 _SIDE = 8192
 _BLOCKS = 65_536
 _LEAST, _MOST = 0.001, 1000.0
+# beyond it a number is not even repeated, and no arithmetic is done with it
+_SANE = 1e9
 
 
 class ProtocolError(StillframeError):
@@ -98,7 +100,7 @@ def _of(make: Callable[[Any], object], check: Check) -> Check:
     """A control's own range and sentence for a number, before the bounds of a message."""
 
     def checked(name: str, value: Any) -> Any:
-        if _is_number(value):
+        if _is_number(value) and abs(value) < _SANE:
             try:
                 make(value)
             except ValueError as error:

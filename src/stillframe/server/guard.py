@@ -8,8 +8,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import secrets
+import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -18,11 +19,13 @@ from stillframe.errors import StillframeError
 
 __all__ = [
     "COOKIE",
+    "TOKEN_LENGTH",
     "Gate",
     "Rate",
     "RefusedError",
     "Seats",
     "cookie_of",
+    "host_and_port",
     "is_loopback",
     "new_token",
     "packaged_file",
@@ -31,6 +34,8 @@ __all__ = [
 
 #: The cookie that keeps a token.
 COOKIE = "stillframe_token"
+#: Characters that a token has at least, and at most.
+TOKEN_LENGTH = (16, 200)
 
 
 class RefusedError(StillframeError):
@@ -45,6 +50,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def new_token() -> str:
@@ -63,7 +76,7 @@ def token_in(cookies: Mapping[str, str]) -> str | None:
     return None if value is None else unquote(value)
 
 
-def _host_and_port(netloc: str) -> tuple[str, int | None] | None:
+def host_and_port(netloc: str) -> tuple[str, int | None] | None:
     """Name and port of ``name:port``, None if it is no such thing."""
     try:
         parts = urlsplit(f"//{netloc}")
@@ -72,22 +85,40 @@ def _host_and_port(netloc: str) -> tuple[str, int | None] | None:
         return None
 
 
+def _check_token(token: str) -> None:
+    """Raise a ValueError for a token that can be guessed, or that HTTP cannot carry."""
+    least, most = TOKEN_LENGTH
+    if not least <= len(token) <= most:
+        raise ValueError(f"a token has {least} to {most} characters, this one has {len(token)}")
+    if not all("!" <= letter <= "~" for letter in token):
+        raise ValueError("a token has letters, digits and signs of ASCII, and no spaces")
+
+
 class Gate:
     """Who may speak to the server.
 
     Args:
         host: that the server listens on.
         token: that clients must know, None if nothing is asked for.
+        names: other names by which clients may call the server, where others can reach it.
 
     Raises:
-        ValueError: others than this computer can reach the host, and there is no token.
+        ValueError: others than this computer can reach the host, and there is no token; or the
+            token is too short, too long, or not of ASCII.
     """
 
-    def __init__(self, host: str, token: str | None = None) -> None:
+    def __init__(self, host: str, token: str | None = None, names: Iterable[str] = ()) -> None:
         self.local = is_loopback(host)
         if not self.local and not token:
             raise ValueError(f"a server on {host} can be reached by others and needs a token")
+        if token:
+            _check_token(token)
         self._token = token or None
+        # by its own name it is called in its network, and by that with .local (RFC 6762)
+        own = socket.gethostname().lower().rstrip(".")
+        short = own.partition(".")[0]
+        told = (name.lower().rstrip(".") for name in names)
+        self._names = frozenset({host.lower(), own, short, f"{short}.local", *told} - {""})
 
     @property
     def asks(self) -> bool:
@@ -99,16 +130,22 @@ class Gate:
         if self._token is None:
             return True
         given = (token or "").encode("utf-8", "surrogatepass")
-        return hmac.compare_digest(given, self._token.encode("utf-8", "surrogatepass"))
+        return hmac.compare_digest(given, self._token.encode("ascii"))
 
     def host_allowed(self, host: str | None) -> bool:
         """Whether the name a client used is this server's.
 
-        A local server is only called by local names: else a foreign page, whose name was made to
-        lead here, would count as the server's own (DNS rebinding). Others have the token.
+        Else a foreign page, whose name was made to lead here, would count as the server's own (DNS
+        rebinding). A local server is only called by local names; another one by addresses as well,
+        which nobody can make lead elsewhere, and by its own names.
         """
-        name = _host_and_port(host or "")
-        return not self.local or (name is not None and is_loopback(name[0]))
+        called = host_and_port(host or "")
+        if called is None:
+            return False
+        name = called[0]
+        if is_loopback(name):
+            return True
+        return not self.local and (_is_address(name) or name in self._names)
 
     def origin_allowed(self, origin: str | None, host: str | None) -> bool:
         """Whether a page may open a socket: the server's own, or a local one to a local server.
@@ -117,8 +154,8 @@ class Gate:
         """
         if origin is None:
             return True
-        page = _host_and_port(origin.partition("://")[2])
-        own = _host_and_port(host or "")
+        page = host_and_port(origin.partition("://")[2])
+        own = host_and_port(host or "")
         if page is None or own is None or not page[0]:
             return False
         return page == own or (is_loopback(page[0]) and is_loopback(own[0]))

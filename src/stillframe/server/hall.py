@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stillframe.live import Session
-from stillframe.server.client_config import Holding
-from stillframe.server.guard import Gate, Seats
+from stillframe.server.guard import Seats
 from stillframe.server.limits import Limits
 from stillframe.server.messages import Hello, ProtocolError
+from stillframe.server.strangers import Entry
 from stillframe.server.supervisor import SessionKeeper
 from stillframe.video.fit import fit_to_grid
 
@@ -27,23 +27,26 @@ class Hall:
 
     Attributes:
         keeper: opens sessions.
-        gate, seats, limits: see there.
+        entry, limits: see there.
+        seats: of sessions.
+        sockets: of connections that have shown a token.
         pool: threads for what takes long.
         height, width: of edited frames if a client asks for none.
         greeting: fields of every ``ready``.
-        holding: what sessions hold unless their clients say otherwise.
+        defaults: values of options for sessions whose clients do not say otherwise.
         sessions: open sessions by id.
     """
 
     keeper: SessionKeeper
-    gate: Gate
+    entry: Entry
     seats: Seats
+    sockets: Seats
     limits: Limits
     pool: Executor
     height: int | None
     width: int | None
     greeting: Mapping[str, Any]
-    holding: Holding
+    defaults: Mapping[str, Any]
     sessions: dict[str, Session] = field(default_factory=dict)
 
     def size(self, hello: Hello) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -20,11 +20,12 @@ from stillframe.live import Session
 from stillframe.loading.styles import Style
 from stillframe.methods import methods
 from stillframe.recovery import recoveries
-from stillframe.server.client_config import Holding
+from stillframe.server.fields import CONTROLS
 from stillframe.server.guard import Gate, Seats
 from stillframe.server.hall import Hall
 from stillframe.server.limits import Limits
 from stillframe.server.messages import VERSION
+from stillframe.server.strangers import Entry, Strangers
 from stillframe.server.supervisor import SessionKeeper
 
 if TYPE_CHECKING:
@@ -44,13 +45,15 @@ class House:
         limits: Limits,
         size: tuple[int | None, int | None],
         known: Sequence[Style],
-        holding: Holding,
+        defaults: Mapping[str, Any],
     ) -> None:
         self.keeper, self.gate, self.limits = keeper, gate, limits
         self.seats = Seats(max_sessions)
-        # sockets that have no session: those about to say hello, and to be refused
+        self.entry = Entry(gate)
+        self.strangers = Strangers(limits.strangers, limits.strangers_each)
+        # who has shown a token, and has a session or is about to be refused one
         self.sockets = Seats(4 * max_sessions + 8, "connections")
-        self.size, self.known, self.holding = size, known, holding
+        self.size, self.known, self.defaults = size, known, defaults
         self.hall: Hall | None = None
         self.peers = _peers()
 
@@ -64,8 +67,9 @@ class House:
             await loop.run_in_executor(pool, self.keeper.start)
             try:
                 self.hall = Hall(
-                    self.keeper, self.gate, self.seats, self.limits, pool, *self.size,
-                    greeting=self.greeting(), holding=self.holding,
+                    self.keeper, self.entry, self.seats, self.sockets, self.limits, pool,
+                    *self.size,
+                    greeting=self.greeting(), defaults=self.defaults,
                 )  # fmt: skip
                 yield
             finally:
@@ -82,7 +86,7 @@ class House:
             "styles": self.styles(),
             "methods": list(methods()),
             "recoveries": list(recoveries()),
-            "holding": self.holding.given,
+            "holding": {name: x for name, x in self.defaults.items() if name in CONTROLS},
             "version": VERSION,
         }
 

@@ -23,6 +23,10 @@ class Limits:
         queued_frames: edited frames that wait to be sent.
         stall_seconds: a client that takes nothing for so long is closed.
         hello_seconds: so long a socket may take to say hello.
+        request_seconds: so long a connection may take to ask for something, or to ask again.
+        strangers, strangers_each: connections that have shown no token, in all and of an address;
+            one more, and the one goes that has been silent longest.
+        stranger_bytes: of a message of theirs.
         idle_seconds: a client that sends nothing for so long is closed.
         fps_hint: frames a second that a client should send if it does not know better.
     """
@@ -38,5 +42,9 @@ class Limits:
     queued_frames: int = 32
     stall_seconds: float = 10.0
     hello_seconds: float = 10.0
+    request_seconds: float = 10.0
+    strangers: int = 256
+    strangers_each: int = 64
+    stranger_bytes: int = 256 * 2**10
     idle_seconds: float = 600.0
     fps_hint: int = 16

@@ -38,9 +38,11 @@ __all__ = [
     "Update",
     "UpdateError",
     "encode",
+    "hello_of",
     "pack_frame",
     "pack_map",
     "parse_frame",
+    "parse_object",
     "parse_text",
     "telemetry",
 ]
@@ -53,7 +55,6 @@ STAGES = ("encode", "mask", "denoise", "context", "decode")
 _HEADER = struct.Struct("<B7sd")
 _MAP_SIZE = struct.Struct("<3H")
 _TOO_LARGE = 1009
-_NO_OBJECT = "a text message is a JSON object, and this is none"
 
 
 class UpdateError(ProtocolError):
@@ -134,20 +135,42 @@ def parse_text(text: str, limit: int) -> Hello | Update | Command:
     """
     if len(text) > limit or len(text.encode("utf-8", "replace")) > limit:
         raise ProtocolError(f"a text message may have {limit} bytes, this one has more", _TOO_LARGE)
-    try:
-        message = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(_NO_OBJECT, UNREADABLE) from error
-    if not isinstance(message, dict):
-        raise ProtocolError(_NO_OBJECT, UNREADABLE)
+    message = parse_object(text, "a text message")
     kind = message.pop("type", None)
     if not isinstance(kind, str) or kind not in _TYPES:
         raise ProtocolError(f"a message has one of the types {', '.join(_TYPES)}")
     return _TYPES[kind](kind, message)
 
 
+def parse_object(text: str | bytes, what: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Args:
+        what: it is, for the refusal.
+
+    Raises:
+        ProtocolError: it is something else, or holds numbers that are not finite.
+    """
+    try:
+        message = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"{what} is a JSON object, and this is none", UNREADABLE) from error
+    if not isinstance(message, dict):
+        raise ProtocolError(f"{what} is a JSON object, and this is none", UNREADABLE)
+    return message
+
+
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def hello_of(message: Mapping[str, Any]) -> Hello:
+    """A first message from its fields, without a type.
+
+    Raises:
+        ProtocolError: a field is unknown, of a wrong type or out of range, or there is no prompt.
+    """
+    return _hello("hello", message)
 
 
 def _hello(kind: str, message: Mapping[str, Any]) -> Hello:

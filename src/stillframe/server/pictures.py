@@ -107,12 +107,18 @@ def decode_picture(data: bytes, limits: Limits) -> Pixels:
         raise ProtocolError(f"a JPEG picture may have {_SCANS} scans", _TOO_LARGE)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "WEBP")) as picture:
-            if picture.size != size:
-                raise ValueError(f"it has two sizes, {size} and {picture.size}")
-            _turn(picture)
-            return np.asarray(picture.convert("RGB"))
+            other = picture.size
+            if other == size:
+                _turn(picture)
+                return np.asarray(picture.convert("RGB"))
     except Exception as error:  # damaged pictures fail in every way there is
-        raise ProtocolError(f"a picture cannot be decoded: {error}", _UNREADABLE) from error
+        # why is in words of the library, which names its objects
+        told = f"a picture of {size[0]}x{size[1]} and {len(data)} bytes cannot be decoded"
+        raise ProtocolError(told, _UNREADABLE) from error
+    raise ProtocolError(
+        f"a picture is damaged: it has two sizes, {size[0]}x{size[1]} and {other[0]}x{other[1]}",
+        _UNREADABLE,
+    )
 
 
 def _turn(picture: Image.Image) -> None:

@@ -1,61 +1,80 @@
-"""WebRTC offers as text: what a client wants, checked before anything is made of it.
+"""Session descriptions of offers, judged as aiortc reads them, and written anew from that.
 
-Pure functions; they know no connections, and need no WebRTC package.
+Nothing is searched for in a client's text: what one parser skips another may find. Needs
+``[webrtc]``; it opens nothing.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from typing import cast
+import ipaddress
 
-from stillframe.server import messages
-from stillframe.server.messages import Hello, ProtocolError
+from aiortc.sdp import MediaDescription, SessionDescription
 
-__all__ = ["parse_offer", "without_hidden_addresses"]
+from stillframe.server.messages import ProtocolError
+
+__all__ = ["judged"]
 
 _UNREADABLE = 1007
-_HIDDEN = re.compile(r"a=(candidate:(\S+ ){4}\S+\.local |end-of-candidates)", re.IGNORECASE)
+_BYTES = 32 * 2**10
+_LINES = 768
+"""Browsers send some 200. Parsing takes the square of them."""
+_CANDIDATES = 64
+_UNUSABLE = "the offer's sdp cannot be used"
 
 
-def parse_offer(data: bytes, text_bytes: int) -> tuple[str, Hello]:
-    """An offer: the session description, and the settings as in the socket's ``hello``.
+def judged(sdp: str) -> str:
+    """The description of an offer of one video track and one data channel, in aiortc's own words.
 
-    Args:
-        data: JSON with ``sdp``, ``type`` and the settings.
-        text_bytes: that the settings may have.
+    Candidates that are names go, and with them the word that these were all. Browsers hide their
+    addresses behind such names until a camera is allowed. They call this computer first in any
+    case, and show their address by that: the names need not be asked for in the network
+    (draft-ietf-mmusic-mdns-ice-candidates), and the search must not end before.
 
     Raises:
-        ProtocolError: it cannot be read, a setting is wrong, or it offers something else than one
-            video track and one data channel.
+        ProtocolError: it is too large, broken, or offers anything else.
     """
+    if len(sdp) > _BYTES or (lines := len(sdp.splitlines())) > _LINES:
+        size = f"{len(sdp)} characters" if len(sdp) > _BYTES else f"{lines} lines"
+        raise ProtocolError(
+            f"an sdp may have {_BYTES} characters and {_LINES} lines, this one has {size}", 1009
+        )
     try:
-        message = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError("an offer is a JSON object, and this is none", _UNREADABLE) from error
-    if not isinstance(message, dict):
-        raise ProtocolError("an offer is a JSON object, and this is none", _UNREADABLE)
-    sdp, kind = message.pop("sdp", None), message.pop("type", None)
-    if not isinstance(sdp, str) or kind != "offer":
-        raise ProtocolError("an offer has the type offer, and a text named sdp")
-    # before the parser, which takes any number of them
-    if sorted(re.findall(r"^m=(\w+)", sdp, re.MULTILINE)) != ["application", "video"]:
+        description = SessionDescription.parse(sdp)
+    except Exception as error:  # broken descriptions fail in every way there is
+        raise ProtocolError(_UNUSABLE, _UNREADABLE) from error
+    media = description.media
+    if sorted(each.kind for each in media) != ["application", "video"]:
         raise ProtocolError("an offer has one video track and one data channel, and nothing else")
-    said = messages.parse_text(json.dumps({**message, "type": "hello"}), text_bytes)
-    hello = cast(Hello, said)
-    if hello.policy == "all":
-        raise ProtocolError("WebRTC cannot hold a client back: policy is latest")
-    return sdp, hello
+    candidates = sum(len(each.ice_candidates) for each in media)
+    if candidates > _CANDIDATES:
+        raise ProtocolError(f"an sdp may have {_CANDIDATES} candidates, this one has {candidates}")
+    _check_names(description)
+    for each in media:
+        _show(each)
+    try:
+        return str(description)
+    except Exception as error:  # what could be read, but not be said
+        raise ProtocolError(_UNUSABLE, _UNREADABLE) from error
 
 
-def without_hidden_addresses(sdp: str) -> str:
-    """An offer without candidates that are mDNS names, and without the word that these were all.
+def _check_names(description: SessionDescription) -> None:
+    """Raise if a section has no name of its own, or a group names another: aiortc takes any."""
+    names = [each.rtp.muxId for each in description.media]
+    grouped = [name for group in description.group for name in group.items]
+    if not all(names) or len(set(names)) < len(names) or not {*grouped} <= {*names}:
+        raise ProtocolError(_UNUSABLE, _UNREADABLE)
 
-    Browsers hide their addresses behind such names until a camera is allowed. They call this
-    computer first in any case, and show their address by that: the names need not be asked for in
-    the network (draft-ietf-mmusic-mdns-ice-candidates), and the search must not end before.
-    """
-    hidden = re.compile(
-        r"a=(candidate:(\S+ ){4}\S+\.local .*|end-of-candidates)\s*$", re.IGNORECASE
-    )
-    return "".join(line for line in sdp.splitlines(keepends=True) if not hidden.match(line))
+
+def _show(media: MediaDescription) -> None:
+    """Leave only candidates that are addresses."""
+    shown = [each for each in media.ice_candidates if _is_address(each.ip)]
+    media.ice_candidates_complete &= len(shown) == len(media.ice_candidates)
+    media.ice_candidates = shown
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -6,34 +6,22 @@ Knows addresses and uvicorn's settings; not what the application does.
 from __future__ import annotations
 
 import socket
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from stillframe.errors import StillframeError
-from stillframe.server.connection import ABORT
 from stillframe.server.guard import is_loopback
-from stillframe.server.limits import Limits
+from stillframe.server.house import House
+from stillframe.server.logs import quieten
+from stillframe.server.wires import protocols
 
 __all__ = ["address", "listen", "make_server"]
 
 _SEND_BUFFER = 128 * 2**10
 _PING_SECONDS = 20.0
-
-
-class _Protocol(WebSocketsSansIOProtocol):
-    """uvicorn's, whose connections the application can cut off.
-
-    To close is not enough for a client that takes nothing: what it was sent stays in memory.
-    """
-
-    async def run_asgi(self) -> None:
-        extensions: dict[str, Any] = self.scope["extensions"]
-        extensions[ABORT] = {"abort": self.transport.abort}
-        await super().run_asgi()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -60,31 +48,37 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(host: str, port: int, token: str | None = None) -> str:
-    """Where a browser finds the page: a URL, with the token quoted."""
+    """Where a browser finds the page: a URL, with the token in its fragment, which stays there."""
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()
     elif is_loopback(host):
         host = "127.0.0.1" if host == "localhost" else host
     # of an IPv6 address, what follows % is the interface (RFC 6874)
     name = f"[{host.replace('%', '%25')}]" if ":" in host else host
-    return f"http://{name}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
+    return f"http://{name}:{port}/" + (f"#token={quote(token, safe='')}" if token else "")
 
 
-def make_server(app: FastAPI, limits: Limits | None = None) -> uvicorn.Server:
-    """A server for an application; run it with a socket from `listen`.
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """A server for an application of `create_app`; run it with a socket from `listen`.
 
-    Pictures are compressed already: no compression of messages. The access log would hold tokens.
+    Pictures are compressed already: no compression of messages. Clients are counted by the address
+    that they have, and not by one that they tell. What is logged is bounded.
     """
+    house: House = app.state.house
+    http, ws = protocols(house.strangers, house.limits)
     config = uvicorn.Config(
         app,
-        ws=_Protocol,
-        ws_max_size=(limits or Limits()).message_bytes,
+        http=cast(Any, http),
+        ws=cast(Any, ws),
+        ws_max_size=house.limits.message_bytes,
         ws_ping_interval=_PING_SECONDS,
         ws_ping_timeout=_PING_SECONDS,
         ws_per_message_deflate=False,
+        proxy_headers=False,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=5,
     )
+    quieten()
     return uvicorn.Server(config)

@@ -29,13 +29,14 @@ from numpy.typing import NDArray
 
 from stillframe.live import EditedFrame, SessionError
 from stillframe.server import messages
-from stillframe.server.connection import Connection, StalledError
+from stillframe.server.connection import FAILED, Connection, StalledError
+from stillframe.server.decoding import codecs, guarded
 from stillframe.server.guard import RefusedError
 from stillframe.server.hall import Hall
 from stillframe.server.messages import Hello, ProtocolError
 from stillframe.server.outgoing import Outgoing
 from stillframe.server.pictures import check_size
-from stillframe.server.sdp import without_hidden_addresses
+from stillframe.server.sdp import judged
 
 __all__ = ["Peer", "Peers"]
 
@@ -46,6 +47,7 @@ _PACE = 0.95
 """Frames leave a little faster than they were taken, so that a delay wears off."""
 _MOST_WAITING = 64
 _BUFFERED = 64 * 2**10
+_PARTING = 10.0
 
 
 class _EditedTrack(MediaStreamTrack):
@@ -83,12 +85,16 @@ class Peer(Connection):
     def __init__(self, hall: Hall, sdp: str, hello: Hello) -> None:
         # no socket: what would use it is replaced below
         super().__init__(cast(WebSocket, None), hall)
-        self._sdp, self._hello = sdp, hello
+        self._sdp, self._hello = judged(sdp), hello
         # no servers: nobody outside is asked for this computer's address
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
         self._edited = _EditedTrack(hall.limits.queued_frames)
+        way = self._peer.addTransceiver(self._edited, "sendrecv")
+        way.setCodecPreferences(codecs())
+        self._decoding = guarded(way.receiver, hall.limits, self._unusable.add, self.leave)
         self._came: asyncio.Queue[str | VideoFrame | None] = asyncio.Queue()
         self._channel: asyncio.Future[RTCDataChannel] = asyncio.get_running_loop().create_future()
+        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -98,24 +104,37 @@ class Peer(Connection):
             with self._hall.seats.seat():
                 await self._negotiate()
                 await self._serve(self._hello)
-        except (ProtocolError, RefusedError, SessionError) as error:
+        except SessionError as error:
+            await self._last_word(SessionError(self._told(error)))
+        except (ProtocolError, RefusedError) as error:
             await self._last_word(error)
         except StalledError:
             _log.info("connection %s takes nothing any more and is cut off", self._id)
-        except Exception as error:
+        except Exception:
             _log.exception("connection %s failed", self._id)
-            await self._last_word(error, "the server failed; its log says how")
+            await self._last_word(SessionError(FAILED))
         finally:
-            self._edited.frames.close()
-            self._edited.stop()
-            for task in self._tasks:
-                task.cancel()
-            await self._peer.close()
-            if not self.answer.done():
-                self.answer.cancel()
+            await self._part_for_good()
+
+    async def _part_for_good(self) -> None:
+        """Give back all that there is, whatever of it fails."""
+        if not self.answer.done():
+            self.answer.set_exception(SessionError("the connection ended before it was answered"))
+        self._edited.frames.close()
+        self._edited.stop()
+        for task in self._tasks:
+            task.cancel()
+        try:
+            async with asyncio.timeout(_PARTING):
+                await self._peer.close()
+        except Exception:
+            _log.exception("connection %s could not be closed", self._id)
+        await asyncio.to_thread(self._decoding.join)
 
     def leave(self) -> None:
         """End it."""
+        if not self._left.done():
+            self._left.set_result(None)
         self._came.put_nowait(None)
 
     async def _negotiate(self) -> None:
@@ -124,9 +143,7 @@ class Peer(Connection):
         self._peer.on("datachannel", self._channel_came)
         self._peer.on("connectionstatechange", self._state_changed)
         try:
-            sdp = without_hidden_addresses(self._sdp)
-            await self._peer.setRemoteDescription(RTCSessionDescription(sdp, "offer"))
-            self._peer.addTrack(self._edited)
+            await self._peer.setRemoteDescription(RTCSessionDescription(self._sdp, "offer"))
             self._prepared = await self._peer.createAnswer()
         except Exception as error:  # broken descriptions fail in every way there is
             raise ProtocolError("the offer's sdp cannot be used", _UNREADABLE) from error
@@ -138,12 +155,15 @@ class Peer(Connection):
         seconds = self._limits.hello_seconds
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.shield(self._channel)
+                either: set[asyncio.Future[Any]] = {self._channel, self._left}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError as error:
             raise ProtocolError(f"no data channel within {seconds:g} s") from error
+        if not self._channel.done():
+            return
         await super()._receive()
 
-    async def _last_word(self, error: Exception, text: str | None = None) -> None:
+    async def _last_word(self, error: Exception) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
             return
@@ -153,7 +173,7 @@ class Peer(Connection):
         if isinstance(error, RefusedError):
             channel.send(messages.encode("refused", reason=str(error)))
         else:
-            channel.send(messages.encode("error", message=text or str(error)))
+            channel.send(messages.encode("error", message=str(error)))
         await self._drained(channel)
 
     async def _drained(self, channel: RTCDataChannel, most: int = 0) -> None:
@@ -255,6 +275,7 @@ class Peers:
             RefusedError: there is no room.
             SessionError: the model's process has gone.
         """
+        # before anything is opened: of a description that is refused there is nothing to close
         name, peer = secrets.token_urlsafe(16), Peer(hall, sdp, hello)
         task = asyncio.ensure_future(peer.serve())
         self._open[name] = peer, task

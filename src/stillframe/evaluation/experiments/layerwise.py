@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+from stillframe.engine.settings import StreamSettings
 from stillframe.evaluation.baselines import RECOVERIES
 from stillframe.evaluation.experiments.base import (
     Bench,
@@ -23,7 +24,6 @@ from stillframe.evaluation.layers import LayerProbe, Outputs, PruneFrom
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import Interval, bootstrap_mean, by_group
 from stillframe.methods import find_method
-from stillframe.settings import StreamSettings
 
 __all__ = ["Layerwise", "readings_of"]
 

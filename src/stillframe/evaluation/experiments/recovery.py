@@ -15,7 +15,7 @@ from statistics import fmean
 import numpy as np
 from torch import Tensor
 
-from stillframe.controls import Control
+from stillframe.controls import Controls
 from stillframe.controls.refresh import Refresh
 from stillframe.evaluation.alignments import ALIGNMENTS
 from stillframe.evaluation.experiments.base import (
@@ -115,7 +115,7 @@ def _long(bench: Bench, clip: Clip, blocks: int) -> list[Record]:
     dense = run(settings, full)
     runs = {_YARDSTICK: run(settings, full, seed=1)}
     for name, (recovery, store, refresh) in LONG_RUNS.items():
-        control = None if refresh is None else Control(refresh=Refresh(refresh))
+        control = None if refresh is None else Controls(Refresh(refresh))
         method = InterFramePruning(recovery, detector="latent")
         runs[name] = run(replace(settings, store=store), method, control)
     return [

@@ -18,7 +18,10 @@ const FIRST = "The first frames are on their way.";
 const TYPING = "textarea, select, input:not([type=range], [type=radio], [type=checkbox])";
 const TROUBLE = 6; // seconds for which what went wrong is said at least
 const HIDDEN = 1000 / 30; // ms between pictures while nobody sees them: they may be recorded
-const token = new URLSearchParams(location.search).get("token");
+const token = new URLSearchParams(location.hash.slice(1)).get("token");
+// neither the address bar nor the history keeps it; a cookie does, which no page can read
+if (token) history.replaceState(null, "", location.pathname);
+addEventListener("hashchange", () => location.reload()); // another token was pasted
 
 const source = new Source(element("source"));
 const playback = new Playback();
@@ -305,7 +308,7 @@ function connectControls() {
 }
 
 async function ask(path) {
-  const answer = await fetch(`${path}${token ? `?token=${encodeURIComponent(token)}` : ""}`);
+  const answer = await fetch(path, token ? { headers: { Authorization: `Bearer ${token}` } } : {});
   return answer.ok ? answer.json() : null;
 }
 

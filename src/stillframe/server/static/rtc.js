@@ -151,8 +151,8 @@ export class RtcConnection {
   /** Tell the server by name: what is still in the line may never leave it. */
   #leave() {
     if (!this.#name) return;
-    const token = this.#token ? `?token=${encodeURIComponent(this.#token)}` : "";
-    fetch(`webrtc/${this.#name}${token}`, { method: "DELETE", keepalive: true }).catch(() => {}); // gone
+    const headers = this.#token ? { Authorization: `Bearer ${this.#token}` } : {};
+    fetch(`webrtc/${this.#name}`, { method: "DELETE", keepalive: true, headers }).catch(() => {}); // gone
     this.#name = null;
   }
 
