@@ -70,7 +70,7 @@ def test_the_bundled_model_is_said_to_be_small(plan: Plan, out: Path, name: str)
     assert "undled model" in words or "carries over" in words
 
 
-def test_the_lineup_is_there_or_said_to_be_missing() -> None:
+def test_baselines_are_there_or_said_to_be_missing() -> None:
     variants, missing = at_rates([0.1, 0.3])
     told = " ".join(missing)
     for name in ("prune", "plain", "noisy", "runlength", "tomesd", "tome", "importance", "idm"):

@@ -123,7 +123,7 @@ def clip(frames: int = 5) -> Any:
     return np.random.default_rng(1).integers(40, 200, (frames, 64, 128, 3), dtype=np.uint8)
 
 
-def test_a_long_still_moves_in_its_corner_and_nowhere_else() -> None:
+def test_a_static_scene_moves_in_its_corner_and_nowhere_else() -> None:
     source = clip()
     made = scene_frames(source, 12, 16).astype(float)
     assert made.shape == (12, 32, 64, 3)

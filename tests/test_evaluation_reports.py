@@ -259,7 +259,10 @@ def run(*arguments: object) -> Any:
     [
         (["eval", "none.mp4"], "none.mp4 does not exist"),
         (["eval", "CLIP", "--methods", "half"], "unknown method 'half'"),
-        (["eval", "CLIP", "--rates", "few"], "--rates is numbers between commas, each from 0 below 1, got 'few'"),
+        (
+            ["eval", "CLIP", "--rates", "few"],
+            "--rates is numbers between commas, each from 0 below 1, got 'few'",
+        ),
         (["eval", "CLIP", "--methods", "prune", "--recoveries", "x"], "unknown recovery 'x'"),
         (["eval", "CLIP", "--seeds", "0,a"], "--seeds is whole numbers"),
         (["eval", "CLIP", "--metrics", "beauty"], "unknown metric 'beauty'"),

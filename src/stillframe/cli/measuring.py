@@ -76,16 +76,16 @@ def names(text: str | None) -> list[str]:
 def planned(given: Mapping[str, Any], clips: tuple[Clip, ...]) -> Iterator[Plan]:
     """What a run works with: the model loaded, progress shown, Ctrl-C ends it after a cell."""
     from stillframe.evaluation import Plan
-    from stillframe.evaluation.matrix import Watch, pick_metrics
+    from stillframe.evaluation.matrix import Progress, pick_metrics
 
     out: Path = given["out"]
     metrics = names(given["metrics"]) or None
     pick_metrics(metrics)
     pipe = load(part(given, (*MODEL, *SIZE, *HARDWARE, *VAE, *OFFLOAD)))
     with Interruption() as interrupted, _progress(given["quiet"]) as tell:
-        watch = Watch(tell, interrupted)
+        progress = Progress(tell, interrupted)
         try:
-            yield Plan(pipe, given["model"], clips, out, _command(), metrics, watch)
+            yield Plan(pipe, given["model"], clips, out, _command(), metrics, progress)
         except KeyboardInterrupt as error:
             warn(f"interrupted: what is done is in {out}, and the same command goes on from there")
             raise typer.Exit(interrupted.code) from error

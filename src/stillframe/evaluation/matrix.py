@@ -34,7 +34,7 @@ from stillframe.evaluation.variants import FULL
 from stillframe.metrics import Metric, find_metric, metrics
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
-__all__ = ["Matrix", "Watch", "fingerprint", "pick_metrics"]
+__all__ = ["Matrix", "Progress", "fingerprint", "pick_metrics"]
 
 Pixels = NDArray[np.uint8]
 _T = TypeVar("_T")
@@ -42,15 +42,15 @@ _T = TypeVar("_T")
 _SAMPLE = 64  # numbers of each weight that a fingerprint looks at
 
 
-class Watch(NamedTuple):
+class Progress(NamedTuple):
     """Who is told how far it is, and who may end it.
 
     Attributes:
-        tell: called with what is being done, steps done and steps there are.
+        report: called with what is being done, steps done and steps there are.
         stop: asked between steps and, in edits, after every frame; true ends the run.
     """
 
-    tell: Callable[[str, int, int], None] = lambda what, done, total: None
+    report: Callable[[str, int, int], None] = lambda what, done, total: None
     stop: Callable[[], bool] = lambda: False
 
     def steps(self, what: str, items: Sequence[_T]) -> Iterator[_T]:
@@ -62,9 +62,9 @@ class Watch(NamedTuple):
         for done, item in enumerate(items):
             if self.stop():
                 raise KeyboardInterrupt
-            self.tell(what, done, len(items))
+            self.report(what, done, len(items))
             yield item
-        self.tell(what, len(items), len(items))
+        self.report(what, len(items), len(items))
 
 
 def fingerprint(pipe: CausalWanPipeline) -> str:
@@ -101,7 +101,7 @@ class Matrix:
         conditions: what all cells have in common.
         out: folder to write; made if missing.
         metric_names: what to measure; None for all metrics.
-        watch: progress, and the wish to end.
+        progress: who is told how far it is, and may end it.
 
     Attributes:
         skipped: metrics that cannot be had here, one sentence each.
@@ -118,10 +118,10 @@ class Matrix:
         conditions: Conditions,
         out: Path,
         metric_names: Sequence[str] | None = None,
-        watch: Watch | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.pipe, self.conditions, self.out = pipe, conditions, out
-        self.watch = watch or Watch()
+        self.progress = progress or Progress()
         self.metrics, self.skipped = pick_metrics(metric_names)
         self._clips = {clip.name: clip for clip in clips}
         self._rows = RowStore(out / "cells")
@@ -150,7 +150,7 @@ class Matrix:
         # one clip after another, so that references are read once
         first = {cell.on: place for place, cell in reversed(list(enumerate(wanted)))}
         order = sorted(wanted, key=lambda cell: first[cell.on])
-        rows = {cell: self._row(cell) for cell in self.watch.steps(what, order)}
+        rows = {cell: self._row(cell) for cell in self.progress.steps(what, order)}
         self._seen |= rows
         return [rows[cell] for cell in wanted]
 
@@ -264,7 +264,7 @@ class Matrix:
             map_path=videos.get("map"),
             seed=cell.seed,
             paired=cell.paired,
-            stop=self.watch.stop,
+            stop=self.progress.stop,
             conditioning=cell.conditioning,
         )
         if is_dense and not cell.paired:

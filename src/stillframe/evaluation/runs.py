@@ -19,7 +19,7 @@ from stillframe.evaluation.cells import Cell, Conditions, Row
 from stillframe.evaluation.experiments import Bench, Scale, experiments, find_experiment
 from stillframe.evaluation.experiments.quality import against_dense
 from stillframe.evaluation.findings import Findings, Plot, Point, Series
-from stillframe.evaluation.matrix import Matrix, Watch, fingerprint
+from stillframe.evaluation.matrix import Matrix, Progress, fingerprint
 from stillframe.evaluation.report_html import page
 from stillframe.evaluation.results_page import results_page
 from stillframe.evaluation.sources import Clip
@@ -93,7 +93,7 @@ class Plan:
         out: folder to write.
         command: as it was typed, for the reports.
         metric_names: what to measure; None for all.
-        watch: progress, and the wish to end.
+        progress: who is told how far it is, and may end it.
     """
 
     pipe: CausalWanPipeline
@@ -102,7 +102,7 @@ class Plan:
     out: Path
     command: str = ""
     metric_names: Sequence[str] | None = None
-    watch: Watch = field(default_factory=Watch)
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def bundled(self) -> bool:
@@ -120,7 +120,7 @@ class Plan:
     def matrix(self, conditions: Conditions) -> Matrix:
         """The matrix in the output folder."""
         names = self.metric_names
-        return Matrix(self.pipe, self.clips, conditions, self.out, names, self.watch)
+        return Matrix(self.pipe, self.clips, conditions, self.out, names, self.progress)
 
 
 def evaluate(

@@ -32,6 +32,7 @@ __all__ = [
     "gap",
     "gap_table",
     "measured",
+    "metric_mean",
     "metric_plots",
     "metric_value",
     "over_clips",
@@ -66,6 +67,11 @@ def metric_value(name: str) -> Value:
 def over_clips(rows: Iterable[Row], value: Value) -> Interval:
     """The mean over clips, with its interval; several rows of a clip are averaged first."""
     return bootstrap_mean(by_group((row.cell.clip, value(row)) for row in rows).values())
+
+
+def metric_mean(rows: Iterable[Row], name: str) -> Interval:
+    """A metric's mean over clips."""
+    return over_clips(rows, metric_value(name))
 
 
 def difference(a: Sequence[Row], b: Sequence[Row], value: Value) -> Interval:
@@ -141,7 +147,7 @@ def quality_table(rows: Sequence[Row], caption: str) -> Table:
         stale = over_clips(group, lambda row: row.staleness.get("p99.9", math.nan)).mean
         cells.append("" if math.isnan(stale) else number(stale, 1))
         for kind in kinds:
-            cells.append(span(over_clips(group, metric_value(kind.name)), digits(kind.name)))
+            cells.append(span(metric_mean(group, kind.name), digits(kind.name)))
         body.append(cells)
     return Table(caption, heads, body)
 
@@ -173,9 +179,8 @@ def metric_plots(rows: Sequence[Row], dense: Sequence[Row] = ()) -> list[Plot]:
     """
     plots = []
     for kind in measured(rows):
-        value = metric_value(kind.name)
-        series = [Series(name, points, line=True) for name, points in _families(rows, value)]
-        plain = over_clips(dense, value).mean
+        series = [Series(*family, line=True) for family in _families(rows, kind.name)]
+        plain = metric_mean(dense, kind.name).mean
         better = "higher" if kind.higher_is_better else "lower"
         plots.append(
             Plot(
@@ -190,11 +195,11 @@ def metric_plots(rows: Sequence[Row], dense: Sequence[Row] = ()) -> list[Plot]:
     return plots
 
 
-def _families(rows: Sequence[Row], value: Value) -> list[tuple[str, list[Point]]]:
+def _families(rows: Sequence[Row], metric: str) -> list[tuple[str, list[Point]]]:
     families: dict[str, list[Point]] = {}
     for group in by_label(rows).values():
         x = over_clips(group, lambda row: row.kept_share).mean
-        point = Point.of(x, over_clips(group, value))
+        point = Point.of(x, metric_mean(group, metric))
         families.setdefault(group[0].cell.variant.family, []).append(point)
     return [(name, sorted(points)) for name, points in families.items()]
 

@@ -12,8 +12,7 @@ from stillframe.evaluation.summaries import (
     failures,
     gap_table,
     measured,
-    metric_value,
-    over_clips,
+    metric_mean,
     quality_table,
     video_groups,
 )
@@ -91,11 +90,10 @@ def _against_none(rows: Sequence[Row], conditioning: str) -> Table:
 
 def _sentence(rows: Sequence[Row], conditioning: str) -> str:
     """PSNR to dense of each recovery, or of which there is none."""
-    value = metric_value("psnr")
     parts = []
     for variant in by_recovery():
         name = variant.recovery
-        mean = over_clips(_of(rows, name), value).mean
+        mean = metric_mean(_of(rows, name), "psnr").mean
         if mean == mean:
             parts.append(f"{name} {number(mean, 1)} dB")
     if not parts:

@@ -127,7 +127,7 @@ class Bench:
     def each(self, what: str, jobs: Sequence[Job]) -> tuple[list[tuple[Clip, Any]], list[str]]:
         """What jobs give, each computed once, and a sentence for each clip that was left out."""
         found, missing = [], []
-        for clip, given, compute in self.matrix.watch.steps(what, jobs):
+        for clip, given, compute in self.matrix.progress.steps(what, jobs):
             try:
                 values = self.matrix.once(what, {"clip": clip.name, **given}, compute)
                 found.append((clip, values))

@@ -13,9 +13,8 @@ from stillframe.evaluation.summaries import (
     failures,
     gap_table,
     measured,
+    metric_mean,
     metric_plots,
-    metric_value,
-    over_clips,
     quality_table,
     split,
     video_groups,
@@ -89,8 +88,7 @@ def against_dense(rows: Sequence[Row], dense: Sequence[Row]) -> Table:
 
 def _headline(rows: Sequence[Row], rate: float) -> str:
     at = [row for row in rows if dict(row.cell.variant.params).get("rate") == rate]
-    value = metric_value("psnr")
-    likeness = {label: over_clips(group, value).mean for label, group in by_label(at).items()}
+    likeness = {label: metric_mean(group, "psnr").mean for label, group in by_label(at).items()}
     known = {label: mean for label, mean in likeness.items() if mean == mean}
     if not known:
         return "Nothing could be measured against the dense edit."

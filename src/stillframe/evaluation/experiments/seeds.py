@@ -14,7 +14,7 @@ from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.findings import Findings, Table, number, span
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import Interval, bootstrap_mean, by_group
-from stillframe.evaluation.summaries import digits, failures, metric_value, over_clips
+from stillframe.evaluation.summaries import digits, failures, metric_mean, metric_value
 from stillframe.evaluation.variants import FULL
 from stillframe.metrics import Metric
 
@@ -126,9 +126,8 @@ class Seeds(Experiment):
 
 def _to_dense(pruned: Sequence[Row], metric: Metric) -> list[Interval]:
     """Likeness of the pruned edits to dense, by recovery."""
-    value = metric_value(metric.name)
     return [
-        over_clips([row for row in pruned if row.cell.variant == variant], value)
+        metric_mean([row for row in pruned if row.cell.variant == variant], metric.name)
         for variant in by_recovery(_SHOWN)
     ]
 
