@@ -134,7 +134,7 @@ def test_an_error_in_the_middle_leaves_what_was_there(
     ("wrong", "kind", "said"),
     [
         ({"target": "out.doc"}, OutputError, "no known video extension"),
-        ({"fps": 0}, ValueError, "Input should be greater than or equal to 1"),
+        ({"fps": 0}, ValueError, "fps must be 1 to 1000, got 0"),
         ({"fps": float("nan")}, ValueError, "got nan"),
         ({"seconds": 2.0}, ValueError, "either frames, 30, or seconds, 2.0"),
         ({"num_frames": None, "seconds": -1}, ValueError, "above 0 and below 1000000, got -1"),
