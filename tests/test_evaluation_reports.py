@@ -259,15 +259,12 @@ def run(*arguments: object) -> Any:
     [
         (["eval", "none.mp4"], "none.mp4 does not exist"),
         (["eval", "CLIP", "--methods", "half"], "unknown method 'half'"),
-        (
-            ["eval", "CLIP", "--rates", "few"],
-            "--rates is numbers between commas, each from 0 below 1, got 'few'",
-        ),
+        (["eval", "CLIP", "--rates", "few"], "--rates is numbers between commas"),
         (["eval", "CLIP", "--methods", "prune", "--recoveries", "x"], "unknown recovery 'x'"),
-        (["eval", "CLIP", "--seeds", "0,a"], "--seeds is whole numbers"),
+        (["eval", "CLIP", "--seeds", "0,a"], "--seeds is whole numbers between"),
         (["eval", "CLIP", "--metrics", "beauty"], "unknown metric 'beauty'"),
         (["reproduce", "nothing", "--clips", "CLIP"], "unknown experiment 'nothing'"),
-        (["reproduce", "all", "--clips", "CLIP", "--rates", "x"], "--rates is numbers"),
+        (["reproduce", "all", "--clips", "CLIP", "--rates", "x"], "--rates is numbers between"),
     ],
 )
 def test_refusals_are_one_sentence_and_write_nothing(

@@ -66,8 +66,15 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Sequence[Mapping[st
     import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
+    table = pyarrow.table(
+        {_encodable(name): [_encodable(row.get(name)) for row in rows] for name in columns}
+    )
     sink = io.BytesIO()
     pyarrow.parquet.write_table(table, sink)
     _write(path, sink.getvalue())
     return path
+
+
+def _encodable(value: Any) -> Any:
+    """The value; of a text, what UTF-8 has no bytes for as escapes."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
