@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.controls import CodecDetector, MotionMap
+from stillframe.controls import CodecDetector, ControlledBlock, MotionMap
 from stillframe.controls.codec import CodecTrack
 from stillframe.controls.mask_video import FrameClock
 from stillframe.detection.frames import PixelBlocks
@@ -104,21 +104,21 @@ def compare(pipe: CausalWanPipeline, clip: Path, height: int, frames: int) -> Re
         extent = (fit.width / fit.padded_width, fit.height / fit.padded_height)
         clock = FrameClock(coder.temporal, coder.block_frames * coder.temporal - coder.next_frames)
         tracks = [CodecTrack(CodecDetector(k, extent=extent, clock=clock)) for k in _KINDS]
-        number = 0
         for frame in islice(reader, frames):
             for track in tracks:
-                track.add(None if frame.motion is None else MotionMap(*frame.motion))
+                track.frame(None if frame.motion is None else MotionMap(*frame.motion))
             picture = fit.to_grid(torch.from_numpy(frame.pixels).unsqueeze(0)).unsqueeze(0)
             shown.add(picture)
             for latents in coder.encode(picture):
                 size = latents.shape
                 grid = Grid(size[2], size[3] // patch, size[4] // patch)
+                tokens = patchify(latents.float(), patch)
+                block = ControlledBlock(tokens.unflatten(1, (size[2], -1)), grid, tracks)
                 for track in tracks:
-                    track.begin(number, grid)
-                keep = masks(patchify(latents.float(), patch), shown.take(), grid)
+                    track.begin(block)
+                keep = masks(tokens, shown.take(), grid)
                 if keep is not None:
-                    kept.append(torch.stack([keep, *(track.mask(keep) for track in tracks)]))
-                number += 1
+                    kept.append(torch.stack([keep, *(track.mask(block, keep) for track in tracks)]))
     if not kept:
         raise ValueError(f"{clip} has fewer frames than two blocks take")
     every = torch.cat(kept, 2)

@@ -20,7 +20,7 @@ from torch import Tensor
 from stillframe.controls import (
     Box,
     CodecDetector,
-    Control,
+    Controls,
     Cuts,
     GivenMasks,
     Gop,
@@ -58,7 +58,7 @@ def read(clip: Path, frames: int, pipe: CausalWanPipeline) -> tuple[Tensor, list
 
 
 def run(
-    pipe: CausalWanPipeline, video: Tensor, control: Control | None, motion: list[MotionMap]
+    pipe: CausalWanPipeline, video: Tensor, control: Controls | None, motion: list[MotionMap]
 ) -> list[Tensor]:
     """The mask (S, h, w) of every block."""
     kept: list[Tensor] = []
@@ -68,9 +68,9 @@ def run(
         generator=torch.Generator().manual_seed(0),
         on_block=lambda stats: kept.append(stats.keep[0].cpu()),
     )
-    if stream.controlled is not None and stream.controlled.motion is not None:
+    if stream.control_state is not None:
         for one in motion:
-            stream.controlled.motion.add(one)
+            stream.control_state.frame(one)
     stream.push(video)
     return kept
 
@@ -150,44 +150,41 @@ def main() -> None:
     joined = torch.cat([video[:, :half], other[:, :half]], 1)
     plain = run(pipe, video, None, [])
 
-    def controlled(control: Control, shown: Tensor = video) -> list[Tensor]:
+    def controlled(control: Controls, shown: Tensor = video) -> list[Tensor]:
         return run(pipe, shown, control, motion)
 
     box = Box(0.25, 0.25, 0.5, 0.5)
     drawn = {
         "gop": bars(
-            "tokens computed, by block", {"without": plain, "--gop 3": controlled(Control(Gop(3)))}
+            "tokens computed, by block", {"without": plain, "--gop 3": controlled(Controls(Gop(3)))}
         ),
         "refresh": bars(
             "tokens computed, by block",
-            {"without": plain, "--refresh 4": controlled(Control(refresh=Refresh(4)))},
+            {"without": plain, "--refresh 4": controlled(Controls(Refresh(4)))},
         ),
         "cuts": bars(
             f"tokens computed, by block; a cut at frame {half}",
             {
                 "without": run(pipe, joined, None, []),
-                "--cuts": controlled(Control(cuts=Cuts()), joined),
+                "--cuts": controlled(Controls(Cuts()), joined),
             },
         ),
         "regions": maps(
             "blocks in which each place was computed; the middle half is the region",
-            {
-                mode: controlled(Control(region=Region(box, mode)))
-                for mode in ("always", "never", "only")
-            },
+            {mode: controlled(Controls(Region(box, mode))) for mode in ("always", "never", "only")},
         ),
         "masks": maps(
             "blocks in which each place was computed",
             {
                 "the first edit": plain,
-                "another, --masks-in": controlled(Control(masks=_masks(plain, pipe))),
+                "another, --masks-in": controlled(Controls(_masks(plain, pipe))),
             },
         ),
         "codec": maps(
             "blocks in which each place was computed",
             {
                 "latent": plain,
-                **{k: controlled(Control(detector=CodecDetector(k))) for k in ("codec", "both")},
+                **{k: controlled(Controls(CodecDetector(k))) for k in ("codec", "both")},
             },
         ),
     }

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.rates import noted_masks, noted_results, reused, true_error, within
 from benchmarks.rates_bench import Bench, Run, say, write_rows
-from stillframe.controls import Control, Guard
+from stillframe.controls import Controls, Guard
 from stillframe.engine.stream import EditStream
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
@@ -47,7 +47,7 @@ class _Taken:
     def __init__(self, stream: EditStream) -> None:
         self.spatial, self.temporal = stream._autoencoder.spatial, stream._autoencoder.temporal
         self.tokens = torch.empty(0)
-        self._patch = stream._denoiser.patch
+        self._patch = stream._backbone.patch
 
     def decode(self, grid: Tensor) -> Tensor:
         self.tokens = patchify(grid.float(), self._patch)
@@ -56,14 +56,14 @@ class _Taken:
 
 def whole_from_here(stream: EditStream, latents: Tensor, pixels: Tensor) -> Tensor:
     """The next block's result, (1, S*N, P), if it were whole; the stream stays as it is."""
-    shared: list[Any] = [stream._denoiser, stream._text, stream._autoencoder]
-    shared += [stream.controlled, stream._on_block, stream.staleness]
+    shared: list[Any] = [stream._backbone, stream._text, stream._autoencoder]
+    shared += [stream.control_state, stream._on_block, stream.staleness]
     fork = copy.copy(stream)
     fork._state = copy.deepcopy(stream._state, {id(part): part for part in shared})
     generator = stream._generator
     assert isinstance(generator, torch.Generator)
     fork._generator = torch.Generator().set_state(generator.get_state())
-    fork.controlled = fork._on_block = None
+    fork.control_state = fork._on_block = None
     taken = _Taken(stream)
     fork._autoencoder, fork._whole = taken, True  # type: ignore[assignment]
     fork.edit_block(latents, pixels)
@@ -83,14 +83,14 @@ def measure(bench: Bench, frames: Tensor, share: float) -> dict[str, Any] | None
     dense = noted_results(bench.run(find_method("full")()), latents, pixels)
     guard = Guard(share)
     alone = replace(guard, drift=0.0, lean=1.0)
-    run: Run = bench.run(InterFramePruning(), Control(guard=alone))
+    run: Run = bench.run(InterFramePruning(), Controls(alone))
     asked = noted_masks(run)
     whole = [torch.empty(0)]
     noted_results(run, latents[:1], pixels[:1])
     for block, seen_as in zip(latents[1:], pixels[1:], strict=True):
         whole.append(whole_from_here(run.stream, block, seen_as))
         run.stream.edit_block(block, seen_as)
-    told = run.controlled.told()["guard"]
+    told = run.control_state.report()["guard"]
     if told["error"] is None:
         return None
     seen, drifted = [], []

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stillframe.controls import Control, Refresh
+from stillframe.controls import Controls, Refresh
 from stillframe.loading.load import load_pipeline
 from stillframe.methods import Method, find_method
 from stillframe.methods.prune import InterFramePruning
@@ -86,7 +86,7 @@ class _Run:
         self, pipe: CausalWanPipeline, method: Method, refresh: int | None, seed: int = 0
     ) -> None:
         self.kept: list[float] = []
-        control = None if refresh is None else Control(refresh=Refresh(refresh))
+        control = None if refresh is None else Controls(Refresh(refresh))
         self.stream = pipe.stream(
             "oil painting",
             method=method,

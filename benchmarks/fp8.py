@@ -1,7 +1,7 @@
 """What products in FP8 change: frames of the bundled model against those of exact products.
 
-Beside it stand what pruning changes, and what another seed of a dense edit does. The lean passes
-run through their twins on a CPU, so no card is needed. Run as ``python -m benchmarks.fp8 CLIP...``.
+Beside it stand what pruning changes, and what another seed of a dense edit does. The fused passes
+run through their references on a CPU: no card is needed. Run: ``python -m benchmarks.fp8 CLIP...``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def edited(
         "oil painting",
         method=method,
         generator=torch.Generator().manual_seed(seed),
-        execution="lean",
+        execution="fused",
         products=products,
     )
     parts = [stream.push(frames.unsqueeze(0)), stream.flush()]

@@ -1,6 +1,6 @@
 """Details of the fast path on a GPU, with random weights of Wan 1.3B's shape at 832x480.
 
-``equality``: results of stock modules, lean passes and graphs against each other after six blocks.
+``equality``: results of reference, fused and graph execution against each other after six blocks.
 ``kernels``: where a block's GPU time goes, at 100%, 68% and 10% kept, and the autoencoder's.
 ``mask``: the detectors of change, by latents eagerly and as a graph, by pixels in torch and as
 kernels, there with what goes with it: what places look like, plan, anchors, staleness.
@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.backbones.fused import bucket_lengths, captured_mask
+from stillframe.backbones.fused.blocks import bucket_lengths
+from stillframe.detection.capture import captured
 from stillframe.detection.latents import CausalMask
 from stillframe.detection.pixels import TOLERANCE, Anchors, VisibleMask, appearance
 from stillframe.detection.staleness import Staleness
-from stillframe.engine.compose import Held
+from stillframe.engine.compose import ShownPictures
 from stillframe.engine.stream import EditStream
 from stillframe.jobs.bench import Share
 from stillframe.kernels import visible as visible_kernels
@@ -89,7 +90,7 @@ def equality(pipe: CausalWanPipeline) -> None:
         nn.init.normal_(block.scale_shift_table, std=0.3)
     for method in (Share(share=0.6), Share(share=0.6, recovery="clean"), Full()):
         frames = []
-        ways = (("stock", "exact"), ("lean", "exact"), ("graphs", "exact"), ("graphs", "fp8"))
+        ways = (("reference", "exact"), ("fused", "exact"), ("graphs", "exact"), ("graphs", "fp8"))
         for execution, products in ways:
             stream = open_stream(pipe, method, execution, (0.769, 0.625), products)
             edited: list[Tensor] = []
@@ -105,8 +106,8 @@ def equality(pipe: CausalWanPipeline) -> None:
             frames.append(torch.cat(edited, 2).float())
             if not frames[-1].isfinite().all():
                 say(f"{execution}, {products}: not finite")
-        stock, lean, graphs, fp8 = frames
-        pairs = (("lean, stock", lean, stock), ("graphs, lean", graphs, lean))
+        reference, fused, graphs, fp8 = frames
+        pairs = (("fused, reference", fused, reference), ("graphs, fused", graphs, fused))
         for name, a, b in (*pairs, ("fp8, exact", fp8, graphs)):
             difference = ((a - b).norm() / b.norm()).item()
             say(f"{type(method).__name__:<8}{method.recovery:<9}{name:<14}{difference:.5f}")
@@ -125,7 +126,7 @@ def _profiled(what: str, work: Callable[[], object]) -> None:
 def kernels(pipe: CausalWanPipeline) -> None:
     """Time by kernel of a block of three denoising passes and a context pass, and of the coder."""
     for share in (1.0, 0.68, 0.1):
-        stream = open_stream(pipe, Share(share=share), "lean")
+        stream = open_stream(pipe, Share(share=share), "fused")
         latents = drifting(1)[0]
         for _ in range(4):
             stream.edit_block(latents)
@@ -155,7 +156,7 @@ def mask() -> None:
     moving = (torch.arange(1560, device="cuda") > 700)[None, None, :, None]
     for name, select in (
         ("latents, eager", CausalMask(0.15, 0.3, 0.2)),
-        ("latents, graph", captured_mask(CausalMask(0.15, 0.3, 0.2))),
+        ("latents, graph", captured(CausalMask(0.15, 0.3, 0.2))),
     ):
         torch.manual_seed(0)
         times: list[float] = []
@@ -165,17 +166,17 @@ def mask() -> None:
             keep = _milliseconds(lambda s=select, x=block: s(x), times)  # type: ignore[misc]
         say(f"{name}: {median(times[4:]):.2f} ms, {int(keep.sum())} tokens kept in the last block")
     with patch.object(visible_kernels, "supported", lambda *_: False):
-        in_torch = _seen("torch, graph", captured_mask(VisibleMask(TOLERANCE)))
-    kernels = _seen("kernels", captured_mask(VisibleMask(TOLERANCE)))
+        in_torch = _seen("torch, graph", captured(VisibleMask(TOLERANCE)))
+    kernels = _seen("kernels", captured(VisibleMask(TOLERANCE)))
     say(f"{int((kernels != in_torch).sum())} of {kernels.numel()} tokens judged differently")
     _hold(kernels)
 
 
 def _hold(masks: Tensor) -> None:
     """Time the composing of what is decoded with what was shown, eager and as a graph."""
-    ways: dict[str, tuple[Held, list[float]]] = {
-        "eager": (Held(4), []),
-        "graph": (Held(4, graphs=True), []),
+    ways: dict[str, tuple[ShownPictures, list[float]]] = {
+        "eager": (ShownPictures(4), []),
+        "graph": (ShownPictures(4, graphs=True), []),
     }
     apart = 0.0
     for number, keep in enumerate(masks):
@@ -307,7 +308,7 @@ def main() -> None:
         with torch.inference_mode():
             mask()
         return
-    # weights made in inference mode could not be shared between stock and lean passes
+    # weights made in inference mode could not be shared between reference and fused passes
     pipe = random_pipeline("1.3b", "cuda", torch.bfloat16)
     with torch.inference_mode():
         if options.part == "soak":

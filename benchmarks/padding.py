@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.backbones.fused import bucket_lengths
+from stillframe.backbones.fused.blocks import bucket_lengths
 from stillframe.detection.frames import PixelBlocks
 from stillframe.detection.pixels import Anchors
 from stillframe.loading.load import load_pipeline

@@ -28,7 +28,9 @@ from torch import Tensor
 
 from benchmarks.rates_bench import Bench, Run, psnr, say, write_rows
 from benchmarks.rates_plot import Line, draw_lines
-from stillframe.controls import Control, Cuts, Forecast, Guard, Rate, Survey
+from stillframe.controls import Controls, Cuts, Forecast, Guard, Rate, Survey
+from stillframe.controls.guard import Watch
+from stillframe.controls.rate import RateController
 from stillframe.methods import Method, find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.tokens.grid import patchify
@@ -85,7 +87,7 @@ def hold(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     frames, limit = bench.block_frames, options.seconds / len(options.targets)
     say(f"dense: {dense:.3f} s a block, {frames / dense:.2f} FPS")
     rate = Rate(fps=options.targets[0] * frames / dense, mode=options.mode)
-    control = Control(rate=rate, cuts=Cuts() if options.cuts else None)
+    control = Controls(rate, *((Cuts(),) if options.cuts else ()))
     run = bench.run(InterFramePruning(), control)
     feed = bench.joined()
     for _ in range(WARM):
@@ -93,7 +95,7 @@ def hold(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     told = []
     for number, times in enumerate(options.targets):
-        controller = run.controlled.rate
+        controller = run.control_state.find(RateController)
         controller.retarget(replace(rate, fps=times * frames / dense))
         begun, started = len(run.blocks), time.perf_counter()
         while time.perf_counter() - started < limit:
@@ -109,8 +111,8 @@ def hold(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
                     "target_fps": times * frames / dense,
                     "seconds": sum(block.seconds.values()),
                     "kept": block.kept_share,
-                    "fixed": controller.cost.fixed,
-                    "slope": controller.cost.slope,
+                    "fixed": controller.ledger.cost.fixed,
+                    "slope": controller.ledger.cost.slope,
                 }
             )
         told.append(_part(run, begun, times, dense, frames, options.window))
@@ -126,7 +128,7 @@ def _part(
     blocks = run.blocks[begun:]
     seconds = [sum(block.seconds.values()) for block in blocks]
     target, wanted = times * frames / dense, dense / times
-    report = run.controlled.rate.report()
+    report = run.control_state.find(RateController).outcome()
     held = median(windows(seconds, frames, window))
     partial = [s for s, block in zip(seconds, blocks, strict=True) if block.kept_share < 1]
     part = {
@@ -189,7 +191,7 @@ def quality(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
             ways = {"constant": Rate(kept=fixed.kept), "two_pass": Rate(kept=fixed.kept)}
             ways["two_pass"] = replace(ways["two_pass"], forecast=forecast)
             for way, rate in ways.items():
-                run = bench.run(method, Control(rate=rate))
+                run = bench.run(method, Controls(rate))
                 row[way] = psnr([run.stream.edit_block(b).cpu() for b in latents], wanted)
                 row[f"{way}_kept"] = run.kept
             rows.append(row)
@@ -234,7 +236,7 @@ def reused(run: Run, asked: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]
 def noted_masks(run: Run) -> list[Tensor]:
     """A list that the masks fill which the guard draws besides."""
     masks: list[Tensor] = []
-    watch = run.controlled.watch
+    watch = run.control_state.find(Watch)
     sample = watch.sample
 
     def noted(keep: Tensor, barred: Tensor) -> Tensor:
@@ -250,7 +252,7 @@ def noted_results(run: Run, latents: Sequence[Tensor], pixels: Sequence[Tensor])
     """Edit blocks; their results in latents, (1, S*N, P) each."""
     coder: Any = run.stream._autoencoder
     decode = coder.decode
-    patch = run.stream._denoiser.patch
+    patch = run.stream._backbone.patch
 
     def noted(grid: Tensor) -> Tensor:
         run.results.append(patchify(grid.float(), patch))
@@ -275,10 +277,10 @@ def guard(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         latents = bench.latents(frames)
         pixels = bench.pixels(frames)
         dense = noted_results(bench.run(find_method("full")()), latents, pixels)
-        run = bench.run(InterFramePruning(), Control(guard=Guard(options.share)))
+        run = bench.run(InterFramePruning(), Controls(Guard(options.share)))
         asked = noted_masks(run)
         noted_results(run, latents, pixels)
-        told = run.controlled.told()["guard"]
+        told = run.control_state.report()["guard"]
         if not told["tokens"]:
             say(f"{name:<24} has nothing reused")
             continue

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.controls import Control
+from stillframe.controls import Controls
 from stillframe.detection.frames import PixelBlocks
 from stillframe.engine.stream import BlockStats, EditStream
 from stillframe.loading.load import load_pipeline
@@ -36,7 +36,7 @@ class Run:
         pipe: CausalWanPipeline,
         embeds: Tensor,
         method: Method,
-        control: Control | None,
+        control: Controls | None,
         steps: int | None = None,
     ) -> None:
         self.blocks: list[BlockStats] = []
@@ -51,9 +51,9 @@ class Run:
         )
 
     @property
-    def controlled(self) -> Any:
+    def control_state(self) -> Any:
         """The state of its controls."""
-        return self.stream.controlled
+        return self.stream.control_state
 
     @property
     def kept(self) -> float:
@@ -105,7 +105,7 @@ class Bench:
                 frames.append((pixels * 255).round().to(torch.uint8))
         return torch.cat(frames)
 
-    def run(self, method: Method, control: Control | None = None) -> Run:
+    def run(self, method: Method, control: Controls | None = None) -> Run:
         """A fresh stream."""
         return Run(self.pipe, self.embeds, method, control, self.steps)
 

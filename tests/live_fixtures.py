@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tests import tiny
 from torch import Tensor
 
-from stillframe.controls import Control
+from stillframe.config import EditConfig
+from stillframe.controls import Controls
 from stillframe.jobs.loop import Lane
 from stillframe.live import EditedFrame, LiveSession, Worker
 from stillframe.methods import Method
@@ -113,7 +114,7 @@ def file_path(
     method: Method = METHOD,
     height: int | None = None,
     width: int | None = None,
-    control: Control | None = None,
+    control: Controls | None = None,
     text: Tensor | None = None,
     **settings: Any,
 ) -> Pixels:
@@ -126,7 +127,7 @@ def file_path(
         target_width=width,
     )
     prompt = embeds() if text is None else text
-    stream = Lane(pipe, prompt, method, 0, settings, control=control).stream
+    stream = Lane(pipe, prompt, EditConfig(method, control, seed=0, **settings)).stream
     parts = []
     for frame in frames:
         picture = fit.to_grid(torch.from_numpy(np.array(frame)).unsqueeze(0)).unsqueeze(0)

@@ -9,7 +9,7 @@ import torch
 from tests.test_control import Run, scene
 from torch import Tensor
 
-from stillframe.controls import Control, Rate, Timing
+from stillframe.controls import Control, Controls, Rate, Timing
 from stillframe.controls.rate import RateController
 from stillframe.methods.prune import InterFramePruning
 
@@ -63,14 +63,15 @@ def moving(blocks: int, seed: int = 0) -> Tensor:
 
 
 def controller(made: Run) -> RateController:
-    assert made.stream.controlled is not None
-    assert made.stream.controlled.rate is not None
-    return made.stream.controlled.rate
+    assert made.stream.control_state is not None
+    found = made.stream.control_state.find(RateController)
+    assert found is not None
+    return found
 
 
-def run(rate: Rate, latents: Tensor, **controls: object) -> Run:
+def run(rate: Rate, latents: Tensor, *controls: Control) -> Run:
     """A stream of latents at a rate."""
-    made = Run(Control(rate=rate, **controls), PRUNE)  # type: ignore[arg-type]
+    made = Run(Controls(rate, *controls), PRUNE)
     made.feed(latents)
     return made
 

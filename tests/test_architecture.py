@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,6 @@ LAYERS: list[tuple[str, set[str]]] = [
             "options",
             "untrusted",
             "registry",
-            "settings",
             "turns",
             "models",
             "tokens",
@@ -39,6 +39,7 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("choices", {"recovery", "methods"}),
     ("models of others", {"backbones"}),
     ("controls", {"controls"}),
+    ("configuration", {"config"}),
     ("engine", {"engine"}),
     ("pipelines", {"pipelines"}),
     ("files", {"video", "metrics"}),
@@ -164,13 +165,25 @@ def test_the_pipeline_and_below_know_nothing_about_files_and_terminals() -> None
             assert not outside, f"{name} imports {outside}"
 
 
-def test_only_one_module_knows_the_transformer() -> None:
-    """The pipeline names its class for diffusers' loader, and does no more with it. The fast path
-    is a second reading of it."""
+def test_only_backbones_know_a_model_family() -> None:
+    """The pipeline names its transformer's class for diffusers' loader, and does no more with it.
+    What is made of parts of a family is made above the engine."""
+    family = re.compile(r"transformer_wan|\bWan(Transformer|Attention|Attn|Rotary|Time)")
     for name, path in files().items():
-        if name not in ("backbones.wan", "pipelines.causal_wan", "backbones.fused.transformer"):
-            users = [i for i in imported(path) if "WanTransformer" in i or "WanAttention" in i]
+        if top(name) != "backbones" and name != "pipelines.causal_wan":
+            users = [i for i in imported(path) if i.startswith("diffusers") and family.search(i)]
             assert not users, f"{name} imports {users}, which is for backbones/"
+        if LEVEL.get(top(name), 99) <= LEVEL["engine"] and top(name) != "backbones":
+            known = {"backbones.base", "backbones.meter"}
+            used = {i for i in own_imports(path) if top(i) == "backbones"} - known
+            assert not used, f"{name} imports {used}: the engine works with any `Backbone`"
+
+
+def test_the_walk_sees_a_model_family() -> None:
+    """The test of the test: it is there to be found."""
+    names = imported(SOURCE / "backbones" / "wan.py")
+    assert any("transformer_wan" in name for name in names)
+    assert "engine.state" in {n for n, p in files().items() if "backbones.base" in own_imports(p)}
 
 
 def test_only_the_server_knows_web_frameworks() -> None:

@@ -49,8 +49,8 @@ def test_rows_are_what_was_asked_for(pixels: bool) -> None:
     assert json.loads(json.dumps(result.to_json()))["rows"][1]["tokens"] == 36
 
 
-def test_lean_passes_can_be_measured_anywhere() -> None:
-    result = bench(options={"execution": "lean"}, shares=(1.0, 0.3))
+def test_fused_passes_can_be_measured_anywhere() -> None:
+    result = bench(options={"execution": "fused"}, shares=(1.0, 0.3))
     assert result.graphs == (0, 0)
     assert math.isnan(result.pearson)
 

@@ -165,8 +165,8 @@ def test_offline_mode_fetches_what_is_there(hub: Hub, online: Asker, ask: Any) -
     ("arguments", "said"),
     [
         (["huge"], "unknown model 'huge': it is no hub id (owner/name); recipes are "),
-        (["self-forcing", "--vae", "big"], "unknown autoencoder 'big'; known are tiny, full"),
-        (["tiny", "--vae", "big"], "unknown autoencoder 'big'; known are tiny, full"),
+        (["self-forcing", "--vae", "big"], "--vae is tiny or full, got 'big'"),
+        (["tiny", "--vae", "big"], "--vae is tiny or full, got 'big'"),
     ],
 )
 def test_refusals_are_one_sentence(arguments: list[str], said: str) -> None:

@@ -21,7 +21,7 @@ from tests.video_samples import Pixels, make_video
 from typer.testing import CliRunner
 
 from stillframe.cli.app import app
-from stillframe.controls import CodecDetector, Control, FrameClock, MotionMap
+from stillframe.controls import CodecDetector, ControlledBlock, Controls, FrameClock, MotionMap
 from stillframe.controls.codec import CodecTrack
 from stillframe.errors import InputError
 from stillframe.jobs.edit import edit_file
@@ -45,12 +45,12 @@ def still_map(*moved: tuple[int, int], unknown: tuple[int, int] | None = None) -
 
 def fed(detector: CodecDetector, maps: dict[int, MotionMap | None], method: Any) -> Run:
     """Four blocks, with maps of some of their 48 frames; others are still."""
-    run = Run(Control(detector=detector), method)
-    state: Any = run.stream.controlled
+    run = Run(Controls(detector), method)
+    state: Any = run.stream.control_state
     latents = scene(0, 12)
     for number, block in enumerate(latents.split(3, 2)):
         for frame in range(12 * number, 12 * number + 12):
-            state.motion.add(maps.get(frame, still_map()))
+            state.frame(maps.get(frame, still_map()))
         run.stream.edit_block(block)
     return run
 
@@ -98,13 +98,13 @@ def test_half_of_a_patch_makes_it_moved_and_what_could_be_is_unknown() -> None:
 
 def test_agreement_is_counted_by_hand() -> None:
     maps: dict[int, MotionMap | None] = {14: still_map((0, 0)), 30: None}
-    state: Any = fed(CodecDetector("codec", 0, 0), maps, EVERYTHING).stream.controlled
+    state: Any = fed(CodecDetector("codec", 0, 0), maps, EVERYTHING).stream.control_state
     tokens, unknown = 9 * 24, 2 * 24
     known = tokens - unknown
-    found = state.happened.agreement
+    found = state.find(CodecTrack).agreement
     assert found == pytest.approx((known / tokens, 2 / known, 1.0, 2 / known))
-    still: Any = fed(CodecDetector("both", 0), {}, STILL).stream.controlled
-    assert still.happened.agreement == (1.0, 1.0, None, None)
+    still: Any = fed(CodecDetector("both", 0), {}, STILL).stream.control_state
+    assert still.find(CodecTrack).agreement == (1.0, 1.0, None, None)
 
 
 def test_no_frame_looks_ahead_and_a_late_map_is_only_in_what_follows() -> None:
@@ -123,9 +123,10 @@ def test_cells_of_any_size_touch_the_patches_that_they_overlap() -> None:
     track = CodecTrack(
         CodecDetector(share=0, spread=0, extent=(40 / 48, 24 / 32), clock=FrameClock(1))
     )
-    track.add(MotionMap(cells, np.zeros_like(cells), (1.0, 1.0)))
-    track.begin(0, Grid(1, 2, 3))
-    keep = track.mask(torch.zeros(1, 1, 2, 3, dtype=torch.bool))
+    track.frame(MotionMap(cells, np.zeros_like(cells), (1.0, 1.0)))
+    block = ControlledBlock(torch.zeros(1, 1, 6, 4), Grid(1, 2, 3), [track])
+    track.begin(block)
+    keep = track.mask(block, torch.zeros(1, 1, 2, 3, dtype=torch.bool))
     assert keep[0, 0].tolist() == [[False, True, False], [False, False, False]]
 
 

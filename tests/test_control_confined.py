@@ -20,12 +20,13 @@ from tests.video_samples import LOSSLESS, decode, make_video
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.cli.control import build_control
-from stillframe.controls import Box, Control, Cuts, Film, FrameClock, Gop, Refresh, Region
+from stillframe.config import EditConfig
+from stillframe.controls import Box, Controls, Cuts, FrameClock, Gop, MaskVideo, Refresh, Region
 from stillframe.jobs.edit import edit_file
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.tokens.grid import Grid
+from stillframe.video.control_files import VideoControlFiles
 
 GRID = Grid(3, H // 16, W // 16)
 LEFT = Box(0, 0, 0.5, 1)
@@ -39,7 +40,7 @@ def round_trip(vae: Any, video: Tensor) -> Tensor:
         return torch.cat([coder.decode(block) for block in blocks], 1)
 
 
-def edited(pipe: Any, video: Tensor, control: Control | None, **more: Any) -> Tensor:
+def edited(pipe: Any, video: Tensor, control: Controls | None, **more: Any) -> Tensor:
     stream = pipe.stream("oil", control=control, generator=torch.Generator().manual_seed(0), **more)
     parts = [stream.push(video), stream.flush()]
     return torch.cat([part for part in parts if part is not None], 1)
@@ -53,7 +54,7 @@ def test_nothing_changes_outside_of_an_edit_and_much_does_inside(kind: str, inve
     if kind == "trimming":
         pipe.vae = tiny.autoencoder(trim=3)
     video = clip(30)
-    control = Control(Gop(3), Refresh(4), region=Region(LEFT, "only", invert))
+    control = Controls(Gop(3), Refresh(4), Region(LEFT, "only", invert))
     result, around = edited(pipe, video, control), round_trip(pipe.vae, video)
     assert result.shape == video.shape
     half = video.shape[-1] // 2
@@ -64,14 +65,14 @@ def test_nothing_changes_outside_of_an_edit_and_much_does_inside(kind: str, inve
     assert not torch.equal(edited(pipe, video, None)[..., outside], around[..., outside])
 
 
-@pytest.mark.parametrize("execution", ["stock", "lean"])
+@pytest.mark.parametrize("execution", ["reference", "fused"])
 @pytest.mark.parametrize("recovery", ["aligned", "clean", "none"])
 def test_what_lies_outside_is_computed_in_whole_blocks_alone(recovery: str, execution: str) -> None:
     pipe = tiny.pipeline()
     seen: list[Any] = []
     method = InterFramePruning(tau1=0.0, recovery=recovery)
     edited(
-        pipe, clip(60), Control(Gop(3), Refresh(2), region=Region(LEFT, "only")), method=method,
+        pipe, clip(60), Controls(Gop(3), Refresh(2), Region(LEFT, "only")), method=method,
         on_block=seen.append, execution=execution,
     )  # fmt: skip
     width = seen[0].keep.shape[-1]
@@ -84,7 +85,7 @@ def test_what_lies_outside_is_computed_in_whole_blocks_alone(recovery: str, exec
 def test_inside_is_what_an_edit_of_everything_shows_while_all_is_whole() -> None:
     """Latents inside are those of the whole edit; a place that is not shown is still context."""
     latents = scene(0, 9, drift=0.2)
-    control = Control(Gop(1), region=Region(LEFT, "only"))
+    control = Controls(Gop(1), Region(LEFT, "only"))
     run, whole = Run(control), Run(None, find_method("full")())
     # the recorder writes down what reaches the decoders: result and source in turn
     run.feed(latents)
@@ -98,7 +99,7 @@ def test_inside_is_what_an_edit_of_everything_shows_while_all_is_whole() -> None
 def test_each_video_of_a_batch_is_confined() -> None:
     pipe = tiny.pipeline()
     video = torch.cat([clip(24), clip(24, seed=4)])
-    control = Control(region=Region(LEFT, "only"))
+    control = Controls(Region(LEFT, "only"))
     stream = pipe.stream(["oil", "sepia"], control=control)
     parts = [stream.push(video), stream.flush()]
     result = torch.cat([part for part in parts if part is not None], 1)
@@ -107,10 +108,10 @@ def test_each_video_of_a_batch_is_confined() -> None:
 
 
 def test_the_edit_that_is_compared_to_is_confined_as_well() -> None:
-    asked = Control(Gop(2), cuts=Cuts(), region=Region(LEFT, "only"))
+    asked = Controls(Gop(2), Cuts(), Region(LEFT, "only"))
     shown = asked.unpruned
     shown.check(find_method("full")())
-    assert shown.gop is None
+    assert shown.find(Gop) is None
     video = clip(24)
     result = edited(tiny.pipeline(), video, shown, method="full")
     half = video.shape[-1] // 2
@@ -132,8 +133,8 @@ def moving_square(count: int) -> list[np.ndarray[Any, np.dtype[np.bool_]]]:
 @pytest.mark.parametrize("mode", ["always", "never", "only"])
 def test_a_region_moves_with_its_film(mode: str) -> None:
     method = STILL if mode == "always" else InterFramePruning(tau1=0.0)
-    film = Film.pack(moving_square(72))
-    run = Run(Control(region=Region(film, mode)), method)
+    film = MaskVideo.pack(moving_square(72))
+    run = Run(Controls(Region(film, mode)), method)
     run.feed(scene(0, 18))
     kept = torch.cat([block.keep[0] for block in run.blocks], 0)[3:]
     there = torch.zeros(18, GRID.height, GRID.width, dtype=torch.bool)
@@ -144,24 +145,24 @@ def test_a_region_moves_with_its_film(mode: str) -> None:
 
 def test_a_film_goes_by_number_or_by_time_and_holds_its_end() -> None:
     pictures = moving_square(8)
-    film = Film.pack(pictures, fps=25)
+    film = MaskVideo.pack(pictures, fps=25)
     assert [film.number(i) for i in (0, 3, 7, 8, 99)] == [0, 3, 7, 7, 7]
     twice = film.fitted(FrameClock(fps=50))
     assert [twice.number(i) for i in range(6)] == [0, 0, 1, 1, 2, 2]
     alike = film.fitted(FrameClock(fps=25.02))
     assert [alike.number(i) for i in range(8)] == list(range(8))
     # every time that a clock of thirds gives must find its picture
-    thirds = Film.pack(pictures * 9, fps=30 / 3).fitted(FrameClock(fps=30))
+    thirds = MaskVideo.pack(pictures * 9, fps=30 / 3).fitted(FrameClock(fps=30))
     assert [thirds.number(3 * i) for i in range(72)] == list(range(72))
     assert all(torch.equal(film.picture(i), torch.from_numpy(p)) for i, p in enumerate(pictures))
     with pytest.raises(ValueError, match="1 or more pictures, got 0"):
-        Film.pack([])
+        MaskVideo.pack([])
     with pytest.raises(ValueError, match=r"got \(2, 2\) after \(64, 96\)"):
-        Film.pack([pictures[0], np.zeros((2, 2), np.bool_)])
+        MaskVideo.pack([pictures[0], np.zeros((2, 2), np.bool_)])
 
 
 def test_latent_frames_stand_for_the_frames_that_they_become() -> None:
-    film = Film.pack(moving_square(30)).fitted(FrameClock(4, 3, 3))
+    film = MaskVideo.pack(moving_square(30)).fitted(FrameClock(4, 3, 3))
     assert [film.numbers(i) for i in range(3)] == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
     # the frames of a latent frame have two places: both are meant, and neither may go stale
     for mode, count in (("always", 2), ("only", 2), ("never", 0)):
@@ -178,11 +179,13 @@ def test_a_file_is_edited_where_a_mask_video_is_white(
         picture[:, :16] = 255 * (i < 12)
     mask = make_video(tmp_path / "mask.mkv", white, options=LOSSLESS)
     method = find_method("prune")()
-    control = build_control(method, roi=str(mask), roi_mode="only")
+    options = {"method": method.name, "roi": str(mask), "roi_mode": "only"}
+    control = EditConfig.from_options(options, files=VideoControlFiles()).control
     assert control is not None
-    assert isinstance(control.region, Region)
-    assert isinstance(control.region.shape, Film)
-    none = Control(region=Region(Box(0, 0, 1, 1), "only", invert=True))
+    region = control.find(Region)
+    assert region is not None
+    assert isinstance(region.shape, MaskVideo)
+    none = Controls(Region(Box(0, 0, 1, 1), "only", invert=True))
     paths = [tmp_path / name for name in ("part.mkv", "none.mkv")]
     for path, asked in zip(paths, (control, none), strict=True):
         edit_file(tiny_pipe, clip_path, path, prompt="oil", crf=0, control=asked)
@@ -200,7 +203,7 @@ def test_a_clip_takes_a_control_as_a_stream_does(wan: bool) -> None:
     pipe = tiny.pipeline(wan=wan)
     video = clip(25)
     height, width = video.shape[-2:]
-    box = Control(region=Region(Box(0, 0, width // 2, height), "only"))
+    box = Controls(Region(Box(0, 0, width // 2, height), "only"))
     around = round_trip(pipe.vae, video)[0]
     shown = pipe(video[0], "oil", output_type="pt", return_dict=False, control=box)[0][0]
     # packing a clip moves it to [-1, 1] and back
@@ -208,7 +211,7 @@ def test_a_clip_takes_a_control_as_a_stream_does(wan: bool) -> None:
     assert not torch.allclose(shown, around, atol=1e-3)
     # white from the fifth frame on: that is latent frame 1 or, where the first stands for one, 2
     pictures = [np.full((2, 2), i >= 5) for i in range(25)]
-    film = Control(region=Region(Film.pack(pictures), "only"))
+    film = Controls(Region(MaskVideo.pack(pictures), "only"))
     shown = pipe(video[0], "oil", output_type="pt", return_dict=False, control=film)[0][0]
     first = 5 if wan else 4
     assert torch.allclose(shown[:first], around[:first], atol=1e-6)

@@ -10,18 +10,19 @@ import torch
 from tests.test_control import Run, columns, scene
 from torch import Tensor
 
-from stillframe.controls import Control, Cuts, Gop, Refresh
+from stillframe.controls import Controls, Cuts, Gop, Refresh
 from stillframe.controls.cuts import CutDetector
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
 
-CUTS = Control(cuts=Cuts())
+CUTS = Controls(Cuts())
 
 
-def found(control: Control, latents: Tensor) -> list[int]:
+def found(control: Controls, latents: Tensor) -> list[int]:
     """Latent frames with which scenes begin, as a detector of its own sees them."""
-    assert isinstance(control.cuts, Cuts)
-    detector, frames = CutDetector(control.cuts), []
+    cuts = control.find(Cuts)
+    assert cuts is not None
+    detector, frames = CutDetector(cuts), []
     for number, block in enumerate(latents.split(3, 2)):
         tokens = block.permute(0, 2, 3, 4, 1).flatten(2, 3)
         frames += [3 * number + j for j in detector(tokens).begun]
@@ -106,22 +107,22 @@ def test_a_stream_behind_a_cut_is_a_new_stream() -> None:
 
 
 def test_controls_of_regular_distance_go_on_behind_a_cut() -> None:
-    control = Control(Gop(3), Refresh(4), Cuts())
+    control = Controls(Gop(3), Refresh(4), Cuts())
     run = Run(control)
     run.feed(torch.cat([scene(1, 6), scene(2, 24)], 2))
     assert [t for t, share in enumerate(run.shares) if share == 1] == [0, 2, 5, 8]
     done = columns(run)
     assert all(bool(a.any()) for a in done)
     assert all(bool(done[t : t + 4].any(0).all()) for t in range(len(done) - 3))
-    assert run.stream.controlled is not None
-    happened = run.stream.controlled.happened
-    assert happened.cuts == (6,)
-    assert happened.whole_blocks == 3
+    assert run.stream.control_state is not None
+    report = run.stream.control_state.report()
+    assert report["cut_frames"] == [24]
+    assert report["whole_blocks"] == 3
 
 
 def test_cuts_reach_a_stream_in_which_nothing_is_pruned() -> None:
     """The edit that a pruned one is compared to forgets what that forgets."""
-    asked = Control(Gop(2), Refresh(4), Cuts())
+    asked = Controls(Gop(2), Refresh(4), Cuts())
     full = find_method("full")()
     new = scene(9, 9)
     ends = []

@@ -9,7 +9,7 @@ import torch
 from benchmarks.fade import fade
 from tests.test_control import Run, scene
 
-from stillframe.controls import Control, Gop, Refresh
+from stillframe.controls import Controls, Gop, Refresh
 from stillframe.methods.prune import InterFramePruning
 
 STEP = 0.01
@@ -17,7 +17,7 @@ STEP = 0.01
 BLOCKS = 14
 
 
-def staleness(control: Control | None, tau2: float) -> list[float]:
+def staleness(control: Controls | None, tau2: float) -> list[float]:
     """How far the stalest place is behind its source at the end of each block."""
     run = Run(control, InterFramePruning(tau2=tau2))
     frames = 3 * BLOCKS
@@ -37,13 +37,13 @@ def test_without_refresh_and_bound_a_fade_is_never_seen() -> None:
 
 @pytest.mark.parametrize("blocks", [1, 2, 5])
 def test_a_refresh_keeps_up_within_its_blocks(blocks: int) -> None:
-    behind = staleness(Control(refresh=Refresh(blocks)), 1e9)
+    behind = staleness(Controls(Refresh(blocks)), 1e9)
     most = STEP * 3 * (blocks - 1)
     assert max(behind) == pytest.approx(most, abs=1e-4)
 
 
 def test_whole_blocks_and_the_bound_keep_up_as_well() -> None:
-    assert max(staleness(Control(gop=Gop(4)), 1e9)) == pytest.approx(STEP * 9, abs=1e-4)
+    assert max(staleness(Controls(Gop(4)), 1e9)) == pytest.approx(STEP * 9, abs=1e-4)
     bound = staleness(None, 0.1)
     # what is within the bound is shown from a source that is that old
     assert 0.05 < max(bound) < 0.1
@@ -52,7 +52,7 @@ def test_whole_blocks_and_the_bound_keep_up_as_well() -> None:
 def test_a_picture_that_stands_still_after_a_fade_is_that_picture() -> None:
     """Every place has been refreshed: it shows what it would if it had never faded."""
     blocks = 4
-    run = Run(Control(refresh=Refresh(blocks)), InterFramePruning(tau2=1e9))
+    run = Run(Controls(Refresh(blocks)), InterFramePruning(tau2=1e9))
     start = scene(0, 30, drift=0.0)
     fading = start + STEP * torch.arange(30).view(1, 1, -1, 1, 1)
     run.feed(torch.cat([fading, fading[:, :, -1:].expand(-1, -1, 3 * blocks, -1, -1)], 2))

@@ -23,17 +23,20 @@ from typer.testing import CliRunner
 from stillframe.cli.app import app
 from stillframe.controls import (
     Box,
-    Control,
+    Controls,
     Cuts,
+    FrameClock,
     GivenMasks,
     Gop,
     MaskHeader,
     MaskRecorder,
     Refresh,
     Region,
+    SourceFacts,
 )
 from stillframe.errors import InputError, OutputError
 from stillframe.jobs.edit import edit_file
+from stillframe.tokens.grid import Grid
 
 HEADER = MaskHeader(3, 5, 7, 16, 4, frames=30, tau1=0.15)
 
@@ -110,9 +113,9 @@ def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it has not 14 bytes"):
         GivenMasks(HEADER, blocks).block(0)
     with pytest.raises(InputError, match=r"3x5x7 patches of 16 pixels, 4 .*3x5x7 patches of 8 "):
-        masks.check(MaskHeader(3, 5, 7, 8, 4))
+        masks.fitted(SourceFacts(56, 40, clock=FrameClock(4), grid=Grid(3, 5, 7), patch=8))
     with pytest.raises(ValueError, match="height=5"):
-        Run(Control(masks=masks)).feed(scene(0, 3))
+        Run(Controls(masks)).feed(scene(0, 3))
     recorder = MaskRecorder()
     recorder.add(torch.ones(1, 3, 5, 7, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"\(3, 5, 7\) tokens"):
@@ -126,7 +129,7 @@ def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_a_stream_takes_the_masks_of_another(tmp_path: Path) -> None:
     """With all controls on: they add nothing to masks that they have been in already."""
     latents = torch.cat([scene(0, 13, drift=0.2), scene(1, 17, drift=0.2)], 2)
-    others = Control(Gop(4), Refresh(5), Cuts(), Region(Box(0, 0, 0.4, 0.4), "never"))
+    others = Controls(Gop(4), Refresh(5), Cuts(), Region(Box(0, 0, 0.4, 0.4), "never"))
     first = Run(others)
     result = first.feed(latents)
     recorder = MaskRecorder()
@@ -134,14 +137,14 @@ def test_a_stream_takes_the_masks_of_another(tmp_path: Path) -> None:
         recorder.add(block.keep)
     _, frames, height, width = first.blocks[0].keep.shape
     masks = recorder.masks(MaskHeader(frames, height, width, 16, 4))
-    control = Control(others.gop, others.refresh, others.cuts, others.region, masks)
+    control = Controls(*others, masks)
     second = Run(control, STILL)
     assert torch.equal(second.feed(latents), result)
-    assert first.stream.controlled is not None
-    assert second.stream.controlled is not None
-    was, now = first.stream.controlled.happened, second.stream.controlled.happened
-    assert (was.cuts, was.oldest) == (now.cuts, now.oldest)
-    assert was.refreshed_tokens > 0 == now.refreshed_tokens
+    assert first.stream.control_state is not None
+    assert second.stream.control_state is not None
+    was, now = first.stream.control_state.report(), second.stream.control_state.report()
+    assert all(was[name] == now[name] for name in ("cut_frames", "oldest_blocks"))
+    assert was["refreshed_tokens"] > 0 == now["refreshed_tokens"]
 
 
 def test_a_file_edited_with_its_own_masks_is_equal(
@@ -157,7 +160,7 @@ def test_a_file_edited_with_its_own_masks_is_equal(
     assert (masks.header.tolerance, masks.header.tau1, masks.header.tau2) == (3.0, None, None)
     again = edit_file(
         tiny_pipe, clip_path, out[1], prompt="oil", crf=0, masks_out=side[1],
-        control=Control(masks=masks),
+        control=Controls(masks),
     )  # fmt: skip
     assert side[0].read_bytes() == side[1].read_bytes()
     pictures = [np.stack([frame for _, frame in decode(path)]) for path in out]
@@ -169,7 +172,7 @@ def test_a_file_edited_with_its_own_masks_is_equal(
     with pytest.raises(InputError, match=r"the masks are of 3x3x4 .* the video has 3x6x8"):
         edit_file(
             tiny_pipe, clip_path, tmp_path / "no.mkv", prompt="oil", height=96,
-            control=Control(masks=masks),
+            control=Controls(masks),
         )  # fmt: skip
     assert not (tmp_path / "no.mkv").exists()
 
@@ -215,8 +218,8 @@ def test_controls_from_the_command_line_to_the_report(tmp_path: Path, model_fold
         (["--roi", "0,0,0,0"], "sides above 0"),
         (["--roi", "900,0,10,10"], "outside of 64x48 pixels"),
         (["--roi", "none.png"], "neither x,y,width,height nor a readable image"),
-        (["--roi-invert"], "need a region"),
-        (["--roi", "0,0,1,1", "--roi-mode", "often"], "'always', 'never' or 'only', got 'often'"),
+        (["--roi-invert"], "--roi-invert needs --roi"),
+        (["--roi", "0,0,1,1", "--roi-mode", "often"], "always, never or only, got 'often'"),
         (["--roi", "0,0,1,1", "--roi-mode", "never", "--method", "full"], "computes everything"),
         (["--masks-in", "none.masks"], "could not be read"),
         (["--masks-in", "in.mp4"], "not a file of masks"),

@@ -12,7 +12,7 @@ from tests.evaluation_fixtures import make_bench, plan_fixture  # noqa: F401
 from torch import Tensor
 
 from stillframe.attention.cache import CacheShape
-from stillframe.controls import Control
+from stillframe.controls import Controls
 from stillframe.controls.refresh import Refresh
 from stillframe.detection.latents import patch_distance
 from stillframe.evaluation.alignments import ALIGNMENTS, AlignedToNewest
@@ -155,7 +155,7 @@ def test_a_refresh_recomputes_what_stands_still(plan: Plan, tmp_path: Path) -> N
     method = InterFramePruning(tau1=9.0, tau2=9.0)
     dense = long_run(plan.pipe, source, embeds, settings, find_method("full")())
     held = long_run(plan.pipe, source, embeds, settings, method)
-    renewed = long_run(plan.pipe, source, embeds, settings, method, Control(refresh=Refresh(1)))
+    renewed = long_run(plan.pipe, source, embeds, settings, method, Controls(Refresh(1)))
     # thresholds that nothing passes: the first block's last frame, for ever
     assert all(torch.equal(block[:, :, 2], held[0][:, :, 2]) for block in held)
     assert block_errors(held, dense)[0] == (0.0, 0.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillframe.tokens.grid import Grid, patchify, plan_tokens, put, take, unpatchify
+from stillframe.tokens.grid import Grid, Slots, patchify, plan_tokens, put, take, unpatchify
 
 GRID = Grid(3, 4, 5)
 
@@ -78,15 +78,30 @@ def test_plan_lists_each_rows_slots_in_order(case: int) -> None:
     assert plan.kept_share == pytest.approx(float(keep.float().mean()))
     assert plan.nothing == (not keep.any())
     assert plan.everything == bool(keep.all())
-    if plan.kept is None or plan.pruned is None:
+    for kept, row in zip(plan.rows.flatten(1), rows, strict=True):
+        assert kept[row].tolist() == list(range(int(row.sum())))
+        assert (kept[~row] == -1).all()
+    if plan.kept is None:
         assert plan.everything
         return
-    for slots, wanted in ((plan.kept, rows), (plan.pruned, ~rows)):
-        for index, target, row in zip(slots.index, slots.target, wanted, strict=True):
-            assert target[target >= 0].tolist() == row.nonzero().flatten().tolist()
-            assert torch.equal(index, target.clamp(min=0))
+    for index, target, row in zip(*plan.kept, rows, strict=True):
+        assert target[target >= 0].tolist() == row.nonzero().flatten().tolist()
+        assert torch.equal(index, target.clamp(min=0))
     assert plan.kept.index.shape[1] == int(rows.sum(1).max())
-    assert plan.pruned.index.shape[1] == int((~rows).sum(1).max())
+
+
+@pytest.mark.parametrize("case", range(1, 6))
+def test_scattered_tokens_stand_at_their_slots(case: int) -> None:
+    keep = masks()[case]
+    plan, whole = plan_tokens(keep), torch.randn(3, GRID.tokens, 2, 3)
+    own = whole if plan.kept is None else take(whole, plan.kept.index)
+    expected = whole * keep.flatten(1)[..., None, None]
+    assert torch.equal(plan.scattered(own), expected)
+
+
+def _every(keep: Tensor) -> Slots:
+    slots = torch.arange(keep[0].numel()).expand(len(keep), -1)
+    return Slots(slots, slots)
 
 
 @pytest.mark.parametrize("spare", [1, 4])
@@ -95,7 +110,6 @@ def test_put_undoes_take_and_spares_every_other_row(case: int, spare: int) -> No
     """Whatever lies behind the block's rows stays as it was, but for the very last row."""
     plan = plan_tokens(masks()[case])
     assert plan.kept is not None
-    assert plan.pruned is not None
     before = torch.randn(3, GRID.tokens + spare, 2, 3)
     source = torch.randn(3, GRID.tokens, 2, 3)
     after = before.clone()
@@ -104,7 +118,8 @@ def test_put_undoes_take_and_spares_every_other_row(case: int, spare: int) -> No
     expected = torch.where(keep, source, before[:, : GRID.tokens])
     assert torch.equal(after[:, : GRID.tokens], expected)
     assert torch.equal(after[:, GRID.tokens : -1], before[:, GRID.tokens : -1])
-    put(after, plan.pruned, take(source, plan.pruned.index))
+    others = plan_tokens(~plan.keep).kept or _every(plan.keep)
+    put(after, others, take(source, others.index))
     assert torch.equal(after[:, : GRID.tokens], source)
     assert torch.equal(after[:, GRID.tokens : -1], before[:, GRID.tokens : -1])
 

@@ -10,8 +10,9 @@ import torch
 from tests.rate_fixtures import PRUNE, moving
 from tests.test_control import STILL, Run, scene
 
-from stillframe.controls import Box, Control, Guard, Region
-from stillframe.controls.guard import Estimate, Stratum, Watch, estimate
+from stillframe.controls import Box, Controls, Guard, Region
+from stillframe.controls.estimate import Estimate, Stratum, estimate
+from stillframe.controls.guard import Watch
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.tokens.restore import restore_slowly
@@ -20,8 +21,8 @@ ROWS = (1, 3, 10, 12)  # of a mask (B, S, h, w)
 
 
 def told(run: Run) -> dict[str, Any]:
-    assert run.stream.controlled is not None
-    report = run.stream.controlled.told()["guard"]
+    assert run.stream.control_state is not None
+    report = run.stream.control_state.report()["guard"]
     assert isinstance(report, dict)
     return report
 
@@ -53,8 +54,8 @@ def known_error(watch: Watch, keep: torch.Tensor) -> float:
     sampled = watch.sample(keep, torch.zeros_like(keep)).flatten(2)
     result = restore_slowly(dense, previous, sampled)
     shown = restore_slowly(dense, previous, keep.flatten(2))
-    watch.see(result, previous)
-    watch.end()
+    watch.result(result, previous)
+    watch.next_block()
     error = (dense - shown).square().mean(2).flatten()
     return float(error[~keep.flatten()].sum())
 
@@ -71,7 +72,7 @@ def test_its_estimate_is_unbiased_and_its_interval_covers() -> None:
             total += known_error(watch, keep)
             tokens += int((~keep).sum())
         true = math.sqrt(total / tokens)
-        found = watch.report()
+        found = watch.report()["guard"]
         ratios.append((found["error"] / true) ** 2)
         covered += found["low"] <= true <= found["high"]
         widths.append(found["high"] / found["low"])
@@ -107,14 +108,14 @@ def test_drift_and_lean_widen_the_interval_upwards_alone() -> None:
     assert (nothing_seen.low, nothing_seen.high) == (0, 0.3)
     watch = Watch(Guard(0.05, drift=0.3, lean=1.1))
     known_error(watch, torch.zeros(ROWS, dtype=torch.bool))
-    told = watch.report()
+    told = watch.report()["guard"]
     assert (told["drift"], told["lean"]) == (0.3, 1.1)
     assert told["high"] > math.hypot(told["error"], 0.3)
 
 
 def test_a_stream_keeps_its_noise_and_computes_its_method_and_the_sample() -> None:
     latents = moving(8)
-    plain, guarded = Run(None, PRUNE), Run(Control(guard=Guard(0.05)), PRUNE)
+    plain, guarded = Run(None, PRUNE), Run(Controls(Guard(0.05)), PRUNE)
     plain.feed(latents)
     guarded.feed(latents)
     # the first pruned block saw the same past: it has what the method wanted, and 8 tokens more
@@ -132,7 +133,7 @@ def test_a_stream_keeps_its_noise_and_computes_its_method_and_the_sample() -> No
 def test_it_sees_what_reuse_would_have_shown_in_a_stream() -> None:
     """With everything drawn that is not kept, the estimate is the error, worked out by hand."""
     latents = scene(0, 9, drift=0.3)
-    guarded = Run(Control(guard=Guard(0.5)), InterFramePruning(tau1=9.0, tau2=9.0))
+    guarded = Run(Controls(Guard(0.5)), InterFramePruning(tau1=9.0, tau2=9.0))
     guarded.feed(latents)
     found = told(guarded)
     assert found["drawn"] == 2 * 36
@@ -151,13 +152,13 @@ def test_it_sees_what_reuse_would_have_shown_in_a_stream() -> None:
 
 def test_a_target_moves_the_thresholds_both_ways_and_not_without_end() -> None:
     latents = moving(24)
-    plain = Run(Control(guard=Guard(0.05)), PRUNE)
+    plain = Run(Controls(Guard(0.05)), PRUNE)
     plain.feed(latents)
     error = told(plain)["error"]
     assert told(plain)["factor"] == 1
     shares = []
     for times in (0.5, 5.0):
-        run = Run(Control(guard=Guard(0.05, target=times * error)), PRUNE)
+        run = Run(Controls(Guard(0.05, target=times * error)), PRUNE)
         run.feed(latents)
         shares.append(sum(run.shares[8:]))
         assert 0.25 <= told(run)["factor"] <= 4
@@ -166,11 +167,11 @@ def test_a_target_moves_the_thresholds_both_ways_and_not_without_end() -> None:
 
 
 def test_blocks_with_nothing_reused_count_for_nothing() -> None:
-    run = Run(Control(guard=Guard()), InterFramePruning(tau1=0.0))
+    run = Run(Controls(Guard()), InterFramePruning(tau1=0.0))
     run.feed(scene(0, 9))
     assert told(run)["error"] is None
     assert told(run)["tokens"] == 0
-    never = Control(guard=Guard(0.1), region=Region(Box(0, 0, 1, 1), "never"))
+    never = Controls(Guard(0.1), Region(Box(0, 0, 1, 1), "never"))
     run = Run(never, STILL)
     run.feed(scene(0, 9))
     assert run.shares == [1, 0, 0]
@@ -186,7 +187,7 @@ def test_blocks_with_nothing_reused_count_for_nothing() -> None:
         (lambda: Guard(confidence=1), "between 0 and 1, got 1"),
         (lambda: Guard(drift=-0.1), "0 or more, got -0.1"),
         (lambda: Guard(lean=0.9), "from 1, got 0.9"),
-        (lambda: Control(guard=Guard()).check(find_method("full")()), "reuses nothing"),
+        (lambda: Controls(Guard()).check(find_method("full")()), "reuses nothing"),
     ],
 )
 def test_what_cannot_be_is_refused(make: Any, said: str) -> None:

@@ -11,7 +11,7 @@ from tests.test_engine import edit
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.engine.compose import REACH, Held, meet
+from stillframe.engine.compose import REACH, ShownPictures, meet
 from stillframe.methods.prune import InterFramePruning
 
 PATCH = 16
@@ -108,13 +108,13 @@ def test_what_moved_is_not_mixed_in() -> None:
 
 
 def test_a_whole_block_holds_nothing_and_an_end_may_be_short() -> None:
-    held, keep = Held(4), torch.zeros(1, 3, 3, 4, dtype=torch.bool)
+    pictures, keep = ShownPictures(4), torch.zeros(1, 3, 3, 4, dtype=torch.bool)
     first, second = torch.rand(1, 9, 3, 48, 64), torch.rand(1, 12, 3, 48, 64)
-    assert torch.equal(held.compose(first, keep, True, 3), first)
-    shown = held.compose(second[:, :6], keep, False)
+    assert torch.equal(pictures.compose(first, keep, True, 3), first)
+    shown = pictures.compose(second[:, :6], keep, False)
     assert torch.equal(shown, first[:, -1:].expand(-1, 6, -1, -1, -1))
-    assert torch.equal(held.compose(second, ~keep, True), second)
-    assert held.compose(second[:, :0], keep, False).shape[1] == 0
+    assert torch.equal(pictures.compose(second, ~keep, True), second)
+    assert pictures.compose(second[:, :0], keep, False).shape[1] == 0
 
 
 @pytest.mark.parametrize("kind", ["tiny", "wan"])

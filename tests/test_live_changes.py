@@ -24,7 +24,7 @@ from tests.live_fixtures import (
     while_decoding,
 )
 
-from stillframe.controls import Box, Control, Cuts, Gop, Refresh, Region
+from stillframe.controls import Box, Controls, Cuts, Gop, Refresh, Region
 from stillframe.live import (
     Worker,
 )
@@ -124,7 +124,7 @@ def test_what_was_changed_is_what_the_model_is_run_with(pipe: CausalWanPipeline)
     ]
     flat = [1000 * sigma for sigmas in expected for sigma in (*sigmas, 0.0)]
     assert [float(t) for t in seen] == pytest.approx(flat)
-    assert session.wishes.settings.sigmas == expected[-1]
+    assert session.request.settings.sigmas == expected[-1]
     session.close()
 
 
@@ -178,7 +178,7 @@ def test_a_still_scene_costs_nothing_after_its_first_block(pipe: CausalWanPipeli
     with counted(pipe.transformer.patch_embedding) as seen:
         play(session, worker, still)
     assert [block.kept for block in session.telemetry.blocks] == [18, 0, 0, 0, 0]
-    assert len(seen) == len(session.wishes.settings.sigmas) + 1
+    assert len(seen) == len(session.request.settings.sigmas) + 1
     session.close()
 
 
@@ -273,16 +273,16 @@ def test_a_prompt_is_encoded_by_the_worker_in_a_turn_of_its_own(pipe: CausalWanP
 
 
 CONTROLS = [
-    Control(gop=Gop(2)),
-    Control(refresh=Refresh(3)),
-    Control(cuts=Cuts()),
-    Control(region=Region(Box(0.0, 0.0, 0.5, 1.0), "always")),
+    Controls(Gop(2)),
+    Controls(Refresh(3)),
+    Controls(Cuts()),
+    Controls(Region(Box(0.0, 0.0, 0.5, 1.0), "always")),
 ]
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=["gop", "refresh", "cuts", "region"])
 def test_a_session_with_controls_is_a_file_with_them(
-    pipe: CausalWanPipeline, control: Control
+    pipe: CausalWanPipeline, control: Controls
 ) -> None:
     worker, frames = Worker(), levels(72, 64, 96)
     session = open_session(pipe, worker, policy="all", control=control)
@@ -296,13 +296,13 @@ def test_a_control_comes_and_goes_between_blocks(pipe: CausalWanPipeline) -> Non
     worker, still = Worker(), levels(1).repeat(96, 0)
     session = open_session(pipe, worker, policy="all")
     play(session, worker, still[:36])
-    session.change(control=Control(gop=Gop(2)))
+    session.change(control=Controls(Gop(2)))
     play(session, worker, still[36:84], 3.6)
     session.change(control=None, tolerance=2.0)
     play(session, worker, still[84:], 8.4)
     assert shares(session) == [1, 0, 0, 0, 0, 1, 0, 0]
-    spared = Control(region=Region(Box(0.0, 0.0, 0.5, 1.0), "never"))
+    spared = Controls(Region(Box(0.0, 0.0, 0.5, 1.0), "never"))
     with pytest.raises(ValueError, match="'full' computes everything"):
         session.change(method="full", control=spared)
-    assert session.wishes.method.name == "prune"
+    assert session.request.method.name == "prune"
     session.close()

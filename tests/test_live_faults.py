@@ -19,7 +19,7 @@ import torch
 from tests.live_fixtures import BLOCK, embeds, levels, open_session, pipeline, pixels
 from tests.test_live_process import alive, one_thread, play
 
-from stillframe.controls import Control, Cuts
+from stillframe.controls import Controls, Cuts
 from stillframe.engine.stream import EditStream
 from stillframe.errors import StillframeError
 from stillframe.live import LiveSession, RemoteSession, SessionError, Worker, WorkerProcess
@@ -215,7 +215,7 @@ def test_memory_can_be_asked_for_at_any_moment_of_a_cut() -> None:
         steps, at = 1, 0
         while at < steps:
             stream = pipe.stream(
-                prompt_embeds=embeds(), method=InterFramePruning(), control=Control(cuts=Cuts())
+                prompt_embeds=embeds(), method=InterFramePruning(), control=Controls(Cuts())
             )
             video = np.moveaxis(levels(BLOCK), -1, 1)[None].astype(np.float32) / 255
             stream.push(torch.from_numpy(video))

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from tests.live_fixtures import BLOCK, embeds, file_path, levels, pipeline, pixels
 from tests.server_fixtures import Server, get, serving, wait_until
 
-from stillframe.controls import Control, Gop
+from stillframe.controls import Controls, Gop
 from stillframe.errors import ModelError
 from stillframe.live import EditedFrame, RemoteSession, SessionError, WorkerProcess
 from stillframe.methods.prune import InterFramePruning
 from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.server.supervisor import ProcessKeeper
+from stillframe.server.supervisor import ProcessSupervisor
 
 Pixels = NDArray[np.uint8]
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    keeper = ProcessKeeper(one_thread)
+    keeper = ProcessSupervisor(one_thread)
     with serving(keeper, max_sessions=2) as running:
         yield running
         pid = keeper.pid
@@ -42,7 +42,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def process(server: Server) -> Iterator[WorkerProcess]:
     """The server's process, as it is used without a server."""
-    process = server.house.keeper.process
+    process = server.state.supervisor.process
     assert process.sessions == 0
     yield process
     assert process.sessions == 0
@@ -73,7 +73,7 @@ def play(session: RemoteSession, frames: Pixels) -> list[EditedFrame]:
 
 def test_another_process_gives_the_same_frames(process: WorkerProcess) -> None:
     pipe, frames = pipeline(), levels(40)
-    for method, control in (("prune", None), (InterFramePruning(tau1=0.3), Control(gop=Gop(2)))):
+    for method, control in (("prune", None), (InterFramePruning(tau1=0.3), Controls(Gop(2)))):
         session = process.open(prompt_embeds=embeds(), policy="all", method=method, control=control)
         out = play(session, frames)
         used = InterFramePruning() if isinstance(method, str) else method
@@ -141,10 +141,10 @@ def descriptors() -> int:
 
 
 def test_kill_9_ends_sessions_with_a_message_and_the_server_recovers(server: Server) -> None:
-    keeper = server.house.keeper
+    keeper = server.state.supervisor
     with server.client() as client:
         client.works()
-    wait_until(lambda: server.house.sockets.taken == 0)
+    wait_until(lambda: server.state.connections.open == 0)
     before = descriptors(), keeper.failures
     shared = set(os.listdir("/dev/shm"))
     with server.client() as one, server.client() as two:
@@ -162,9 +162,9 @@ def test_kill_9_ends_sessions_with_a_message_and_the_server_recovers(server: Ser
         client.works()
         assert keeper.pid != first
     assert not alive(first)
-    wait_until(lambda: server.house.sockets.taken == 0)
+    wait_until(lambda: server.state.connections.open == 0)
     assert get(server, "/api/status").json()["worker_failures"] == before[1] + 1
-    assert (server.house.seats.taken, server.house.hall.sessions) == (0, {})
+    assert (server.state.open_sessions.open, server.state.sessions) == (0, {})
     wait_until(lambda: descriptors() <= before[0])
     assert set(os.listdir("/dev/shm")) <= shared
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,14 +22,15 @@ from tests.live_fixtures import (
     shares,
 )
 
-from stillframe.controls import Box, Control, Cuts, Gop, Guard, Rate, Refresh, Region
+from stillframe.controls import Box, Controls, Cuts, Gop, Guard, Rate, Refresh, Region
+from stillframe.controls.guard import Watch
+from stillframe.controls.rate import RateController
 from stillframe.live import LiveSession, Worker, WorkerProcess
-from stillframe.live.control_state import Lately
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 pytestmark = pytest.mark.timeout(120)
 
-WATCHED = Control(rate=Rate(kept=0.4), guard=Guard(0.05))
+WATCHED = Controls(Rate(kept=0.4), Guard(0.05))
 STAGES_OF_STREAM = ("encode", "mask", "denoise", "context", "decode")
 
 
@@ -38,8 +38,8 @@ def controller(session: LiveSession) -> Any:
     """What holds the rate of a session's stream."""
     assert session._editor is not None
     assert session._editor._stream is not None
-    controlled = session._editor._stream.controlled
-    return None if controlled is None else controlled.rate
+    controlled = session._editor._stream.control_state
+    return None if controlled is None else controlled.find(RateController)
 
 
 def test_a_rate_and_a_guard_come_and_go_while_a_session_runs(pipe: CausalWanPipeline) -> None:
@@ -69,16 +69,16 @@ def test_a_rate_and_a_guard_come_and_go_while_a_session_runs(pipe: CausalWanPipe
 
 def test_another_target_keeps_what_is_known_of_the_machine(pipe: CausalWanPipeline) -> None:
     frames, worker = levels(6 * BLOCK, 64, 96), Worker()
-    session = open_session(pipe, worker, policy="all", control=Control(rate=Rate(fps=0.01)))
+    session = open_session(pipe, worker, policy="all", control=Controls(Rate(fps=0.01)))
     play(session, worker, frames[: 3 * BLOCK])
     before = controller(session)
-    known = before.cost.known
+    known = before.ledger.cost.known
     assert known >= 1
-    session.change(control=Control(rate=Rate(fps=1e6, mode="capped"), guard=Guard()))
+    session.change(control=Controls(Rate(fps=1e6, mode="capped"), Guard()))
     play(session, worker, frames[3 * BLOCK :], 3.6)
     assert controller(session) is before
-    assert before.cost.known >= known
-    assert before.rate == Rate(fps=1e6, mode="capped")
+    assert before.ledger.cost.known >= known
+    assert before.control == Rate(fps=1e6, mode="capped")
     watched = [block.guard is not None for block in session.telemetry.blocks]
     assert watched == [False] * 3 + [True] * 3
     session.close()
@@ -87,9 +87,9 @@ def test_another_target_keeps_what_is_known_of_the_machine(pipe: CausalWanPipeli
 def test_what_is_out_of_reach_is_told(pipe: CausalWanPipeline) -> None:
     """A million frames a second are, and one in a hundred seconds is not."""
     frames, worker = levels(8 * BLOCK, 64, 96), Worker()
-    session = open_session(pipe, worker, policy="all", control=Control(rate=Rate(fps=0.01)))
+    session = open_session(pipe, worker, policy="all", control=Controls(Rate(fps=0.01)))
     play(session, worker, frames[: 4 * BLOCK])
-    session.change(control=Control(rate=Rate(fps=1e6)))
+    session.change(control=Controls(Rate(fps=1e6)))
     play(session, worker, frames[4 * BLOCK :], 4.8)
     told = [block.rate for block in session.telemetry.blocks if block.rate is not None]
     assert [rate["out_of_reach"] for rate in told] == [False] * 4 + [True] * 4
@@ -103,7 +103,7 @@ def test_time_is_the_session_s_own(pipe: CausalWanPipeline) -> None:
     """Fitting and delivering count, for the block after; other sessions and waiting do not."""
     frames, worker = levels(6 * BLOCK, 64, 96), Worker()
     other = open_session(pipe, worker, policy="all")
-    session = open_session(pipe, worker, policy="all", control=Control(rate=Rate(fps=9.0)))
+    session = open_session(pipe, worker, policy="all", control=Controls(Rate(fps=9.0)))
     for number in range(6):
         for each in (session, other):
             play(each, worker, frames[number * BLOCK :][:BLOCK], number * 1.2)
@@ -121,13 +121,12 @@ def test_time_is_the_session_s_own(pipe: CausalWanPipeline) -> None:
 
 def test_refreshes_stay_in_turn_while_a_rate_changes(pipe: CausalWanPipeline) -> None:
     worker, still = Worker(), levels(1, 64, 96).repeat(10 * BLOCK, 0)
-    control = Control(refresh=Refresh(4), gop=Gop(100), cuts=Cuts())
+    control = Controls(Refresh(4), Gop(100), Cuts())
     session = open_session(pipe, worker, policy="all", control=control)
     play(session, worker, still[:BLOCK])
     for number in range(1, 10):
-        now = replace(
-            control, rate=Rate(kept=0.01 * number, mode="capped"), cuts=Cuts(), gop=Gop(100)
-        )
+        rate = Rate(kept=0.01 * number, mode="capped")
+        now = Controls(rate, Refresh(4), Gop(100), Cuts())
         session.change(control=now)
         play(session, worker, still[number * BLOCK :][:BLOCK], 1.2 * number)
     masks = [block.keep.any(0) for block in session.telemetry.blocks]
@@ -144,7 +143,7 @@ def test_a_region_that_comes_with_a_rate_is_obeyed(pipe: CausalWanPipeline) -> N
     play(session, worker, frames[: 3 * BLOCK])
     before = controller(session)
     left = Region(Box(0.0, 0.0, 0.5, 1.0), "never")
-    session.change(control=replace(WATCHED, region=left))
+    session.change(control=WATCHED.replaced(left))
     play(session, worker, frames[3 * BLOCK :], 3.6)
     for block in session.telemetry.blocks[3:]:
         assert not block.keep[..., :3].any()
@@ -156,15 +155,15 @@ def test_a_region_that_comes_with_a_rate_is_obeyed(pipe: CausalWanPipeline) -> N
 
 
 HELD = [
-    Control(rate=Rate(kept=0.3), gop=Gop(4), refresh=Refresh(3)),
-    Control(rate=Rate(kept=0.3, mode="capped"), guard=Guard(0.05)),
-    Control(guard=Guard(0.05, target=0.05), cuts=Cuts()),
+    Controls(Rate(kept=0.3), Gop(4), Refresh(3)),
+    Controls(Rate(kept=0.3, mode="capped"), Guard(0.05)),
+    Controls(Guard(0.05, target=0.05), Cuts()),
 ]
 
 
 @pytest.mark.parametrize("control", HELD, ids=["kept", "capped and watched", "guard with target"])
 def test_a_session_that_holds_something_is_a_file_that_does(
-    pipe: CausalWanPipeline, control: Control
+    pipe: CausalWanPipeline, control: Controls
 ) -> None:
     """Telling of it after every block changes nothing."""
     worker, frames = Worker(), levels(8 * BLOCK, 64, 96)
@@ -176,7 +175,7 @@ def test_a_session_that_holds_something_is_a_file_that_does(
 
 def test_a_guard_that_moves_thresholds_tells_by_how_much(pipe: CausalWanPipeline) -> None:
     worker, frames = Worker(), levels(8 * BLOCK, 64, 96)
-    control = Control(guard=Guard(0.05, target=1e-6))
+    control = Controls(Guard(0.05, target=1e-6))
     session = open_session(pipe, worker, policy="all", control=control)
     play(session, worker, frames)
     told = [block.guard for block in session.telemetry.blocks]
@@ -188,16 +187,15 @@ def test_a_guard_that_moves_thresholds_tells_by_how_much(pipe: CausalWanPipeline
 
 
 def test_a_guard_is_asked_less_often_as_its_blocks_pile_up() -> None:
-    controlled, lately = Control(guard=Guard(0.5)).start(), Lately(BLOCK)
-    assert controlled.watch is not None
+    watch = Watch(Guard(0.5))
     keep = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     shown = torch.zeros(1, 16, 1)
     drawn = []
     for _ in range(1124):
-        controlled.watch.sample(keep, keep)
-        controlled.watch.see(shown + 1, shown)
-        controlled.watch.end()
-        told = lately.guard(controlled)
+        watch.sample(keep, keep)
+        watch.result(shown + 1, shown)
+        watch.next_block()
+        told = watch.telemetry()
         assert told is not None
         assert told["error"] == 1
         drawn.append(told["drawn"])

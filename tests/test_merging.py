@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from stillframe.attention.block import BlockAttention
 from stillframe.attention.cache import CacheShape, KeyValueCache
+from stillframe.attention.rotary import rotary_table
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.backbones.wan import WanDenoiser
+from stillframe.backbones.wan import WanDenoiser, rotary_axes
 from stillframe.detection.latents import patch_distance
 from stillframe.engine.stream import BlockStats
 from stillframe.methods import find_method, methods
@@ -310,8 +312,9 @@ def test_proportional_attention_is_attention_over_the_duplicates(
     shape = CacheShape(1, 2, grid, heads, dim, 1, 4)
     cache = KeyValueCache(shape, CPU, torch.float32)
     rope = WanRotaryPosEmbed(dim, (1, 2, 2), 64)
+    rotary = partial(rotary_table, rotary_axes(rope))
     setup = RecoverySetup(shape, 1, CPU, torch.float32, 0.3, 0.0, torch.float32)
-    attention = BlockAttention(cache, rope, find_recovery("none")(setup), 64)
+    attention = BlockAttention(cache, rotary, find_recovery("none")(setup), 64)
     clean = torch.randn(2, 2, t, heads, dim)
     keep = torch.ones(2, 2, n, dtype=torch.bool)
     if holes:

@@ -12,14 +12,15 @@ import torch
 from tests import tiny
 from torch import Tensor
 
-from stillframe.attention.block import BlockAttention
+from stillframe.attention.cache import KeyValueCache
+from stillframe.attention.reuse import Bank, Reuse
 from stillframe.detection.latents import keep_most
 from stillframe.methods import Method, Selector, find_method, methods
 from stillframe.methods import base as method_registry
 from stillframe.methods.prune import InterFramePruning
 from stillframe.recovery import Recovery, find_recovery, recoveries
 from stillframe.recovery import base as recovery_registry
-from stillframe.tokens.grid import Grid
+from stillframe.tokens.grid import Grid, Plan
 from stillframe.tokens.source import SourceBlock
 
 
@@ -68,12 +69,10 @@ def test_a_throw_away_method_and_recovery_run_through_the_pipeline() -> None:
 
         summary = "zeros"
 
-        def place(
-            self, block: BlockAttention, step: int, layer: int, key: Tensor, value: Tensor
-        ) -> None:
-            empty = block.scattered(key).zero_()
-            block.write(layer, None, empty, empty)
-            block.write_own(layer, key, value)
+        def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse:
+            shape = cache.shape
+            row = torch.zeros(1, shape.layers, shape.batch, 1, shape.heads, shape.head_dim)
+            return Reuse(plan.rows, torch.zeros_like(plan.rows), Bank(row, row))
 
     assert methods()["checkerboard"] is Checkerboard
     assert recoveries()["silence"] is Silence
@@ -121,8 +120,7 @@ def test_a_name_cannot_be_taken_twice() -> None:
 
         @recovery_registry.register("clean")
         class Another(Recovery):
-            def place(self, *_: Any) -> None:
-                raise AssertionError
+            pass
 
     assert find_method("prune") is InterFramePruning
     assert method_registry.register("prune")(InterFramePruning) is InterFramePruning

@@ -10,8 +10,9 @@ from tests import tiny
 from tests.test_hold import moving
 from torch import Tensor
 
-from stillframe.controls import Control, Guard, Rate
-from stillframe.controls.rate import BEHIND
+from stillframe.controls import Controls, Guard, Rate
+from stillframe.controls.guard import Watch
+from stillframe.controls.rate import BEHIND, RateController
 from stillframe.detection.pixels import TOLERANCE
 from stillframe.methods.prune import InterFramePruning
 
@@ -29,7 +30,11 @@ def drifting(frames: int, speed: float = 0.25) -> Tensor:
     return torch.stack(shifted).unsqueeze(0)
 
 
-def run(video: Tensor, control: Control, **method: Any) -> Any:
+def rate_of(stream: Any) -> Any:
+    return stream.control_state.find(RateController)
+
+
+def run(video: Tensor, control: Controls, **method: Any) -> Any:
     """The stream after the whole of a video."""
     stream = tiny.pipeline().stream("sepia", method=InterFramePruning(**method), control=control)
     for piece in video.split(12, 1):
@@ -38,34 +43,34 @@ def run(video: Tensor, control: Control, **method: Any) -> Any:
 
 
 def test_a_starved_rate_says_that_the_picture_is_behind() -> None:
-    stream = run(drifting(72), Control(rate=Rate(kept=0.05)))
-    told = stream.controlled.rate.report()
+    stream = run(drifting(72), Controls(Rate(kept=0.05)))
+    told = rate_of(stream).outcome()
     assert told.behind > 0
     assert told.stalest > BEHIND * TOLERANCE
     assert told.stalest == pytest.approx(stream.staleness.told()["max"])
-    assert any("fell behind its source" in text for text in stream.controlled.rate.warnings())
+    assert any("fell behind its source" in text for text in rate_of(stream).warnings())
 
 
 @pytest.mark.parametrize("mode", ["constant", "capped"])
 def test_a_rate_that_suffices_is_never_behind(mode: str) -> None:
-    stream = run(moving(60), Control(rate=Rate(kept=0.9, mode=mode)))
-    told = stream.controlled.rate.report()
+    stream = run(moving(60), Controls(Rate(kept=0.9, mode=mode)))
+    told = rate_of(stream).outcome()
     assert told.behind == 0
     assert stream.staleness.told()["max"] <= TOLERANCE
-    assert not stream.controlled.rate.warnings()
+    assert not rate_of(stream).warnings()
 
 
 def test_a_limit_is_kept_whatever_the_rate() -> None:
     """In tolerances: what has changed by more is computed, and the target is missed for it."""
-    stream = run(drifting(72, 0.02), Control(rate=Rate(kept=0.05, limit=1.0)))
+    stream = run(drifting(72, 0.02), Controls(Rate(kept=0.05, limit=1.0)))
     assert stream.staleness.told()["max"] <= TOLERANCE * 1.01
-    assert stream.controlled.rate.report().out_of_reach > 0
+    assert rate_of(stream).outcome().out_of_reach > 0
 
 
 def test_a_rate_computes_what_changed_most() -> None:
     """Of a still picture with one thing that moves, the thing."""
     masks: list[Tensor] = []
-    control = Control(rate=Rate(kept=0.3))
+    control = Controls(Rate(kept=0.3))
     stream = tiny.pipeline().stream(
         "sepia", control=control, on_block=lambda stats: masks.append(stats.keep)
     )
@@ -76,8 +81,8 @@ def test_a_rate_computes_what_changed_most() -> None:
 
 
 def test_a_guard_moves_the_tolerance() -> None:
-    strict = run(drifting(96, 0.03), Control(guard=Guard(0.3, target=1e-6)))
-    loose = run(drifting(96, 0.03), Control(guard=Guard(0.3, target=100.0)))
-    assert strict.controlled.watch.factor < 1 < loose.controlled.watch.factor
+    strict = run(drifting(96, 0.03), Controls(Guard(0.3, target=1e-6)))
+    loose = run(drifting(96, 0.03), Controls(Guard(0.3, target=100.0)))
+    assert strict.control_state.find(Watch).factor < 1 < loose.control_state.find(Watch).factor
     assert strict.staleness.told()["max"] <= TOLERANCE * 1.01
     assert loose.staleness.told()["p99"] > strict.staleness.told()["p99"]

@@ -1,6 +1,6 @@
 """Every recovery against a loop over single tokens, written from the method's formulas.
 
-The slow twin keeps committed frames and stores in dictionaries, one entry a token, rotates with
+The reference keeps committed frames and stores in dictionaries, one entry a token, rotates with
 diffusers' own function, and computes attention over an explicit list of keys.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -18,10 +19,12 @@ from torch import Tensor
 
 from stillframe.attention.block import BlockAttention
 from stillframe.attention.cache import CacheShape, KeyValueCache
+from stillframe.attention.rotary import rotary_table
+from stillframe.backbones.wan import rotary_axes
 from stillframe.detection.latents import CausalMask, patch_distance
+from stillframe.kernels.rows import FP8, packed, unpacked
 from stillframe.recovery import RecoverySetup, find_recovery, recoveries
 from stillframe.recovery.aligned import AlignedRecovery, provider_frames
-from stillframe.settings import FP8
 from stillframe.tokens.grid import Grid, Plan, plan_tokens
 from stillframe.tokens.restore import predecessor_rows, restore
 from stillframe.tokens.source import SourceBlock
@@ -196,8 +199,8 @@ class Fast:
         self.cache = KeyValueCache(shape, CPU, torch.float32)
         setup = RecoverySetup(shape, STEPS, CPU, torch.float32, TOLERANCE, TRIM, store)
         self.recovery = find_recovery(recovery)(setup)
-        rope = WanRotaryPosEmbed(DIM, (1, 2, 2), 64)
-        self.attention = BlockAttention(self.cache, rope, self.recovery, limit)
+        rotary = partial(rotary_table, rotary_axes(WanRotaryPosEmbed(DIM, (1, 2, 2), 64)))
+        self.attention = BlockAttention(self.cache, rotary, self.recovery, limit)
 
     def begin(self, source: Tensor, plan: Plan) -> None:
         block = SourceBlock(source, source[:, 0], source[:, 0], self.cache.shape.grid)
@@ -279,7 +282,7 @@ def test_fp8_entries_are_rounded_and_saturate(dtype: torch.dtype) -> None:
     x = torch.cat([edges, -edges, torch.randn(500), 20 * torch.randn(500)]).to(dtype)
     shape = CacheShape(1, 1, Grid(1, 1, 1), 1, 1, 0, 1)
     recovery = AlignedRecovery(RecoverySetup(shape, 1, CPU, dtype, TOLERANCE, TRIM, FP8))
-    stored = recovery._unpacked(recovery._packed(x))
+    stored = unpacked(packed(x, recovery.bank.keys), dtype)
     assert stored.dtype == dtype
     assert torch.equal(stored, rounded(x))
 
@@ -305,7 +308,7 @@ def test_fp8_entries_of_a_still_stay_as_they_were_first_rounded() -> None:
                 q, k, v = torch.randn(3, batch, max(plan.counts), HEADS, DIM)
                 fast.attention.attend(layer, q, k, v, None)
         fast.attention.end_block()
-        seen.append([x[:, :, :, :-1].clone() for x in (fast.recovery._keys, fast.recovery._values)])
+        seen.append([x[:, :, :, :-1].clone() for x in fast.recovery.bank])
     n = grid.frame_tokens
     for first, *later in zip(*seen, strict=True):
         expected = first.clone()

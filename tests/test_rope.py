@@ -9,6 +9,7 @@ from tests.tiny import stock_rotate, stock_table
 
 from stillframe.attention.cache import context_frames
 from stillframe.attention.rotary import frame_positions, rotary_table, rotate
+from stillframe.backbones.wan import rotary_axes
 from stillframe.tokens.grid import Grid
 
 GRID = Grid(3, 4, 5)
@@ -22,7 +23,7 @@ def rope(request: pytest.FixtureRequest) -> WanRotaryPosEmbed:
 def test_rotation_is_diffusers_own(rope: WanRotaryPosEmbed) -> None:
     frames = [0, 7, 3, 20]
     x = torch.randn(2, len(frames) * GRID.frame_tokens, 3, rope.attention_head_dim)
-    table = rotary_table(rope, frames, GRID.height, GRID.width)
+    table = rotary_table(rotary_axes(rope), frames, GRID.height, GRID.width)
     expected = stock_rotate(x, stock_table(rope, frames, GRID))
     torch.testing.assert_close(rotate(x, table), expected, rtol=0, atol=1e-5)
 
@@ -30,7 +31,7 @@ def test_rotation_is_diffusers_own(rope: WanRotaryPosEmbed) -> None:
 def test_a_rerotated_key_is_the_key_computed_there(rope: WanRotaryPosEmbed) -> None:
     """From where it was to where it is used: rotating by the difference equals rotating anew."""
     key = torch.randn(1, GRID.frame_tokens, 2, rope.attention_head_dim)
-    was, now = (rotary_table(rope, [f], GRID.height, GRID.width) for f in (19, 4))
+    was, now = (rotary_table(rotary_axes(rope), [f], GRID.height, GRID.width) for f in (19, 4))
     moved = rotate(rotate(key, was), now * was.conj())
     there = stock_rotate(key, stock_table(rope, [4], GRID))
     torch.testing.assert_close(moved, there, rtol=0, atol=1e-5)
@@ -40,14 +41,14 @@ def test_scores_depend_on_relative_positions_only(rope: WanRotaryPosEmbed) -> No
     query, key = torch.randn(2, 1, GRID.frame_tokens, 2, rope.attention_head_dim)
     scores = []
     for shift in (0, 1000):
-        at = [rotary_table(rope, [f + shift], GRID.height, GRID.width) for f in (5, 2)]
+        at = [rotary_table(rotary_axes(rope), [f + shift], GRID.height, GRID.width) for f in (5, 2)]
         scores.append(rotate(query, at[0]).flatten(1) @ rotate(key, at[1]).flatten(1).T)
     torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-3)
 
 
 def test_rotation_takes_a_table_a_batch_row_and_keeps_the_dtype() -> None:
     rope = WanRotaryPosEmbed(24, (1, 2, 2), 64)
-    table = rotary_table(rope, range(3), GRID.height, GRID.width)
+    table = rotary_table(rotary_axes(rope), range(3), GRID.height, GRID.width)
     pick = torch.randint(GRID.tokens, (2, 6))
     x = torch.randn(2, 6, 2, 24)
     each = torch.cat([rotate(x[b : b + 1], table[pick[b]]) for b in range(2)])
@@ -65,7 +66,7 @@ def test_positions_outside_the_table_are_refused(
 ) -> None:
     rope = WanRotaryPosEmbed(12, (1, 2, 2), 16)
     with pytest.raises(ValueError, match=r"must lie in 0\.\.15"):
-        rotary_table(rope, frames, height, width)
+        rotary_table(rotary_axes(rope), frames, height, width)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from tests import tiny
+from tests.test_control import Run
 from tests.test_engine import Recorder, edit, open_stream
 from tests.tiny import clip
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.controls import Controls, Guard, Rate
+from stillframe.controls.guard import Watch
 from stillframe.detection.frames import PixelBlocks
 from stillframe.engine.stream import BlockStats
 from stillframe.methods.prune import InterFramePruning
@@ -140,3 +143,38 @@ def test_a_stream_can_change_to_it_and_back(transformer: Any, autoencoder: Any, 
         assert torch.equal(got[known:], wanted[0, 3 * number - 1 + known : 3 * number + 2])
         assert 0 < blocks[number].kept_share < 1
     assert 0 < blocks[5].kept_share < 1
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.05])
+def test_what_scores_above_one_is_what_is_kept(threshold: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    pixels = torch.rand(1, 8, 3, 64, 96, generator=generator)
+    # patches differ by more and more, and the first by nothing
+    pixels[:, 4:] = pixels[:, :4].mean(1, keepdim=True)
+    pixels[:, :4] = pixels[:, 4:] + torch.linspace(0, 0.2, 96)
+    pixels[..., :16] = 0.5
+    tokens = torch.zeros(1, 1, 24, 8)
+    source = SourceBlock(tokens, tokens[:, 0], tokens[:, 0], Grid(1, 4, 6), pixels)
+    method = RunLengthTokenisation(threshold=threshold)
+    score, keep = method.score()(source), method.selector()(source)
+    assert torch.equal(score > 1, keep)
+    assert keep.all() if threshold == 0 else 0 < keep.float().mean() < 1
+    assert torch.equal(score.argsort(stable=True), tubelet_distance(source).argsort(stable=True))
+    lenient = method.selector()(source._replace(leniency=2.0))
+    assert torch.equal(lenient, score > 2) or threshold == 0
+
+
+def test_a_rate_and_a_guard_take_it() -> None:
+    def run(control: Controls) -> tuple[Any, list[BlockStats]]:
+        made = Run(control, RunLengthTokenisation(threshold=0.05))
+        made.stream.push(clip(84))
+        return made.stream.control_state, made.blocks
+
+    _, blocks = run(Controls(Rate(kept=0.25)))
+    shares = [block.kept_share for block in blocks[2:]]
+    assert sum(shares) / len(shares) == pytest.approx(0.25, abs=0.03)
+    (strict, more), (loose, fewer) = (
+        run(Controls(Guard(0.2, target=target))) for target in (1e-6, 1e3)
+    )
+    assert strict.find(Watch).factor < 1 < loose.find(Watch).factor
+    assert sum(block.kept for block in more) > sum(block.kept for block in fewer)

@@ -10,10 +10,10 @@ import torch
 from tests.test_control import Run, scene
 from tests.video_samples import LOSSLESS, gradient, make_video, noise
 
-from stillframe.cli.control import build_control
-from stillframe.controls import Control, FrameClock, GivenCuts
+from stillframe.cli.command import flag
+from stillframe.config import EditConfig
+from stillframe.controls import Controls, FrameClock, GivenCuts, SourceFacts
 from stillframe.errors import InputError
-from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.video import Source
 from stillframe.video.scenes import begun_scenes, find_scenes
@@ -29,14 +29,14 @@ def test_nothing_of_the_old_scene_survives_a_given_cut(at: int) -> None:
     clean = -(-settled // 3) * 3
     new = scene(9, 24 - settled, drift=0.05)
     ends = {}
-    for control in (Control(cuts=GivenCuts((at,))), None):
+    for control in (Controls(GivenCuts((at,))), None):
         results = []
         for old in (1, 2):
             run = Run(control, InterFramePruning())
             result = run.feed(torch.cat([scene(old, settled), new], 2))
             results.append(result[:, :, clean:])
-            state = run.stream.controlled
-            assert state is None or state.happened.cuts == (latent,)
+            state = run.stream.control_state
+            assert state is None or state.report()["cut_frames"] == [4 * latent]
         ends[control is None] = results
     assert torch.equal(*ends[False])
     assert not torch.equal(*ends[True])
@@ -44,11 +44,11 @@ def test_nothing_of_the_old_scene_survives_a_given_cut(at: int) -> None:
 
 def test_given_cuts_go_by_the_frames_that_are_encoded() -> None:
     """Where the first latent frame stands for one pixel frame, frame 25 is in latent frame 7."""
-    control = Control(cuts=GivenCuts((25,))).fitted(64, 64, (1.0, 1.0), FrameClock(4, 3, 3))
+    control = Controls(GivenCuts((25,))).fitted(SourceFacts(64, 64, clock=FrameClock(4, 3, 3)))
     run = Run(control)
     run.feed(scene(0, 12))
-    assert run.stream.controlled is not None
-    assert run.stream.controlled.happened.cuts == (7,)
+    assert run.stream.control_state is not None
+    assert run.stream.control_state.report()["cut_frames"] == [28]
 
 
 def test_scenes_begin_behind_what_ends_one() -> None:
@@ -60,11 +60,10 @@ def test_scenes_begin_behind_what_ends_one() -> None:
 def test_what_cannot_be_looked_at_is_refused() -> None:
     with pytest.raises(InputError, match="is no file: its scenes cannot be looked for"):
         find_scenes(Source.of("-"))
-    method = find_method("prune")()
-    with pytest.raises(ValueError, match="'latents' or 'transnetv2', got 'eyes'"):
-        build_control(method, cuts=True, cuts_by="eyes")
-    with pytest.raises(ValueError, match="give --cuts as well"):
-        build_control(method, cuts_by="transnetv2")
+    with pytest.raises(ValueError, match="latents or transnetv2, got 'eyes'"):
+        EditConfig.from_options({"cuts": True, "cuts_by": "eyes"})
+    with pytest.raises(ValueError, match="--cuts-by needs --cuts"):
+        EditConfig.from_options({"cuts_by": "transnetv2"}, named=flag)
 
 
 @pytest.mark.skipif(INSTALLED, reason="the network is installed")

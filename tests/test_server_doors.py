@@ -170,11 +170,14 @@ def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--rate-mode", "capped"], "need --target-fps, --target-latency or --target-kept"),
-        (["--target-fps", "0"], "a target fps lies above 0, got 0.0"),
+        (
+            ["--rate-mode", "capped"],
+            "--rate-mode needs --target-fps, --target-latency or --target-kept",
+        ),
+        (["--target-fps", "0"], "'--target-fps': Input should be greater than or equal to 0.001"),
         (["--target-fps", "8", "--target-kept", "0.5"], "one of fps, latency and kept is held"),
-        (["--refresh", "0"], "a refresh takes 1 or more blocks, got 0"),
-        (["--guard", "0.9"], "a guard computes a share in (0, 0.5]"),
+        (["--refresh", "0"], "'--refresh': Input should be greater than or equal to 1"),
+        (["--guard", "0.9"], "'--guard': Input should be less than or equal to 0.5"),
     ],
 )
 def test_the_command_refuses_what_cannot_be_held(options: list[str], sentence: str) -> None:

@@ -14,7 +14,7 @@ import torch
 from tests import tiny
 from tests.server_fixtures import Server, frame_message, jpeg, pictures, serving, wait_until
 
-from stillframe.cli.arguments import placed_prompt
+from stillframe.cli.edit import placed_prompt
 from stillframe.live import LiveSession, Worker
 from stillframe.loading.prompts import clean_prompt
 from stillframe.server.limits import Limits
@@ -55,8 +55,8 @@ def server(pipe: Any) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def _everything_is_given_back(server: Server) -> Iterator[None]:
     yield
-    wait_until(lambda: server.house.sockets.taken == 0)
-    assert (server.house.seats.taken, server.house.hall.sessions) == (0, {})
+    wait_until(lambda: server.state.connections.open == 0)
+    assert (server.state.open_sessions.open, server.state.sessions) == (0, {})
 
 
 @pytest.mark.parametrize(("name", "typed", "meant"), PROMPTS)
@@ -69,12 +69,12 @@ def test_prompts_are_cleaned_alike_everywhere(name: str, typed: str, meant: str)
 def test_prompts_that_people_paste_are_taken_at_first_and_while_it_runs(server: Server) -> None:
     with server.client({"policy": "all", "prompt": PROMPTS[0][1]}) as client:
         client.until("ready")
-        [session] = server.house.hall.sessions.values()
-        assert session.wishes.prompt == PROMPTS[0][2]
+        [session] = server.state.sessions.values()
+        assert session.request.prompt == PROMPTS[0][2]
         for name, typed, meant in PROMPTS:
             client.say("update", prompt=typed)
             assert client.until("updated")["what"] == ["prompt"], name
-            assert session.wishes.prompt == meant, name
+            assert session.request.prompt == meant, name
         client.works()
     assert not [text for text in client.texts if text["type"] == "notice"]
 
@@ -92,12 +92,12 @@ def test_a_prompt_that_is_no_text_is_refused_where_it_is_given(pipe: Any) -> Non
             placed_prompt("tiny", wrong, None)
     worker = Worker()
     with LiveSession(pipe, "oil", worker=worker) as session:
-        before = session.wishes
+        before = session.request
         with pytest.raises(ValueError, match=r"no control characters, got U\+0007"):
             session.change(prompt="oil\a")
         with pytest.raises(ValueError, match="a prompt is text, got list"):
             session.change(prompt=["oil"])  # type: ignore[arg-type]
-        assert session.wishes is before
+        assert session.request is before
         assert session.state == "ready"
 
 
@@ -112,14 +112,14 @@ def test_a_refused_update_changes_nothing_and_its_session_goes_on(server: Server
     ]  # fmt: skip
     with server.client({"policy": "all"}) as client:
         client.works(0)
-        [session] = server.house.hall.sessions.values()
-        before = session.wishes
+        [session] = server.state.sessions.values()
+        before = session.request
         for fields in updates:
             client.say("update", **fields)
             notice = client.until("notice")
             assert notice["about"] == "update", fields
             assert len(notice["message"]) > 10, fields
-            assert session.wishes is before, fields
+            assert session.request is before, fields
         client.say("update", prompt="night")
         assert client.until("updated")["what"] == ["prompt"]
         client.works(10)

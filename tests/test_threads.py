@@ -46,7 +46,7 @@ def processors(model: Any) -> list[Any]:
     return list(model.attn_processors.values())
 
 
-@pytest.mark.parametrize("execution", ["stock", "lean"])
+@pytest.mark.parametrize("execution", ["reference", "fused"])
 @pytest.mark.parametrize("wan", [False, True])
 def test_eight_threads_give_what_one_gives(wan: bool, execution: str) -> None:
     pipe = tiny.pipeline(wan=wan)
@@ -63,8 +63,10 @@ def test_eight_threads_give_what_one_gives(wan: bool, execution: str) -> None:
 def test_so_do_pipelines_that_share_a_transformer() -> None:
     one = tiny.pipeline()
     pipes = [CausalWanPipeline(**one.components) for _ in range(THREADS)]
-    expected = [stream(one, number, "stock") for number in range(THREADS)]
-    for got, alone in zip(at_once(lambda n: stream(pipes[n], n, "stock")), expected, strict=True):
+    expected = [stream(one, number, "reference") for number in range(THREADS)]
+    for got, alone in zip(
+        at_once(lambda n: stream(pipes[n], n, "reference")), expected, strict=True
+    ):
         assert torch.equal(got, alone)
 
 
@@ -104,7 +106,7 @@ def test_a_callback_may_wait_for_another_stream() -> None:
     with ThreadPoolExecutor(1) as pool:
 
         def wait(_: Any) -> None:
-            pool.submit(stream, pipe, 1, "stock").result(timeout=60)
+            pool.submit(stream, pipe, 1, "reference").result(timeout=60)
 
         opened = pipe.stream("night", on_block=wait)
         assert opened.push(tiny.clip(12, 32, 48)) is not None
@@ -142,7 +144,7 @@ def test_prompts_are_encoded_for_eight_threads(tmp_path: Any) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("execution", ["auto", "graphs", "lean", "stock"])
+@pytest.mark.parametrize("execution", ["auto", "graphs", "fused", "reference"])
 def test_eight_threads_on_a_gpu(execution: str) -> None:
     """Graphs of all streams share one pool of memory, and are captured while others wait."""
     pipe = tiny.pipeline().to("cuda")

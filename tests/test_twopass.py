@@ -22,7 +22,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from stillframe.cli.app import app
-from stillframe.controls import Control, Forecast, Gop, Rate, Survey
+from stillframe.controls import Controls, Forecast, Gop, Rate, Survey
 from stillframe.controls.twopass import LEVELS
 from stillframe.detection.latents import ChangeScore
 from stillframe.errors import InputError
@@ -33,7 +33,7 @@ from stillframe.tokens.source import SourceBlock
 GRID = Grid(3, 4, 6)
 
 
-def survey(latents: Tensor, control: Control | None = None) -> Forecast:
+def survey(latents: Tensor, control: Controls | None = None) -> Forecast:
     made = Survey(PRUNE, control)
     for block in latents.split(3, 2):
         made.add(patchify(block, 2).unflatten(1, (3, -1)), GRID)
@@ -64,7 +64,7 @@ def test_the_first_pass_foretells_what_a_level_would_keep() -> None:
 
 
 def test_blocks_that_will_be_whole_are_foretold() -> None:
-    forecast = survey(moving(9), Control(gop=Gop(4)))
+    forecast = survey(moving(9), Controls(Gop(4)))
     whole = [index for index, row in enumerate(forecast.shares) if min(row) == 1]
     assert whole == [0, 4, 8]
 
@@ -105,12 +105,12 @@ def test_the_second_pass_holds_a_speed_over_the_whole() -> None:
 
 def test_whole_blocks_come_out_of_the_budget_of_the_others() -> None:
     latents, gop = moving(24), Gop(6)
-    rate = Rate(kept=0.4, forecast=survey(latents, Control(gop=gop)))
-    made = run(rate, latents, gop=gop)
+    rate = Rate(kept=0.4, forecast=survey(latents, Controls(gop)))
+    made = run(rate, latents, gop)
     assert made.shares.count(1) == 4
     assert mean(made.shares[1:]) == pytest.approx(0.4, abs=0.01)
     # also where the first pass did not know of them
-    unknown = Run(Control(rate=Rate(kept=0.4, forecast=survey(latents)), gop=gop), PRUNE)
+    unknown = Run(Controls(Rate(kept=0.4, forecast=survey(latents)), gop), PRUNE)
     unknown.feed(latents)
     assert mean(unknown.shares[1:]) == pytest.approx(0.4, abs=0.02)
 
@@ -126,7 +126,7 @@ def test_a_file_in_two_passes_and_its_trace(tmp_path: Path, tiny_pipe: Any) -> N
     clip, trace = _clip(tmp_path), tmp_path / "a.trace"
     out = [tmp_path / f"{i}.mkv" for i in range(2)]
     report = edit_file(
-        tiny_pipe, clip, out[0], prompt="oil", crf=0, control=Control(rate=Rate(fps=100.0)),
+        tiny_pipe, clip, out[0], prompt="oil", crf=0, control=Controls(Rate(fps=100.0)),
         two_pass=True, rate_trace_out=trace,
     )  # fmt: skip
     assert report.control is not None
@@ -135,12 +135,12 @@ def test_a_file_in_two_passes_and_its_trace(tmp_path: Path, tiny_pipe: Any) -> N
     assert told["first_pass_seconds"] > 0
     rate = Rate(fps=100.0, trace=RateTrace.read(trace))
     again = edit_file(
-        tiny_pipe, clip, out[1], prompt="oil", crf=0, control=Control(rate=rate), two_pass=True
+        tiny_pipe, clip, out[1], prompt="oil", crf=0, control=Controls(rate), two_pass=True
     )
     assert again.kept_share_blocks == report.kept_share_blocks
     pictures = [np.stack([frame for _, frame in decode(path)]) for path in out]
     assert np.array_equal(pictures[0], pictures[1])
-    live = edit_file(tiny_pipe, clip, out[1], prompt="oil", control=Control(rate=Rate(kept=0.5)))
+    live = edit_file(tiny_pipe, clip, out[1], prompt="oil", control=Controls(Rate(kept=0.5)))
     assert set(live.kept_share_blocks[1:]) == {0.5}
 
 
@@ -170,8 +170,8 @@ def test_rates_from_the_command_line_to_the_report(tmp_path: Path, model_folder:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--two-pass"], "need --target-fps"),
-        (["--rate-mode", "capped"], "need --target-fps"),
+        (["--two-pass"], "--two-pass needs --target-fps"),
+        (["--rate-mode", "capped"], "--rate-mode needs --target-fps"),
         (["--guard-target", "1"], "give --guard SHARE"),
         (["--target-fps", "1", "--target-kept", "1"], "got 2 of them"),
         (["--target-fps", "1", "--rate-mode", "fast"], "got 'fast'"),
@@ -198,7 +198,7 @@ def test_what_can_be_read_only_once_has_no_first_pass(tmp_path: Path, tiny_pipe:
     with pytest.raises(InputError, match="can be read only once"):
         edit_file(
             tiny_pipe, "-", tmp_path / "o.mkv", prompt="oil", two_pass=True,
-            control=Control(rate=Rate(kept=0.5)),
+            control=Controls(Rate(kept=0.5)),
         )  # fmt: skip
 
 
@@ -210,16 +210,16 @@ def test_a_stream_at_a_rate_is_a_file_bit_for_bit() -> None:
 
     video = torch.cat([clip(40), clip(33, seed=3)], 1)
     clock = Simulated(noise=0.2)
-    first = Run(Control(rate=Rate(fps=2 * FRAMES, clock=clock)), PRUNE)
+    first = Run(Controls(Rate(fps=2 * FRAMES, clock=clock)), PRUNE)
     joined = [first.stream.push(video), first.stream.flush()]
     trace = RateTrace(tuple(controller(first).timings))
     wholes = {Rate(fps=2 * FRAMES, trace=trace): torch.cat([x for x in joined if x is not None], 1)}
     capped = Rate(kept=0.4, mode="capped")
-    other = Run(Control(rate=capped, guard=Guard(0.05, target=0.2)), PRUNE)
+    other = Run(Controls(capped, Guard(0.05, target=0.2)), PRUNE)
     joined = [other.stream.push(video), other.stream.flush()]
     wholes[capped] = torch.cat([x for x in joined if x is not None], 1)
     for rate, wanted in wholes.items():
-        guard = Guard(0.05, target=0.2) if rate is capped else None
-        parts = Run(Control(rate=rate, guard=guard), PRUNE)
+        guard = (Guard(0.05, target=0.2),) if rate is capped else ()
+        parts = Run(Controls(rate, *guard), PRUNE)
         out = [parts.stream.push(piece) for piece in video.split(5, 1)] + [parts.stream.flush()]
         assert torch.equal(torch.cat([x for x in out if x is not None], 1), wanted)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stillframe.cli import downloads, eval, screen
+from stillframe.cli import downloads, measuring, screen
 from stillframe.cli.app import app
 from stillframe.errors import InputError
 from stillframe.evaluation.findings import Exhibit, Findings, Plot, Point, Series, Table
@@ -79,7 +79,7 @@ def test_progress_bars_interpret_no_names(text: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "300")
     with redirect_stderr(io.StringIO()) as stream:
-        with eval._progress(quiet=False) as tell:
+        with measuring._progress(quiet=False) as tell:
             tell(text, 1, 2)
         with downloads._download_bar() as show:
             show(text, 1, 2)

@@ -12,11 +12,11 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from stillframe.cli.control import build_control
 from tests.video_samples import gradient, make_video
 from typer.testing import CliRunner
 
 from stillframe.cli.app import app
-from stillframe.cli.control import build_control
 from stillframe.errors import InputError
 from stillframe.methods.prune import InterFramePruning
 from stillframe.video import Source, VideoReader

@@ -12,8 +12,8 @@ from tests import tiny
 from tests.tiny import Drive, Masked, Saturating, causal_mask, set_self_attention, stock, whole
 from torch import Tensor, nn
 
-from stillframe.attention.block import BlockAttention
-from stillframe.attention.rotary import rotate
+from stillframe.attention.cache import KeyValueCache
+from stillframe.attention.reuse import Bank, Reuse
 from stillframe.backbones.wan import WanDenoiser
 from stillframe.errors import ModelError
 from stillframe.recovery import Recovery, find_recovery, recoveries
@@ -148,27 +148,26 @@ class Recording(Recovery):
     """Computes everything, and writes down every key and value before rotation."""
 
     summary = "writes down"
-    written: ClassVar[dict[tuple[int, int], tuple[Tensor, Tensor]]] = {}
+    written: ClassVar[list[Bank]] = []
 
-    def place(
-        self, block: BlockAttention, step: int, layer: int, key: Tensor, value: Tensor
-    ) -> None:
-        self.written[step, layer] = key.clone(), value.clone()
-        block.write_own(layer, key, value)
+    def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse:
+        shape = cache.shape
+        size = (self.setup.steps, shape.layers, shape.batch, shape.grid.tokens + 1)
+        bank = Bank(*torch.zeros(2, *size, shape.heads, shape.head_dim))
+        self.written[:] = [bank]
+        slots = torch.arange(shape.grid.tokens).view(1, *plan.keep.shape[1:])
+        slots = slots.expand(plan.keep.shape)
+        return Reuse(plan.rows, slots, bank, slots)
 
 
 class Oracle(Recording):
-    """Fills in what the dense run had."""
+    """Fills in what the dense run had, in another order of rows."""
 
-    def place(
-        self, block: BlockAttention, step: int, layer: int, key: Tensor, value: Tensor
-    ) -> None:
-        true_key, true_value = self.written[step, layer]
-        away = torch.polar(torch.ones(()), torch.tensor(0.7))
-        block.write(layer, None, rotate(true_key, block.table * away), true_value)
-        back = rotate(block.cache.keys(layer)[:, : true_key.shape[1]], away.conj().expand(1, 12))
-        block.write(layer, None, back, true_value)
-        block.write_own(layer, key, value)
+    def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse:
+        order = torch.randperm(cache.shape.grid.tokens)
+        true = Bank(*(x[:, :, :, order] for x in self.written[0]))
+        old = order.argsort().view(1, *plan.keep.shape[1:])
+        return Reuse(plan.rows, old.expand(plan.keep.shape), true)
 
 
 @pytest.mark.parametrize("kept", [(7, 7), (2, 13), (0, 9), (18, 1)])

@@ -18,10 +18,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from stillframe.attention.block import BlockAttention, Fill
+from stillframe.attention.block import BlockAttention, Provides
 from stillframe.attention.cache import CacheShape, KeyValueCache
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
-from stillframe.backbones.wan import TextCache, WanDenoiser
+from stillframe.backbones.base import TextCache
+from stillframe.backbones.wan import WanDenoiser
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.recovery import RecoverySetup
 from stillframe.tokens.grid import Grid, Plan, patchify, take
@@ -251,8 +252,8 @@ class Drive:
         cpu = torch.device("cpu")
         self.cache = KeyValueCache(self.shape, cpu, torch.float32)
         setup = RecoverySetup(self.shape, steps, cpu, torch.float32, 0.3, 0.2, torch.float32)
-        self.recovery: Fill = recovery(setup)
-        self.attention = BlockAttention(self.cache, model.rope, self.recovery, limit)
+        self.recovery: Provides = recovery(setup)
+        self.attention = BlockAttention(self.cache, self.denoiser.rotary, self.recovery, limit)
 
     def begin(self, plan: Plan) -> None:
         """Begin a block."""

@@ -9,8 +9,13 @@ import typing
 
 if typing.TYPE_CHECKING:
     from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+    from stillframe.config import EditConfig
     from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
     from stillframe.errors import InputError, ModelError, OutputError, StillframeError
+    from stillframe.jobs.edit import edit_file
+    from stillframe.jobs.generate import generate_file
+    from stillframe.live import LiveSession
+    from stillframe.loading.load import load_pipeline
     from stillframe.methods import Method
     from stillframe.methods.prune import InterFramePruning
     from stillframe.pipelines.causal_wan import CausalWanPipeline, CausalWanPipelineOutput
@@ -20,9 +25,11 @@ __all__ = [
     "BlockStats",
     "CausalWanPipeline",
     "CausalWanPipelineOutput",
+    "EditConfig",
     "EditStream",
     "InputError",
     "InterFramePruning",
+    "LiveSession",
     "Method",
     "ModelError",
     "OutputError",
@@ -30,13 +37,21 @@ __all__ = [
     "StillframeError",
     "StreamSettings",
     "TinyVideoAutoencoder",
+    "edit_file",
+    "generate_file",
+    "load_pipeline",
     "recoveries",
 ]
 
 _HOMES = {
     "autoencoders.tiny": ("TinyVideoAutoencoder",),
+    "config": ("EditConfig",),
     "engine.stream": ("BlockStats", "EditStream", "StreamSettings"),
     "errors": ("InputError", "ModelError", "OutputError", "StillframeError"),
+    "jobs.edit": ("edit_file",),
+    "jobs.generate": ("generate_file",),
+    "live": ("LiveSession",),
+    "loading.load": ("load_pipeline",),
     "methods": ("Method",),
     "methods.prune": ("InterFramePruning",),
     "pipelines.causal_wan": ("CausalWanPipeline", "CausalWanPipelineOutput"),

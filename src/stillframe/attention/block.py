@@ -1,41 +1,47 @@
-"""Self-attention of one block over the cache: what rides in the transformer's rotary slot.
+"""Self-attention of one block over the cache: what a backbone hands to its self-attention.
 
-The transformer's blocks hand an object untouched to their self-attention processor. This is that
-object: it knows the block's plan, its positions and the cache, and lets a `Recovery` decide what
-stands in for the keys and values of pruned tokens. Queries are the kept tokens only, so cost stays
+It knows the block's plan, its positions and the cache, and asks a recovery once a block which rows
+stand in for the keys and values of pruned tokens. Queries are the kept tokens only, so cost stays
 linear in kept tokens. For methods that merge tokens it carries their `Merger`.
 
-With nothing pruned every recovery reduces to the plain causal model.
+With nothing pruned every recovery reduces to the plain causal model. This is the slow reference of
+fused passes, which read the same answers.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
 from stillframe.attention.cache import KeyValueCache
-from stillframe.attention.rotary import frame_positions, rotary_table, rotate
+from stillframe.attention.reuse import Reuse
+from stillframe.attention.rotary import frame_positions, rotate
+from stillframe.kernels.rows import packed
 from stillframe.tokens.grid import Plan, Slots, put
 from stillframe.tokens.merge import Merger, Merging
-from stillframe.tokens.restore import predecessor_rows, restore
 
-__all__ = ["BlockAttention", "Fill"]
+__all__ = ["Attend", "BlockAttention", "Provides", "Rotary"]
+
+#: From queries, keys and values (B, K, heads, head_dim), and the name of a diffusers attention
+#: backend if one is wanted, to outputs of the same shape.
+Attend = Callable[..., Tensor]
+
+#: The rotations of frames at some positions, of height x width tokens, see `rotary_table`.
+Rotary = Callable[[Sequence[int], int, int], Tensor]
 
 
-class Fill(Protocol):
+class Provides(Protocol):
     """What the block asks of a recovery, see ``stillframe.recovery``."""
 
-    complete: ClassVar[bool]
+    @property
+    def complete(self) -> bool: ...
 
-    def begin_block(self, block: BlockAttention) -> None: ...
-
-    def place(
-        self, block: BlockAttention, step: int, layer: int, key: Tensor, value: Tensor
-    ) -> None: ...
+    def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse: ...
 
 
 class BlockAttention:
@@ -46,9 +52,9 @@ class BlockAttention:
 
     Args:
         cache: committed frames.
-        rope: the model's rotary module.
+        rotary: the backbone's rotations.
         recovery: what stands in for pruned tokens.
-        position_limit: see `rope.frame_positions`.
+        position_limit: see `rotary.frame_positions`.
 
     Attributes:
         step: the denoising pass, None for the context pass.
@@ -56,38 +62,45 @@ class BlockAttention:
     """
 
     def __init__(
-        self,
-        cache: KeyValueCache,
-        rope: WanRotaryPosEmbed,
-        recovery: Fill,
-        position_limit: int,
+        self, cache: KeyValueCache, rotary: Rotary, recovery: Provides, position_limit: int
     ) -> None:
         self.cache = cache
         self.recovery = recovery
+        self.rotary = rotary
         self.step: int | None = 0
         self.merger: Merger | None = None
         self._merged_rows: list[int] = []
-        self._rope = rope
         self._limit = position_limit
-        self.plan = Plan(torch.empty(0), None, None, (0,))
+        self.plan = Plan(torch.empty(0), None, (0,))
         self.table = torch.empty(0)
+
+    def positions(self) -> tuple[list[int], list[int]]:
+        """Temporal positions of the coming block's frames, and of those it sees, in the order in
+        which they are stored."""
+        cache = self.cache
+        frames, sink = cache.shape.grid.frames, cache.shape.sink
+        return frame_positions(cache.frames, frames, cache.storage_order(), sink, self._limit)
 
     def begin_block(self, plan: Plan) -> None:
         """Place the block and its context: positions, rotated context keys, visible rows."""
-        cache, grid = self.cache, self.cache.shape.grid
-        order = cache.storage_order()
-        own, context = frame_positions(
-            cache.frames, grid.frames, order, cache.shape.sink, self._limit
-        )
+        grid = self.cache.shape.grid
+        own, context = self.positions()
         self.plan = plan
         self._merged_rows = []
-        self.table = rotary_table(self._rope, own, grid.height, grid.width)
+        self.table = self.rotary(own, grid.height, grid.width)
         self._own_table = self.table if plan.kept is None else self.table[plan.kept.index]
         if context:
-            cache.place(rotary_table(self._rope, context, grid.height, grid.width))
-        self._predecessors = None if plan.everything else predecessor_rows(plan.keep)
+            self.cache.place(self.rotary(context, grid.height, grid.width))
         self._visible, self._mask = self._visibility(plan)
-        self.recovery.begin_block(self)
+        self._denoising = self.recovery.reuse(plan, self.cache)
+        self._context = self.context_reuse(plan)
+
+    def context_reuse(self, plan: Plan) -> Reuse:
+        """Where keys and values come from in the context pass: everything is clean then, so pruned
+        tokens take their predecessors', unless they are absent."""
+        if self.recovery.complete:
+            return Reuse.of_predecessors(plan, self.cache.last_frame(), self.cache.bank)
+        return Reuse(plan.rows, torch.full_like(plan.rows, -1), self.cache.bank)
 
     def _visibility(self, plan: Plan) -> tuple[Tensor | None, Tensor | None]:
         """Rows attention may read when pruned tokens have no keys: an index for one batch row, a
@@ -99,8 +112,33 @@ class BlockAttention:
             return None, present[:, None, None, :]
         return present[0].nonzero().squeeze(1), None
 
+    def run(
+        self,
+        layer: int,
+        hidden: Tensor,
+        keys: Callable[[], Tensor],
+        attention: Callable[[Tensor, Attend], Tensor],
+    ) -> Tensor:
+        """Self-attention of one layer, over merged rows where the method merges tokens.
+
+        Tokens are merged before the projections and get their rows' outputs after them; never in
+        the context pass, whose keys are committed.
+
+        Args:
+            layer: transformer layer.
+            hidden: (B, K, D) what goes into self-attention: normalised and modulated.
+            keys: computes the layer's keys of it, (B, K, heads, head_dim), before rotation.
+            attention: the layer's projections around what attends, (B, K', D) to (B, K', D) for
+                any number of rows.
+        """
+        if self.merger is None or self.step is None:
+            return attention(hidden, partial(self.attend, layer))
+        merging = self.merger.match(self.step, layer, hidden, keys)
+        attend = partial(self.attend_merged, merging, layer)
+        return merging.unmerge(attention(merging.merge(hidden), attend))
+
     def attend(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, backend: str | None
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, backend: str | None = None
     ) -> Tensor:
         """Attention of one layer.
 
@@ -112,10 +150,7 @@ class BlockAttention:
         Returns:
             (B, K, heads, head_dim).
         """
-        if self.step is None:
-            key, value = self._place_clean(layer, key, value)
-        else:
-            self.recovery.place(self, self.step, layer, key, value)
+        key, value = self._placed(layer, key, value)
         rows = self.cache.visible_rows()
         keys, values = self.cache.keys(layer)[:, :rows], self.cache.values(layer)[:, :rows]
         if self._visible is not None:
@@ -129,10 +164,22 @@ class BlockAttention:
             self.cache.commit(layer, key, value)
         return out
 
-    @property
-    def merging(self) -> Merger | None:
-        """What merges tokens in this pass: never the context pass, whose keys are committed."""
-        return None if self.step is None else self.merger
+    def _placed(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Make the block's rows of the cache ready for attention, and remember what shall be.
+
+        Returns:
+            keys before rotation, and values, of the whole block, (B, S*N, heads, head_dim) each.
+        """
+        step, reuse = (0, self._context) if self.step is None else (self.step, self._denoising)
+        if not self.plan.everything:
+            key, value = reuse.joined(step, layer, key, value)
+        self.cache.keys(layer)[:, : self.cache.block_rows] = rotate(key, self.table)
+        self.cache.values(layer)[:, : self.cache.block_rows] = value
+        if reuse.out is not None:
+            out = reuse.out.flatten(1)
+            for rows, x in zip(reuse.bank.rows(step, layer), (key, value), strict=True):
+                put(rows, Slots(out, out), packed(x, rows))
+        return key, value
 
     @property
     def attended_share(self) -> float:
@@ -149,7 +196,7 @@ class BlockAttention:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        backend: str | None,
+        backend: str | None = None,
     ) -> Tensor:
         """`attend` for merged rows (B, K, heads, head_dim) of a whole block, in a denoising pass.
 
@@ -174,52 +221,6 @@ class BlockAttention:
         size = merging.size if merging.proportional else torch.ones_like(merging.size)
         present = self.cache.present().to(size.dtype)
         return torch.cat([size, present], 1).log().to(dtype)[:, None, None, :]
-
-    def write_own(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Put the kept tokens' keys (rotated here) and values into the block's rows."""
-        self.write(layer, self.plan.kept, rotate(key, self._own_table), value)
-
-    def write(self, layer: int, slots: Slots | None, rotated: Tensor, value: Tensor) -> None:
-        """Put rotated keys and values into the block's rows ``slots`` (None: all of them)."""
-        keys, values = self.cache.keys(layer), self.cache.values(layer)
-        if slots is None:
-            keys[:, : rotated.shape[1]] = rotated
-            values[:, : value.shape[1]] = value
-        else:
-            put(keys, slots, rotated)
-            put(values, slots, value)
-
-    def from_predecessors(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole block's keys (before rotation) and values, a pruned token taking those of its
-        temporal predecessor, in order: (B, S*N, heads, head_dim) each."""
-        if self.plan.kept is None or self._predecessors is None:
-            return key, value
-        last_key, last_value = self.cache.last(layer)
-        return (
-            restore(self.scattered(key), last_key, self._predecessors),
-            restore(self.scattered(value), last_value, self._predecessors),
-        )
-
-    def scattered(self, own: Tensor) -> Tensor:
-        """Kept tokens' ``own`` (B, K, ...) at their slots: (B, S*N, ...), zero elsewhere."""
-        if self.plan.kept is None:
-            return own
-        tokens = self.cache.shape.grid.tokens
-        whole = own.new_zeros(own.shape[0], tokens + 1, *own.shape[2:])
-        put(whole, self.plan.kept, own)
-        return whole[:, :tokens]
-
-    def _place_clean(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The context pass: everything is clean, so the block's keys and values are final.
-
-        Puts them into the block's rows and returns them whole, (B, S*N, heads, head_dim) each.
-        """
-        if self.recovery.complete:
-            key, value = self.from_predecessors(layer, key, value)
-            self.write(layer, None, rotate(key, self.table), value)
-            return key, value
-        self.write_own(layer, key, value)
-        return self.scattered(key), self.scattered(value)
 
     def end_block(self) -> None:
         """Count the block as committed, after the context pass."""

@@ -3,9 +3,9 @@
 One preallocated buffer a layer, laid out ``[block | sink | ring | scrap]`` in rows of one token, so
 that what attention reads is always one contiguous prefix: the order of keys does not matter to
 attention. Keys of committed frames are kept *before* rotation as well, because their temporal
-position moves (see ``rope.frame_positions``); values need no copy.
+position moves (see `rotary.frame_positions`); values need no copy.
 
-The cache does not know what is attended to, or why: ``attention.py`` writes and reads it.
+The cache does not know what is attended to, or why: ``block.py`` writes and reads it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stillframe.attention.reuse import Bank
 from stillframe.attention.rotary import rotate
 from stillframe.tokens.grid import Grid
 
@@ -95,7 +96,7 @@ class KeyValueCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Bytes in memory."""
         return sum(t.nbytes for t in (self._raw, self._keys, self._values, self._present))
 
     @property
@@ -153,27 +154,19 @@ class KeyValueCache:
         n = self.shape.grid.frame_tokens
         return slice(self._slot(frame) * n, (self._slot(frame) + 1) * n)
 
-    def raw(self, layer: int) -> Tensor:
-        """Committed keys of a layer before rotation, (B, rows, heads, head_dim)."""
-        return self._raw[layer]
-
-    def all_raw(self) -> Tensor:
-        """`raw` of all layers, (L, B, rows, heads, head_dim)."""
-        return self._raw
-
     def all_keys(self) -> Tensor:
         """`keys` of all layers, (L, B, rows, heads, head_dim)."""
         return self._keys
 
-    def last_rows(self) -> slice:
-        """Rows of `raw` of the last committed frame; in `values` they lie `block_rows` further."""
-        return self._rows_of(self.frames - 1)
+    @property
+    def bank(self) -> Bank:
+        """Rows of committed frames, those that `last_frame` and `stored` number; a view."""
+        return Bank(self._raw.unsqueeze(0), self._values[:, :, self.block_rows :].unsqueeze(0))
 
-    def last(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys (before rotation), values of the last committed frame: (B, N, heads, head_dim)."""
-        rows = self.last_rows()
-        shifted = slice(rows.start + self.block_rows, rows.stop + self.block_rows)
-        return self._raw[layer, :, rows], self._values[layer, :, shifted]
+    def last_frame(self) -> Tensor:
+        """(N,) int64 rows of `bank` of the last committed frame; those of some frame before one."""
+        start = self._rows_of(self.frames - 1).start if self.frames else 0
+        return torch.arange(start, start + self.shape.grid.frame_tokens, device=self._raw.device)
 
     def commit(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Store a finished block's clean keys (before rotation) and values, (B, S*N, heads, dim).
@@ -190,10 +183,10 @@ class KeyValueCache:
 
     def repeat_last(self) -> None:
         """Commit a block in which nothing changed: S copies of the last committed frame."""
+        rows = self.last_frame().repeat(self.shape.grid.frames)
         for layer in range(self.shape.layers):
-            keys, values = (x.clone() for x in self.last(layer))
-            many = (1, self.shape.grid.frames, 1, 1)
-            self.commit(layer, keys.repeat(many), values.repeat(many))
+            keys, values = self.bank.rows(0, layer)
+            self.commit(layer, keys[:, rows], values[:, rows])
 
     def advance(self, present: Tensor | None = None) -> None:
         """Count the block as committed; ``present`` (B, S*N) marks its holes, None: no holes."""
@@ -205,7 +198,7 @@ class KeyValueCache:
         self.frames += self.shape.grid.frames
 
     def stored(self) -> list[tuple[int, slice]]:
-        """Index in the block, and rows of `raw`, of the block's frames that will be kept."""
+        """Index in the block, and rows of `bank`, of the block's frames that will be kept."""
         return [(j, self._rows_of(frame)) for j, frame in self._stored()]
 
     def _stored(self) -> list[tuple[int, int]]:

@@ -1,46 +1,45 @@
 """Three-axis rotary position tables with frame offsets, and rotation of keys and queries.
 
-The frequencies are read from diffusers' ``WanRotaryPosEmbed`` buffers, so a table is by
-construction what the stock model would use at that place. Positions along time are the caller's
-choice: keys are cached before rotation and rotated to wherever they are used (rotations compose, so
-this is exact)."""
+A backbone says what its model's rotations are, one table an axis. Positions along time are the
+caller's choice: keys are cached before rotation and rotated to wherever they are used (rotations
+compose, so this is exact)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
 __all__ = ["frame_positions", "rotary_table", "rotate"]
 
 
-def rotary_table(rope: WanRotaryPosEmbed, frames: Sequence[int], height: int, width: int) -> Tensor:
+def rotary_table(
+    axes: tuple[Tensor, Tensor, Tensor], frames: Sequence[int], height: int, width: int
+) -> Tensor:
     """Rotation of every token of the given frames, as unit complex numbers.
 
     Args:
-        rope: the model's rotary module; its buffers hold ``max_seq_len`` positions an axis.
+        axes: rotations by time, height and width, (positions, D_a) complex64 each; the D_a add up
+            to head_dim / 2.
         frames: temporal position of each frame, in latent frames.
         height, width: token grid of a frame.
 
     Returns:
-        (len(frames) * height * width, head_dim / 2) complex64, on the buffers' device.
+        (len(frames) * height * width, head_dim / 2) complex64, on the axes' device.
 
     Raises:
         ValueError: if a position lies outside the model's table.
     """
-    size = rope.freqs_cos.shape[0]
+    t, h, w = axes
+    size = len(t)
     if max((*frames, height - 1, width - 1)) >= size or min((*frames, 0)) < 0:
         raise ValueError(
             f"positions must lie in 0..{size - 1}, "
             f"got frames {list(frames)} of {height}x{width} tokens"
         )
-    # the buffers repeat every value for the two numbers of a pair: one of each is enough
-    table = torch.complex(rope.freqs_cos[:, 0::2].float(), rope.freqs_sin[:, 1::2].float())
-    t, h, w = table.split([rope.t_dim // 2, rope.h_dim // 2, rope.w_dim // 2], dim=1)
     count = len(frames)
-    at = torch.tensor(list(frames), device=table.device)
+    at = torch.tensor(list(frames), device=t.device)
     shape = (count, height, width, -1)
     return torch.cat(
         [

@@ -1,4 +1,4 @@
-"""The only file that knows ``WanTransformer3DModel``: running it on some of a block's tokens.
+"""``WanTransformer3DModel`` as a backbone: running it on some of a block's tokens.
 
 diffusers' model is driven through its own submodules, in its own order; nothing of it is copied and
 nothing stays attached to it: while `WanDenoiser.attached` is entered, its attention processors are
@@ -9,9 +9,8 @@ processor, so that text keys and values are computed once a prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -21,23 +20,27 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import WanTransformer3DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
-from diffusers.models.transformers.transformer_wan import WanAttention
+from diffusers.models.transformers.transformer_wan import WanAttention, WanRotaryPosEmbed
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import Tensor
 
-from stillframe.attention.block import BlockAttention
+from stillframe.attention.block import Attend, BlockAttention
+from stillframe.attention.rotary import rotary_table
+from stillframe.backbones.base import FusedPasses, TextCache
 from stillframe.backbones.finite import check_model
+from stillframe.backbones.fused.blocks import FusedBlocks
+from stillframe.backbones.fused.transformer import FusedTransformer, unsupported
 from stillframe.backbones.meter import typed
 from stillframe.backbones.model_folder import check_part
 from stillframe.errors import ModelError
 from stillframe.turns import model_turn
 
 __all__ = [
-    "TextCache",
     "WanDenoiser",
     "empty_transformer",
     "random_transformer",
     "read_transformer",
+    "rotary_axes",
 ]
 
 #: Without these a configuration is some other model's: diffusers would fill in Wan 14B's numbers.
@@ -113,13 +116,13 @@ def _no_transformer(given: object) -> str:
     return f"the transformer is a WanTransformer3DModel, got {type(given).__name__}"
 
 
-@dataclass(frozen=True)
-class TextCache:
-    """Cross-attention keys and values of a prompt, one entry a layer: (B, L, heads, head_dim)."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    embeds: Tensor
+def rotary_axes(rope: WanRotaryPosEmbed) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotations by time, height and width, read from the model's own buffers, so that a table of
+    them is by construction what the stock model would use; see `rotary_table`."""
+    # the buffers repeat every value for the two numbers of a pair: one of each is enough
+    table = torch.complex(rope.freqs_cos[:, 0::2].float(), rope.freqs_sin[:, 1::2].float())
+    t, h, w = table.split([rope.t_dim // 2, rope.h_dim // 2, rope.w_dim // 2], dim=1)
+    return t, h, w
 
 
 def _heads(attn: WanAttention, x: Tensor) -> Tensor:
@@ -158,29 +161,16 @@ class _SelfAttention:
         if not isinstance(rotary_emb, BlockAttention):
             given = (encoder_hidden_states, attention_mask, rotary_emb)
             return self._stock(attn, hidden_states, *given)
-        if rotary_emb.merging is not None:
-            return self._merged(attn, hidden_states, rotary_emb)
-        return self._attend(attn, hidden_states, rotary_emb.attend)
+        keys, attention = partial(_keys, attn, hidden_states), partial(self._attend, attn)
+        return rotary_emb.run(self.layer, hidden_states, keys, attention)
 
-    def _merged(self, attn: WanAttention, hidden_states: Tensor, block: BlockAttention) -> Tensor:
-        """Merge before the projections, give every token its row's output after them."""
-        assert block.merging is not None
-        assert block.step is not None
-        keys = partial(_keys, attn, hidden_states)
-        merging = block.merging.match(block.step, self.layer, hidden_states, keys)
-        attend = partial(block.attend_merged, merging)
-        return merging.unmerge(self._attend(attn, merging.merge(hidden_states), attend))
-
-    def _attend(
-        self, attn: WanAttention, hidden_states: Tensor, attend: Callable[..., Tensor]
-    ) -> Tensor:
+    def _attend(self, attn: WanAttention, hidden_states: Tensor, attend: Attend) -> Tensor:
         if attn.fused_projections:
             query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         else:
             query = attn.to_q(hidden_states)
             key, value = attn.to_k(hidden_states), attn.to_v(hidden_states)
         out = attend(
-            self.layer,
             _heads(attn, attn.norm_q(query)),
             _heads(attn, attn.norm_k(key)),
             _heads(attn, value),
@@ -261,8 +251,42 @@ class WanDenoiser:
         self.heads: int = config.num_attention_heads
         self.head_dim: int = config.attention_head_dim
         self.positions: int = config.rope_max_seq_len
-        #: Another way of running the same weights, kept here by who makes it.
-        self.twin: object = None
+        self._fused: FusedTransformer | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        device: torch.device = self.transformer.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of keys and values."""
+        dtype: torch.dtype = self.transformer.dtype
+        return dtype
+
+    def rotary(self, frames: Sequence[int], height: int, width: int) -> Tensor:
+        """See `Backbone.rotary`."""
+        return rotary_table(rotary_axes(self.transformer.rope), frames, height, width)
+
+    def fused(self, attention: BlockAttention, *, graphs: bool, fp8: bool) -> FusedPasses | None:
+        """See `Backbone.fused`; for a batch of 1, and layers that are as diffusers makes them."""
+        if attention.cache.shape.batch != 1 or unsupported(self.transformer):
+            return None
+        model = self.fused_transformer()
+        if fp8:
+            model.prepare_fp8()
+        channels = self.latent_channels if self.takes_source else None
+        return FusedBlocks(model, attention, channels, graphs=graphs, fp8=fp8)
+
+    def fused_transformer(self) -> FusedTransformer:
+        """The same weights in fewer kernels: one for all streams, made anew if weights were
+        replaced."""
+        if self._fused is None or self._fused.stale:
+            # the model's weights become views of what is made here: they must be ordinary tensors
+            with torch.inference_mode(False), torch.no_grad():
+                self._fused = FusedTransformer(self.transformer)
+        return self._fused
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -1,29 +1,18 @@
-"""``stillframe bench``: how fast this machine is, without a download and without a video.
-
-Arguments in, a table and a line of JSON out; measuring is ``bench``. See `cli` for exit codes.
-"""
+"""``stillframe bench``: how fast this machine is, without a download and without a video."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from stillframe.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    ExecutionOption,
-    LoadOptions,
-    ModelOption,
-    ProductsOption,
-    SigmasOption,
-    StoreOption,
-    ThreadsOption,
-    load,
-    parse_sigmas,
-)
-from stillframe.cli.screen import numbers_table, one_sentence_errors, say
+from stillframe.cli.command import Given, takes
+from stillframe.cli.options import HARDWARE, MODEL, SIDE, load, part
+from stillframe.cli.screen import numbers_table, say
+from stillframe.config import OPTIONS
+from stillframe.options import Option
 
 if TYPE_CHECKING:
     from stillframe.jobs.bench import BenchResult
@@ -33,70 +22,64 @@ __all__ = ["bench"]
 
 #: The papers' editing schedule, where the model has none of its own.
 _SIGMAS = (0.769, 0.729, 0.625)
+_STREAM = ("store", "execution", "products")
+
+_OPTIONS = {
+    **MODEL,
+    "random_weights": Option(
+        "bool",
+        "Take only the shape of a known model, or of 1.3b or 14b, with random weights.",
+        default=False,
+    ),
+    "height": Option(
+        "int", "Measure frames so many pixels high.", default=480, least=16, most=SIDE
+    ),
+    "width": Option("int", "Measure frames so many pixels wide.", default=832, least=16, most=SIDE),
+    "kept": Option(
+        "floats",
+        "Keep these shares of the tokens, one after the other.",
+        default="1.0,.8,.68,.5,.25,.1",
+        metavar="SHARES",
+        least=0,
+        most=1,
+    ),
+    "full_pipeline": Option(
+        "bool", "Measure frames to frames, autoencoder included.", default=False
+    ),
+    "repeats": Option(
+        "int", "Measure so many blocks a share.", default=10, metavar="N", least=1, most=10**6
+    ),
+    "json": Option("bool", "Print only the line of JSON.", default=False),
+    "recovery": Option("str", "Recover pruned tokens: aligned or clean.", default="aligned"),
+    **part(OPTIONS, ("sigmas", *_STREAM)),
+    **HARDWARE,
+}
 
 
-def bench(
-    model: ModelOption = "tiny",
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="A known model's shape, or 1.3b, 14b; no file.")
-    ] = False,
-    height: Annotated[int, typer.Option(min=16, max=16384, help="Of the frames.")] = 480,
-    width: Annotated[int, typer.Option(min=16, max=16384, help="Of the frames.")] = 832,
-    sigmas: SigmasOption = None,
-    kept: Annotated[str, typer.Option(help="Shares of kept tokens.")] = "1.0,.8,.68,.5,.25,.1",
-    recovery: Annotated[str, typer.Option(help="aligned or clean.")] = "aligned",
-    store: StoreOption = "auto",
-    execution: ExecutionOption = "auto",
-    products: ProductsOption = "exact",
-    full_pipeline: Annotated[
-        bool, typer.Option("--full-pipeline", help="Frames to frames, autoencoder included.")
-    ] = False,
-    repeats: Annotated[int, typer.Option(min=1, max=10**6, help="Blocks measured a share.")] = 10,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    threads: ThreadsOption = None,
-    only_json: Annotated[bool, typer.Option("--json", help="Only the line of JSON.")] = False,
-) -> None:
+@takes(_OPTIONS)
+def bench(given: Given) -> None:
     """Measure passes, stages and frames a second against the share of tokens that is kept."""
-    with one_sentence_errors():
-        shares = _shares(kept)
-        chosen = parse_sigmas(sigmas) or _SIGMAS
-        pipe = _pipeline(model, random_weights, device, dtype, threads)
-        from stillframe.jobs.bench import run_bench
+    pipe = _pipeline(given)
+    from stillframe.jobs.bench import run_bench
 
-        result = run_bench(
-            pipe,
-            height=height,
-            width=width,
-            sigmas=chosen,
-            shares=shares,
-            recovery=recovery,
-            pixels=full_pipeline,
-            repeats=repeats,
-            options={"store": store, "execution": execution, "products": products},
-        )
-    if not only_json:
+    result = run_bench(
+        pipe, height=given["height"], width=given["width"], sigmas=given["sigmas"] or _SIGMAS,
+        shares=given["kept"], recovery=given["recovery"], pixels=given["full_pipeline"],
+        repeats=given["repeats"], options=part(given, _STREAM),
+    )  # fmt: skip
+    if not given["json"]:
         _show(result)
     typer.echo(json.dumps(result.to_json()))
 
 
-def _shares(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--kept takes numbers between commas, got {text!r}") from error
-
-
-def _pipeline(
-    model: str, random_weights: bool, device: str, dtype: str, threads: int | None
-) -> CausalWanPipeline:
-    if not random_weights:
-        return load(LoadOptions(model=model, device=device, dtype=dtype, threads=threads))
+def _pipeline(given: Mapping[str, Any]) -> CausalWanPipeline:
+    if not given["random_weights"]:
+        return load(part(given, ("model", *HARDWARE)))
     from stillframe.loading.load import pick_device, pick_dtype
     from stillframe.loading.random_model import SHAPES, random_pipeline
     from stillframe.loading.recipes import load_recipes
 
-    known = load_recipes()
+    model, known = given["model"], load_recipes()
     if model not in known and model not in SHAPES:
         raise ValueError(
             f"--random-weights has the shapes {', '.join(SHAPES)} and of the models "
@@ -104,8 +87,8 @@ def _pipeline(
         )
     if model in known:
         model = "14b" if "14B" in known[model].base else "1.3b"
-    where = pick_device(device)
-    return random_pipeline(model, str(where), pick_dtype(dtype, where))
+    where = pick_device(given["device"])
+    return random_pipeline(model, str(where), pick_dtype(given["dtype"], where))
 
 
 def _show(result: BenchResult) -> None:

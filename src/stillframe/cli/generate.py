@@ -1,114 +1,79 @@
-"""The command that makes video from a prompt. See `cli` for exit codes and lazy imports."""
+"""``stillframe generate``: a video file from a prompt."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from stillframe.cli.options import (
-    MOST_FRAMES,
-    AttentionOption,
-    CrfOption,
-    DeviceOption,
-    DtypeOption,
-    HeightOption,
-    LoadOptions,
-    LoraOption,
-    ModelOption,
-    OffloadOption,
-    OutOption,
-    QuietOption,
-    ReportOption,
-    SeedOption,
-    SigmasOption,
-    StepsOption,
-    ThreadsOption,
-    VaeOption,
-    WidthOption,
-    load,
-    number,
-    parse_sigmas,
-)
-from stillframe.cli.screen import Interruption, edit_progress, one_sentence_errors, say
+from stillframe.cli.command import Given, takes
+from stillframe.cli.options import FRAMES, LOADING, MODEL, OUTPUT, QUIET, RESULT, SIZE, load, part
+from stillframe.cli.screen import Interruption, edit_progress, say
+from stillframe.config import OPTIONS, EditConfig
+from stillframe.options import Option
 
 if TYPE_CHECKING:
     from stillframe.jobs.generate import GenerateReport
 
 __all__ = ["generate"]
 
+_DENOISING = ("seed", "steps", "sigmas", "execution", "products")
 
-def generate(
-    out: OutOption,
-    prompt: Annotated[str, typer.Option(help="What to show.")],
-    model: ModelOption = "tiny",
-    frames: Annotated[
-        int | None,
-        typer.Option(min=1, max=MOST_FRAMES, help="How many frames to make; 81 by default."),
-    ] = None,
-    seconds: Annotated[
-        float | None, number(most=86400, help="How long, instead of --frames.")
-    ] = None,
-    fps: Annotated[float, number(least=0.001, most=1000, help="Frame rate of the output.")] = 16,
-    height: HeightOption = None,
-    width: WidthOption = None,
-    steps: StepsOption = None,
-    sigmas: SigmasOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    vae: VaeOption = None,
-    lora: LoraOption = None,
-    attention: AttentionOption = None,
-    offload: OffloadOption = False,
-    threads: ThreadsOption = None,
-    crf: CrfOption = 18,
-    report: ReportOption = None,
-    quiet: QuietOption = False,
-) -> None:
+_OPTIONS = {
+    "out": Option("path", "Write this file.", metavar="OUT", required=True, short="o"),
+    "prompt": Option("str", "Say what to show.", metavar="TEXT", required=True),
+    **MODEL,
+    "frames": Option(
+        "int", "Make so many frames; 81 by default.", metavar="N", least=1, most=FRAMES
+    ),
+    "seconds": Option("float", "Make so many seconds, instead of --frames.", above=0, most=86400),
+    "height": SIZE["height"],
+    **QUIET,
+    **part(OPTIONS, _DENOISING),
+    "width": SIZE["width"],
+    "fps": Option(
+        "float",
+        "Show so many frames a second.",
+        default=16.0,
+        metavar="FPS",
+        least=0.001,
+        most=1000,
+        group=RESULT,
+    ),
+    **OUTPUT,
+    **LOADING,
+}
+
+
+@takes(_OPTIONS)
+def generate(given: Given) -> None:
     """Make a video file from a prompt."""
-    with one_sentence_errors():
-        from stillframe.jobs.outputs import check_outputs
-        from stillframe.loading.prompts import clean_prompt
+    from stillframe.jobs.outputs import check_outputs
 
-        check_outputs(None, out, report_path=report)
-        prompt = clean_prompt(prompt)
-        levels = parse_sigmas(sigmas)
-        started = time.perf_counter()
-        options = LoadOptions(
-            model, device, dtype, threads, vae, tuple(lora or ()), attention, offload, height,
-            width, generate=True, prompt=prompt,
+    check_outputs(None, given["out"], report_path=given["report"])
+    from stillframe.loading.prompts import clean_prompt
+
+    prompt = clean_prompt(given["prompt"])
+    config = EditConfig.from_options(part(given, _DENOISING))
+    started = time.perf_counter()
+    pipe = load(given, generate=True, prompt=prompt)
+    loaded = time.perf_counter() - started
+    from stillframe.jobs.generate import generate_file
+
+    with Interruption() as interrupted, edit_progress(given["quiet"], "generating") as show:
+        done = generate_file(
+            pipe, given["out"], prompt=prompt, num_frames=given["frames"],
+            seconds=given["seconds"], fps=given["fps"], height=given["height"],
+            width=given["width"], crf=given["crf"], config=config, model=given["model"],
+            load_seconds=loaded, on_progress=show, stop=interrupted,
         )  # fmt: skip
-        pipe = load(options)
-        loaded = time.perf_counter() - started
-        from stillframe.jobs.generate import generate_file
-
-        with Interruption() as interrupted, edit_progress(quiet, "generating") as show:
-            done = generate_file(
-                pipe,
-                out,
-                prompt=prompt,
-                num_frames=frames,
-                seconds=seconds,
-                fps=fps,
-                height=height,
-                width=width,
-                seed=seed,
-                crf=crf,
-                num_inference_steps=steps,
-                sigmas=levels,
-                model=model,
-                load_seconds=loaded,
-                on_progress=show,
-                stop=interrupted,
-            )
-        if report is not None and done.frames_out:
-            done.write(report)
-        if done.interrupted or not quiet:
-            say(_summary(done))
-        if done.interrupted:
-            raise typer.Exit(interrupted.code)
+    if given["report"] is not None and done.frames_out:
+        done.write(given["report"])
+    if done.interrupted or not given["quiet"]:
+        say(_summary(done))
+    if done.interrupted:
+        raise typer.Exit(interrupted.code)
 
 
 def _summary(report: GenerateReport) -> str:

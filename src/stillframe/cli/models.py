@@ -1,20 +1,21 @@
-"""``stillframe models``: which models there are, what of them is on disk, and getting the rest.
-
-Arguments in, tables out; what is wanted and where it is, `hub` knows. See `cli` for exit codes.
-"""
+"""``stillframe models``: which models there are, what of them is on disk, and getting the rest."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from stillframe.cli.command import Given, takes
 from stillframe.cli.downloads import fetch_shown
-from stillframe.cli.options import DeviceOption, DtypeOption, StoreOption, VaeOption
+from stillframe.cli.options import HARDWARE, SIDE, VAE, part
 from stillframe.cli.screen import names_table, numbers_table, one_sentence_errors, say
+from stillframe.config import OPTIONS
+from stillframe.options import Option
 
 if TYPE_CHECKING:
     from stillframe.loading.hub import RemoteFile, Wanted
@@ -80,26 +81,31 @@ def _share(files: Sequence[RemoteFile]) -> str:
 
 
 @models_app.command()
+@takes(
+    {
+        "vae": Option(
+            "str",
+            "Fetch this autoencoder; by default the tiny one with a recipe, its own with a hub id.",
+            choices=("tiny", "full"),
+        )
+    }
+)
 def fetch(
     name: Annotated[str, typer.Argument(help="A recipe's name, or a hub id (owner/name).")],
-    vae: Annotated[
-        str | None,
-        typer.Option(help="tiny or full autoencoder; by default a recipe's tiny, a hub id's own."),
-    ] = None,
+    given: Given,
 ) -> None:
     """Download what a model needs and is not on disk; says first how much that is."""
-    with one_sentence_errors():
-        wanted = _wanted(name, vae)
-        if not wanted:
-            say(f"{name} comes with the package: there is nothing to download")
-            return
-        from stillframe.loading.hub import size_text
+    wanted = _wanted(name, given["vae"])
+    if not wanted:
+        say(f"{name} comes with the package: there is nothing to download")
+        return
+    from stillframe.loading.hub import size_text
 
-        missing, paths = fetch_shown(wanted)
-        _check_pins(name)
-        total = size_text(sum(path.stat().st_size for path in paths))
-        done = f"{missing} fetched" if missing else "nothing to download"
-        say(f"{name}: {done}, {len(paths)} files of {total} on disk")
+    missing, paths = fetch_shown(wanted)
+    _check_pins(name)
+    total = size_text(sum(path.stat().st_size for path in paths))
+    done = f"{missing} fetched" if missing else "nothing to download"
+    say(f"{name}: {done}, {len(paths)} files of {total} on disk")
 
 
 def _check_pins(name: str) -> None:
@@ -120,13 +126,11 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
 
     Raises:
         ModelError: it is no model's name.
-        ValueError: there is no such autoencoder.
     """
     from stillframe.errors import ModelError
     from stillframe.loading.hub import (
         TINY_VAE_FILE,
         TINY_VAE_REPO,
-        VAES,
         Wanted,
         wanted_by,
         wanted_folder,
@@ -134,8 +138,6 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
     from stillframe.loading.load import bundled_models
     from stillframe.loading.recipes import load_recipes
 
-    if vae is not None and vae not in VAES:
-        raise ValueError(f"unknown autoencoder {vae!r}; known are {', '.join(VAES)}")
     recipes = load_recipes()
     if name in recipes:
         return wanted_by(recipes[name], vae or "tiny")
@@ -150,50 +152,52 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
     return (*wanted_folder(name), *tiny)
 
 
+_WEIGHTS = {**VAE, "dtype": replace(HARDWARE["dtype"], default="bfloat16")}
+_PLAN = {
+    "height": Option("int", "Edit frames so many pixels high.", default=480, least=16, most=SIDE),
+    "width": Option("int", "Edit frames so many pixels wide.", default=832, least=16, most=SIDE),
+    "recovery": replace(OPTIONS["recovery"], default="aligned"),
+    "store": OPTIONS["store"],
+    **_WEIGHTS,
+    "device": HARDWARE["device"],
+}
+
+
 @models_app.command()
+@takes({name: replace(option, group="") for name, option in _PLAN.items()})
 def plan(
     name: Annotated[str, typer.Argument(help="A recipe's name, a folder, or a hub id.")],
-    height: Annotated[int, typer.Option(min=16, max=16384, help="In pixels.")] = 480,
-    width: Annotated[int, typer.Option(min=16, max=16384, help="In pixels.")] = 832,
-    vae: VaeOption = None,
-    recovery: Annotated[str, typer.Option(help="What stands in for pruned tokens.")] = "aligned",
-    store: StoreOption = "auto",
-    dtype: DtypeOption = "bfloat16",
-    device: DeviceOption = "auto",
+    given: Given,
 ) -> None:
     """Say how much memory editing will take; needs the model's configuration only."""
-    with one_sentence_errors():
-        from stillframe.loading.load import plan_pipeline
+    from stillframe.loading.load import plan_pipeline
 
-        needs, free = plan_pipeline(
-            name,
-            height,
-            width,
-            vae=vae,
-            recovery=recovery,
-            store=store,
-            dtype=dtype,
-            device=device,
-        )
-        numbers_table((f"{name} at {width}x{height}", dtype), needs.lines())
-        if free is not None:
-            say(f"free on this device: {free / 2**30:.2f} GiB")
+    height, width = given["height"], given["width"]
+    rest = part(given, ("vae", "recovery", "store", "dtype", "device"))
+    needs, free = plan_pipeline(name, height, width, **rest)
+    numbers_table((f"{name} at {width}x{height}", given["dtype"]), needs.lines())
+    if free is not None:
+        say(f"free on this device: {free / 2**30:.2f} GiB")
+
+
+_CONVERT = {
+    "recipe": Option("str", "Say what a weight file is weights of.", metavar="NAME"),
+    **{name: replace(option, group="") for name, option in _WEIGHTS.items()},
+}
 
 
 @models_app.command()
+@takes(_CONVERT)
 def convert(
     name: Annotated[
         str, typer.Argument(metavar="IN", help="A model's name, or a weight file with --recipe.")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
-    recipe: Annotated[str | None, typer.Option(help="What a weight file is weights of.")] = None,
-    vae: VaeOption = None,
-    dtype: DtypeOption = "bfloat16",
+    given: Given,
 ) -> None:
     """Write a model as a folder in diffusers' format, its low-rank update merged."""
-    with one_sentence_errors():
-        from stillframe.loading.convert import convert_model
+    from stillframe.loading.convert import convert_model
 
-        convert_model(name, out, recipe=recipe, vae=vae, dtype=dtype)
-        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-        say(f"{out}: {size / 1e9:.2f} GB")
+    convert_model(name, out, **given)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    say(f"{out}: {size / 1e9:.2f} GB")

@@ -1,6 +1,6 @@
 """What the command line shows: sentences, a progress bar, summaries and tables.
 
-Knows rich, and reports as numbers. Does not know commands, models or files.
+rich is imported by what shows something, so that help does not wait for it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column, Table
-from rich.text import Text
 
 from stillframe.errors import OutputClosedError, StillframeError
 from stillframe.untrusted.printable import printable
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from stillframe.jobs.edit import Progress as EditProgress
     from stillframe.jobs.report import Report, RunReport
 
@@ -38,6 +29,7 @@ __all__ = [
     "READER_GONE",
     "REFUSED",
     "Interruption",
+    "complain",
     "edit_progress",
     "names_table",
     "numbers_table",
@@ -57,6 +49,8 @@ READER_GONE = 141
 
 def say(text: str, *, stderr: bool = False) -> None:
     """A line on standard output (or error), as it is: not wrapped, not marked up."""
+    from rich.console import Console
+
     Console(soft_wrap=True, stderr=stderr).print(
         printable(text, _LONGEST_LINE), markup=False, highlight=False
     )
@@ -67,7 +61,15 @@ def warn(text: str) -> None:
     _to_stderr("Warning", "yellow", text)
 
 
+def complain(text: str) -> None:
+    """An error on standard error."""
+    _to_stderr("Error", "bold red", text)
+
+
 def _to_stderr(label: str, style: str, text: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
     line = Text.assemble((f"{label}: ", style), printable(text))
     Console(stderr=True, soft_wrap=True).print(line, highlight=False)
 
@@ -84,17 +86,17 @@ def one_sentence_errors() -> Iterator[None]:
         warn(str(error))
         raise typer.Exit(READER_GONE) from error
     except (StillframeError, ValueError) as error:
-        _to_stderr("Error", "bold red", str(error))
+        complain(str(error))
         raise typer.Exit(REFUSED) from error
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        _to_stderr("Error", "bold red", "out of memory; a smaller --height needs less")
+        complain("out of memory; a smaller --height needs less")
         raise typer.Exit(REFUSED) from error
     except OSError as error:
         if isinstance(error, BrokenPipeError) or error.strerror is None:
             raise
-        _to_stderr("Error", "bold red", _of_the_system(error))
+        complain(_of_the_system(error))
         raise typer.Exit(REFUSED) from error
     except KeyboardInterrupt as error:
         _to_stderr("Interrupted", "yellow", "the file being made was not kept")
@@ -118,7 +120,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 class Interruption:
-    """Ctrl-C and SIGTERM as a wish: the first one is remembered, a second one acts as usual.
+    """Ctrl-C and SIGTERM as a request: the first one is remembered, a second one acts as usual.
 
     Use as a context manager in the main thread; call it to ask.
 
@@ -128,15 +130,15 @@ class Interruption:
 
     def __init__(self) -> None:
         self.code = INTERRUPTED
-        self._wished = False
+        self._requested = False
         self._before: dict[int, Any] = {}
 
     def __call__(self) -> bool:
         """Whether it happened."""
-        return self._wished
+        return self._requested
 
-    def _wish(self, number: int, frame: FrameType | None) -> None:
-        self._wished = True
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
         self.code = 128 + number
         self._restore()
 
@@ -149,19 +151,11 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._wish)
+                self._before[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._restore()
-
-
-class _FramesColumn(ProgressColumn):
-    """Frames written, of how many."""
-
-    def render(self, task: Task) -> Text:
-        total = "?" if task.total is None else f"{task.total:.0f}"
-        return Text(f"{task.completed:.0f}/{total} frames")
 
 
 @contextmanager
@@ -169,11 +163,14 @@ def edit_progress(
     quiet: bool = False, label: str = "editing"
 ) -> Iterator[Callable[[EditProgress], None]]:
     """A progress bar on standard error with frames, FPS, kept share and time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        _FramesColumn(),
+        TextColumn("{task.completed:.0f}/{task.fields[of]} frames"),
         TextColumn("{task.fields[fps]}"),
         TextColumn("{task.fields[kept]}"),
         TimeRemainingColumn(),
@@ -181,13 +178,14 @@ def edit_progress(
         disable=quiet or not console.is_terminal,
     )
     with bar:
-        task = bar.add_task(label, total=None, fps="", kept="")
+        task = bar.add_task(label, total=None, fps="", kept="", of="?")
 
         def show(progress: EditProgress) -> None:
             bar.update(
                 task,
                 completed=progress.frames_out,
                 total=progress.frames_total,
+                of="?" if progress.frames_total is None else progress.frames_total,
                 fps=f"{progress.fps:.1f} FPS",
                 kept="" if progress.kept_share is None else f"{progress.kept_share:.0%} kept",
             )
@@ -245,6 +243,9 @@ def _times(factor: float | None) -> str:
 
 def names_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column holds names."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
     table = Table(*(Column(_text(name)) for name in columns), box=None, pad_edge=False)
     for name, *rest in rows:
         table.add_row(_text(name, "bold"), *map(_text, rest))
@@ -253,11 +254,16 @@ def names_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def _text(cell: str, style: str = "") -> Text:
     """A cell as it is, no markup."""
+    from rich.text import Text
+
     return Text(printable(cell), style=style)
 
 
 def numbers_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column holds names, the others numbers."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(show_edge=False)
     table.add_column(_text(columns[0]), style="bold")
     for name in columns[1:]:

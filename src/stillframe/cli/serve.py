@@ -1,7 +1,6 @@
-"""``stillframe serve``: live editing in the browser.
+"""``stillframe serve``: live editing in the browser, until Ctrl-C.
 
-Arguments in, a server until Ctrl-C; what it does is in ``server``, which needs packages of its own.
-See `cli` for exit codes.
+What the server does is in ``server``, which needs packages of its own.
 """
 
 from __future__ import annotations
@@ -12,108 +11,127 @@ import os
 import socket
 import tempfile
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from stillframe.cli.control import CutsOption, GopOption, RefreshOption, build_control
+from stillframe.cli.command import Given, flag, takes
 from stillframe.cli.downloads import fetch_shown
-from stillframe.cli.options import (
-    DeviceOption,
-    DtypeOption,
-    HeightOption,
-    LoadOptions,
-    ModelOption,
-    ThreadsOption,
-    WidthOption,
-    load,
-)
-from stillframe.cli.rate import (
-    GuardOption,
-    RateModeOption,
-    TargetFpsOption,
-    TargetKeptOption,
-    TargetLatencyOption,
-    held_to_rate,
-)
-from stillframe.cli.screen import one_sentence_errors, say
+from stillframe.cli.options import LOADING, MODEL, SIZE, load, part
+from stillframe.cli.screen import say
+from stillframe.config import EditConfig, edit_options
 from stillframe.errors import StillframeError
+from stillframe.options import Option
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from stillframe.server.client_config import Holding
-    from stillframe.server.supervisor import SessionKeeper
+    from stillframe.server.supervisor import ModelSupervisor
 
 __all__ = ["serve"]
 
 _NEEDED = ("fastapi", "uvicorn", "websockets")
+_SERVER = "Server"
 _TOKEN_BYTES = 4096
 
+_OWN = {
+    "host": Option(
+        "str",
+        "Listen at this address; others than this computer's own need a token.",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+    ),
+    "port": Option(
+        "int", "Listen at this port; 0 is any free one.", default=7860, least=0, most=65535
+    ),
+    "open": Option("bool", "Open the page in a browser.", default=False),
+    **MODEL,
+    "height": SIZE["height"],
+    "max_sessions": Option(
+        "int",
+        "Serve so many sessions at a time.",
+        default=4,
+        metavar="N",
+        least=1,
+        most=1024,
+        group=_SERVER,
+    ),
+    "token_file": Option(
+        "path",
+        "Serve clients that know the token in this file; else that of STILLFRAME_TOKEN, else a new "
+        "one.",
+        metavar="FILE",
+        group=_SERVER,
+    ),
+    "name": Option(
+        "str",
+        "Answer to this name of the server, too; may be given several times.",
+        metavar="NAME",
+        repeats=True,
+        group=_SERVER,
+    ),
+    "max_pixels": Option(
+        "int",
+        "Refuse larger pictures of clients.",
+        default=1920 * 1088,
+        metavar="PIXELS",
+        least=256,
+        most=2**31 - 1,
+        group=_SERVER,
+    ),
+    "one_process": Option(
+        "bool",
+        "Run the model in the server's own process: slower, and less safe.",
+        default=False,
+        group=_SERVER,
+    ),
+    "width": SIZE["width"],
+}
+# what needs the whole of a file; so does what reads or writes one
+_FILES_ONLY = ("cuts_by", "two_pass")
+_LIVE_DETECTORS = ("pixels", "latent")
+_FIRST = ("method", "tolerance", "strength")
 
-def serve(
-    host: Annotated[
-        str, typer.Option(help="Where to listen; others than this computer's own need a token.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free one.")] = 7860,
-    model: ModelOption = "tiny",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    threads: ThreadsOption = None,
-    height: HeightOption = None,
-    width: WidthOption = None,
-    max_sessions: Annotated[int, typer.Option(min=1, max=1024, help="Open at a time.")] = 4,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="Holds what clients must know; else STILLFRAME_TOKEN, else a new one."),
-    ] = None,
-    name: Annotated[
-        list[str] | None,
-        typer.Option(help="Another name by which clients may call the server; repeatable."),
-    ] = None,
-    one_process: Annotated[
-        bool, typer.Option(help="Run the model in the server's own process: slower, and less safe.")
-    ] = False,
-    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    gop: GopOption = None,
-    refresh: RefreshOption = None,
-    cuts: CutsOption = False,
-    target_fps: TargetFpsOption = None,
-    target_latency: TargetLatencyOption = None,
-    target_kept: TargetKeptOption = None,
-    rate_mode: RateModeOption = None,
-    guard: GuardOption = None,
-    max_pixels: Annotated[
-        int,
-        typer.Option(min=256, max=2**31 - 1, help="Refuse larger pictures of clients."),
-    ] = 1920 * 1088,
-) -> None:
+
+def _edits() -> dict[str, Option]:
+    """Options of how sessions edit."""
+    found = {
+        name: each
+        for name, each in edit_options().items()
+        if each.kind != "path" and name not in _FILES_ONLY
+    }
+    return {**found, "detector": replace(found["detector"], choices=_LIVE_DETECTORS)}
+
+
+def options() -> Mapping[str, Option]:
+    """Options of the command: what most people need, then the others by what they are about."""
+    edits = _edits()
+    first = {name: each for name, each in _OWN.items() if not each.group}
+    return {**first, **part(edits, _FIRST), **_OWN, **edits, **LOADING}
+
+
+@takes(options)
+def serve(given: Given) -> None:
     """Edit live: camera, screen or file in, in the browser.
 
-    What is controlled and held is so for clients that do not say otherwise."""
-    with one_sentence_errors():
-        _check_packages()
-        from stillframe.server.serving import address, listen
+    How sessions edit holds for clients that do not say otherwise."""
+    _check_packages()
+    from stillframe.server.serving import address, listen
 
-        holding = _holding(
-            target_fps=target_fps, target_latency=target_latency, target_kept=target_kept,
-            rate_mode=rate_mode, gop=gop, refresh=refresh, cuts=cuts or None, guard=guard,
-        )  # fmt: skip
-        token = _token(host, token_file)
-        with listen(host, port) as place:
-            app = _app(
-                LoadOptions(model, device, dtype, threads, height=height, width=width),
-                host, token, name or [], max_sessions, one_process, holding, max_pixels,
-            )  # fmt: skip
-            url = address(host, place.getsockname()[1], token)
-            say(f"live editing at {url} (Ctrl-C ends it)")
-            with _opened(url) if open_page else nullcontext():
-                _run(app, place)
-        say("the server has ended")
+    edits = {name: given[name] for name in _edits()}
+    # refused here, as for `edit`, and not when the first client comes
+    EditConfig.from_options(edits, named=flag)
+    token = _token(given["host"], given["token_file"])
+    with listen(given["host"], given["port"]) as place:
+        app = _app(given, edits, token)
+        url = address(given["host"], place.getsockname()[1], token)
+        say(f"live editing at {url} (Ctrl-C ends it)")
+        with _opened(url) if given["open"] else nullcontext():
+            _run(app, place)
+    say("the server has ended")
 
 
 def _check_packages() -> None:
@@ -128,7 +146,7 @@ def _check_packages() -> None:
 
 def _token(host: str, file: Path | None) -> str | None:
     """What clients must know: never an argument, which everybody on this computer could read."""
-    from stillframe.server.guard import is_loopback, new_token
+    from stillframe.server.access import is_loopback, new_token
 
     if file is not None:
         try:
@@ -159,62 +177,39 @@ def _opened(url: str) -> Iterator[None]:
         yield
 
 
-def _holding(**asked: Any) -> Holding:
-    """What sessions hold unless their clients say otherwise, checked as for `edit`."""
-    from stillframe.methods.prune import InterFramePruning
-    from stillframe.server.client_config import Holding
-
-    held, method = Holding(**asked), InterFramePruning()
-    control = build_control(method, gop=held.gop, refresh=held.refresh, cuts=bool(held.cuts))
-    held_to_rate(
-        control, method,
-        fps=held.target_fps, latency=held.target_latency, kept=held.target_kept,
-        mode=held.rate_mode, guard=held.guard,
-    )  # fmt: skip
-    return held
-
-
-def _app(
-    options: LoadOptions,
-    host: str,
-    token: str | None,
-    names: list[str],
-    max_sessions: int,
-    one_process: bool,
-    holding: Holding,
-    max_pixels: int,
-) -> FastAPI:
+def _app(given: Mapping[str, Any], edits: Mapping[str, Any], token: str | None) -> FastAPI:
     """The application, its model loaded."""
     from stillframe.loading.load import model_styles
     from stillframe.server.app import create_app
     from stillframe.server.limits import Limits
 
+    loading = part(given, (*MODEL, *LOADING, *SIZE, "store"))
     return create_app(
-        load(options) if one_process else _in_a_process(options),
-        max_sessions=max_sessions,
+        load(loading) if given["one_process"] else _in_a_process(loading),
+        max_sessions=given["max_sessions"],
         token=token,
-        host=host,
-        names=names,
-        model=options.model,
-        styles=model_styles(options.model),
-        height=options.height,
-        width=options.width,
-        holding=holding,
-        limits=Limits(picture_pixels=max_pixels),
+        host=given["host"],
+        names=given["name"] or [],
+        model=given["model"],
+        styles=model_styles(given["model"]),
+        height=given["height"],
+        width=given["width"],
+        defaults={name: value for name, value in edits.items() if value is not None},
+        limits=Limits(picture_pixels=given["max_pixels"]),
     )
 
 
-def _in_a_process(options: LoadOptions) -> SessionKeeper:
+def _in_a_process(loading: Mapping[str, Any]) -> ModelSupervisor:
     """A process of its own for the model, which is loaded."""
     from stillframe.loading.load import missing_files
-    from stillframe.server.supervisor import ProcessKeeper
+    from stillframe.server.supervisor import ProcessSupervisor
 
     # here, where there is a screen to show it on
-    if missing := missing_files(options.model, options.vae):
+    if missing := missing_files(loading["model"], loading["vae"]):
         fetch_shown(missing)
-    keeper = ProcessKeeper(partial(load, options))
-    keeper.start()
-    return keeper
+    supervisor = ProcessSupervisor(partial(load, loading))
+    supervisor.start()
+    return supervisor
 
 
 def _run(app: FastAPI, place: socket.socket) -> None:

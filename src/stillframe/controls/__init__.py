@@ -1,17 +1,29 @@
-"""What a stream is asked for beyond its method: whole blocks, refresh, cuts, regions, masks, a rate
-to hold, and a guard of quality."""
+"""What decides about masks beside a method, one file each; `base` says how to add one."""
 
-from stillframe.controls.codec import Agreement, CodecDetector, MotionMap
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Controls,
+    Demands,
+    Order,
+    RunningControl,
+    SourceFacts,
+    StreamFacts,
+    control_kinds,
+    register,
+)
+from stillframe.controls.codec import Agreement, CodecDetector
 from stillframe.controls.cuts import Cuts, GivenCuts
+from stillframe.controls.from_options import build
 from stillframe.controls.gop import Gop
 from stillframe.controls.guard import Guard
-from stillframe.controls.mask_video import Film, FrameClock
+from stillframe.controls.mask_video import FrameClock, MaskVideo
 from stillframe.controls.masks import GivenMasks, MaskHeader, MaskRecorder
-from stillframe.controls.outcome import Happened
 from stillframe.controls.rate import Rate
 from stillframe.controls.refresh import Refresh
-from stillframe.controls.region import Box, Painting, Region
-from stillframe.controls.stream import Control, StreamControl
+from stillframe.controls.region import Region
+from stillframe.controls.shapes import Box, MotionMap, Painting
+from stillframe.controls.stream import ControlState
 from stillframe.controls.survey import Survey
 from stillframe.controls.trace import RateTrace, Timing
 from stillframe.controls.twopass import Forecast
@@ -21,24 +33,33 @@ __all__ = [
     "Box",
     "CodecDetector",
     "Control",
+    "ControlState",
+    "ControlledBlock",
+    "Controls",
     "Cuts",
-    "Film",
+    "Demands",
     "Forecast",
     "FrameClock",
     "GivenCuts",
     "GivenMasks",
     "Gop",
     "Guard",
-    "Happened",
     "MaskHeader",
     "MaskRecorder",
+    "MaskVideo",
     "MotionMap",
+    "Order",
     "Painting",
     "Rate",
     "RateTrace",
     "Refresh",
     "Region",
-    "StreamControl",
+    "RunningControl",
+    "SourceFacts",
+    "StreamFacts",
     "Survey",
     "Timing",
+    "build",
+    "control_kinds",
+    "register",
 ]

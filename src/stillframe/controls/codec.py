@@ -23,20 +23,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Controls,
+    RunningControl,
+    SourceFacts,
+    StreamFacts,
+    register,
+)
+from stillframe.controls.given import Given
 from stillframe.controls.mask_video import FrameClock
-from stillframe.controls.region import Painting, cell_edges
+from stillframe.controls.masks import GivenMasks
+from stillframe.controls.shapes import MotionMap, Painting, cell_edges
+from stillframe.methods import Method
+from stillframe.options import Option
 from stillframe.tokens.grid import Grid
 from stillframe.untrusted.numbers import check_number
 
-__all__ = ["KINDS", "Agreement", "CodecDetector", "CodecTrack", "MotionMap"]
+__all__ = ["KINDS", "Agreement", "CodecDetector", "CodecTrack"]
 
 #: What `CodecDetector.kind` may be.
 KINDS = ("codec", "both")
@@ -45,22 +56,9 @@ _ROUNDING = 1e-6
 _CLOCK = FrameClock()
 
 
-class MotionMap(NamedTuple):
-    """Blocks of a picture that its codec moved.
-
-    Attributes:
-        moved, unknown: (rows, columns) bool, cells of one size that cover the picture. Nothing is
-            both.
-        extent: shares of all cells, across and down, that the picture fills.
-    """
-
-    moved: NDArray[np.bool_]
-    unknown: NDArray[np.bool_]
-    extent: tuple[float, float]
-
-
+@register("codec")
 @dataclass(frozen=True)
-class CodecDetector:
+class CodecDetector(Control):
     """Which patches changed, from the source's own motion vectors.
 
     Attributes:
@@ -75,6 +73,21 @@ class CodecDetector:
     Raises:
         ValueError: for another kind, or numbers out of range.
     """
+
+    summary = "what moved as the source's codec has it"
+    # the first two are the method's own
+    options: ClassVar = {
+        "detector": Option(
+            "str",
+            "What shows that a patch changed: the source's pixels (default), latents as in the "
+            "papers, the source's codec, or both pixels and codec.",
+            choices=("pixels", "latent", "codec", "both"),
+            group="What is recomputed",
+        )
+    }
+    unused: ClassVar = {"detector": None, "agreement": None}
+    order = 20
+    needs_motion = True
 
     kind: str = "both"
     share: float = 0.5
@@ -91,9 +104,25 @@ class CodecDetector:
             raise ValueError(f"motion spreads over 0 or more patches, got {self.spread}")
         check_number("the patches that motion spreads over", self.spread, 0, 10**4, whole=True)
 
-    def fitted(self, extent: tuple[float, float], clock: FrameClock | None) -> CodecDetector:
-        """The same for a stream of such frames."""
-        return replace(self, extent=extent, clock=clock or self.clock)
+    @classmethod
+    def from_options(cls, given: Given) -> CodecDetector | None:
+        kind = given["detector"]
+        return cls(kind) if kind in KINDS else None
+
+    def check(self, method: Method, controls: Controls) -> None:
+        if not method.prunes:
+            raise ValueError(
+                f"method {method.name!r} computes everything: it cannot have another "
+                "change detector"
+            )
+        if controls.find(GivenMasks) is not None:
+            raise ValueError("given masks leave nothing to detect: give them or a detector")
+
+    def fitted(self, source: SourceFacts) -> CodecDetector:
+        return replace(self, extent=source.extent, clock=source.clock or self.clock)
+
+    def start(self, facts: StreamFacts) -> CodecTrack:
+        return CodecTrack(self)
 
 
 class Agreement(NamedTuple):
@@ -112,11 +141,12 @@ class Agreement(NamedTuple):
     recall: float | None
 
 
-class CodecTrack:
-    """The detector of one stream. `add` the map of every frame before the frame is pushed."""
+class CodecTrack(RunningControl[CodecDetector]):
+    """The detector of one stream. It gets the map of every `frame` before the frame is pushed."""
 
-    def __init__(self, detector: CodecDetector) -> None:
-        self._detector = detector
+    def __init__(self, control: CodecDetector) -> None:
+        super().__init__(control)
+        self._latent = 0
         self._maps: dict[int, MotionMap | None] = {}
         self._added = 0
         # the latent frame before the block
@@ -125,34 +155,32 @@ class CodecTrack:
         # tokens: all, known, alike, recomputed by the codec, by the method, by both
         self._counts: Tensor | None = None
 
-    def add(self, motion: MotionMap | None) -> None:
-        """Take the map of the next frame; None if nothing is known of it."""
+    def frame(self, motion: MotionMap | None) -> None:
         self._maps[self._added] = motion
         self._added += 1
 
-    def begin(self, block: int, grid: Grid) -> None:
-        """Look at the maps of a block's frames."""
-        clock = self._detector.clock
+    def begin(self, block: ControlledBlock) -> None:
+        grid, clock = block.grid, self.control.clock
+        first, self._latent = self._latent, self._latent + grid.frames
         moved, unknown = [], []
-        for latent in range(block * grid.frames, (block + 1) * grid.frames):
+        for latent in range(first, self._latent):
             frames = clock.taken(latent)
             # beyond the end, an autoencoder is fed the last frame again, in which nothing moves
             maps = [self._maps[f] for f in frames if f < self._added]
-            here = _on_grid(maps, grid, self._detector)
+            here = _on_grid(maps, grid, self.control)
             before = here if self._before is None else self._before
             moved.append(here[0] | before[0])
             unknown.append(here[1] | before[1])
             self._before = here
-        last = clock.taken((block + 1) * grid.frames - 1)
+        last = clock.taken(self._latent - 1)
         self._maps = {f: m for f, m in self._maps.items() if f not in range(last.stop)}
-        self._moved = _spread(torch.stack(moved), self._detector.spread)
+        self._moved = _spread(torch.stack(moved), self.control.spread)
         self._unknown = torch.stack(unknown) & ~self._moved
 
-    def mask(self, keep: Tensor) -> Tensor:
-        """The keep mask of a block, from the method's, (B, S, h, w) bool."""
+    def mask(self, block: ControlledBlock, keep: Tensor) -> Tensor:
         moved, unknown = self._moved.to(keep.device), self._unknown.to(keep.device)
         self._count(keep, moved.expand_as(keep), unknown.expand_as(keep))
-        return keep | moved if self._detector.kind == "both" else (keep & unknown) | moved
+        return keep | moved if self.control.kind == "both" else (keep & unknown) | moved
 
     def _count(self, keep: Tensor, moved: Tensor, unknown: Tensor) -> None:
         known = ~unknown
@@ -175,6 +203,10 @@ class CodecTrack:
         return Agreement(
             share(known, every) or 0.0, share(alike, known), share(both, codec), share(both, method)
         )
+
+    def report(self) -> dict[str, Any]:
+        """Asks also for the agreement with the method; waits for the device."""
+        return {"detector": self.control.kind, "agreement": self.agreement._asdict()}
 
 
 def _on_grid(

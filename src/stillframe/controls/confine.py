@@ -32,7 +32,7 @@ class Confinement:
     """The decoding of one stream whose edit is confined. Costs a second decoding."""
 
     def __init__(self) -> None:
-        self._twin: Any = None
+        self._source_decoder: Any = None
 
     def decode(self, decoder: Decoder, edited: Tensor, source: Tensor, places: Tensor) -> Tensor:
         """Frames of the next block.
@@ -46,12 +46,12 @@ class Confinement:
             (B, T, 3, H, W); outside of the places, bit for bit what ``decoder`` would have given
             for the source alone.
         """
-        if self._twin is None:
-            self._twin = copy.copy(decoder)
-            self._twin.reset()
+        if self._source_decoder is None:
+            self._source_decoder = copy.copy(decoder)
+            self._source_decoder.reset()
         inside = _enlarged(places, edited.shape[-2] // places.shape[1])
         frames = decoder.decode(torch.where(inside, edited, source.to(edited.dtype)))
-        around = self._twin.decode(source)
+        around = self._source_decoder.decode(source)
         missing = places.shape[0] * decoder.temporal - around.shape[1]
         by_frame = inside.repeat_interleave(decoder.temporal, 0)[missing:]
         # at the end of a stream some of the frames are not wanted

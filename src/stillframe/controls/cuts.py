@@ -18,24 +18,36 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Order,
+    RunningControl,
+    SourceFacts,
+    StreamFacts,
+    register,
+)
+from stillframe.controls.given import Given
 from stillframe.controls.mask_video import FrameClock
 from stillframe.detection.latents import patch_distance
+from stillframe.options import Option
 from stillframe.untrusted.numbers import check_number
 
-__all__ = ["CutDetector", "CutFinder", "Cuts", "CutsOfBlock", "GivenCuts"]
+__all__ = ["CutDetector", "CutFinder", "Cuts", "CutsOfBlock", "GivenCuts", "RunningCuts"]
 
 _QUANTILES = (0.1, 0.5)
 _CLOCK = FrameClock()
 _NORMAL_MAD = 1.4826  # standard deviations to a median absolute deviation, of a normal distribution
 
 
+@register("cuts")
 @dataclass(frozen=True)
-class Cuts:
+class Cuts(Control):
     """When a frame begins a new scene.
 
     Its distance, the geometric mean of lower decile and median over the patches, must exceed all of
@@ -50,6 +62,26 @@ class Cuts:
     Raises:
         ValueError: for numbers out of range.
     """
+
+    summary = "scene cuts make a block whole and forget what came before"
+    options: ClassVar = {
+        "cuts": Option(
+            "bool",
+            "Begin anew where a scene does.",
+            default=False,
+            group="What is recomputed",
+            live=True,
+        ),
+        "cuts_by": Option(
+            "str",
+            "What finds scene cuts: latents, or, in files, TransNet V2.",
+            default="latents",
+            choices=("latents", "transnetv2"),
+            group="What is recomputed",
+        ),
+    }
+    unused: ClassVar = {"cuts": False, "cut_frames": []}
+    makes_whole = True
 
     minimum: float = 0.12
     ratio: float = 1.4
@@ -68,12 +100,19 @@ class Cuts:
             check_number(f"the {name} of a cut", getattr(self, name), 0, 10**9)
         check_number("the frames that cuts are judged by", self.window, 1, 10**6, whole=True)
 
-    def start(self) -> CutFinder:
-        """A fresh detector for one stream."""
-        return CutDetector(self)
+    @classmethod
+    def from_options(cls, given: Given) -> Cuts | GivenCuts | None:
+        if not given["cuts"]:
+            return None
+        if given["cuts_by"] in (None, "latents"):
+            return cls()
+        return GivenCuts(given.reading("cuts_by").scenes())
 
-    def fitted(self, clock: FrameClock) -> Cuts:
-        """The same: latents do not care how many pixel frames they stand for."""
+    def start(self, facts: StreamFacts) -> RunningCuts:
+        return RunningCuts(self, CutDetector(self), facts.clock)
+
+    @property
+    def unpruned(self) -> Cuts:
         return self
 
     def limit(self, past: deque[float]) -> float:
@@ -105,7 +144,7 @@ class CutFinder(Protocol):
 
 
 @dataclass(frozen=True)
-class GivenCuts:
+class GivenCuts(Control):
     """Cuts that are known beforehand, as a file's are once another program has looked at it.
 
     Attributes:
@@ -113,16 +152,55 @@ class GivenCuts:
         clock: of the stream's frames.
     """
 
+    name = Cuts.name
+    makes_whole = True
+
     frames: tuple[int, ...]
     clock: FrameClock = _CLOCK
 
-    def start(self) -> CutFinder:
-        """What tells them for one stream."""
-        return _Announcer(self)
+    def start(self, facts: StreamFacts) -> RunningCuts:
+        return RunningCuts(self, _Announcer(self), facts.clock)
 
-    def fitted(self, clock: FrameClock) -> GivenCuts:
-        """The same for a stream of such frames."""
-        return replace(self, clock=clock)
+    def fitted(self, source: SourceFacts) -> GivenCuts:
+        return self if source.clock is None else replace(self, clock=source.clock)
+
+    @property
+    def unpruned(self) -> GivenCuts:
+        return self
+
+
+class RunningCuts(RunningControl[Cuts | GivenCuts]):
+    """Makes blocks whole that a cut concerns, and forgets what came before.
+
+    Args:
+        control: what is asked for.
+        find: what finds cuts.
+        clock: of the stream's frames.
+
+    Attributes:
+        found: latent frames, from 0, with which a scene begins.
+    """
+
+    def __init__(self, control: Cuts | GivenCuts, find: CutFinder, clock: FrameClock) -> None:
+        super().__init__(control)
+        self.found: list[int] = []
+        self._find, self._clock = find, clock
+        self._latent = 0
+        self._forget_next = False
+
+    def begin(self, block: ControlledBlock) -> Order:
+        cuts = self._find(block.tokens)
+        self.found += [self._latent + j for j in cuts.begun]
+        self._latent += block.grid.frames
+        forget = self._forget_next or cuts.last is not None
+        # a block that holds the end of a scene must not become the next one's context
+        self._forget_next = cuts.last is not None and cuts.last > 0
+        return Order(forget, forget)
+
+    def report(self) -> dict[str, Any]:
+        """Asks also for pixel frames of the result with which a scene begins."""
+        temporal, missing = self._clock.temporal, self._clock.missing
+        return {"cuts": True, "cut_frames": [max(j * temporal - missing, 0) for j in self.found]}
 
 
 class _Announcer:

@@ -22,34 +22,44 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Controls,
+    Demands,
+    RunningControl,
+    StreamFacts,
+    register,
+)
+from stillframe.controls.estimate import Stratum, estimate
+from stillframe.methods import Method
+from stillframe.options import Option
 from stillframe.tokens.restore import predecessor_rows, restore
 from stillframe.tokens.source import SourceBlock
 from stillframe.untrusted.numbers import check_number
 
-__all__ = ["Estimate", "Guard", "Stratum", "Watch", "estimate"]
+__all__ = ["Guard", "Watch"]
 
 _RECENT = 4  # blocks that thresholds are set by
 _REMEMBERED = 2**14  # blocks that the estimate is over, the latest: a stream may live for days
 _BOUNDS = 0.25, 4.0  # of what thresholds are multiplied by
+_OFTEN = 1024  # blocks after which telemetry estimates less often: it takes all blocks anew
 _STEP = 1.25  # most that it changes in a block
 _LEAST = 8  # tokens drawn in a block
-# Squared errors of patches have a tail that a small sample may not have met: until there is more
-# to go by, they are taken to vary by so many times their mean, as if from so many tokens.
-_TAIL, _TAIL_TOKENS = 2.0, 12
 # Of the bundled model, over 24 runs of training clips: about the largest drift, and a lean with
 # which all of them were covered.
 DRIFT, LEAN = 0.05, 1.3
 _GAIN = 0.3  # exponent of target / error by which it does
 
 
+@register("guard")
 @dataclass(frozen=True)
-class Guard:
+class Guard(Control):
     """How the error of reuse is watched.
 
     Attributes:
@@ -66,6 +76,29 @@ class Guard:
     Raises:
         ValueError: for numbers out of range.
     """
+
+    summary = "a random sample that tells how wrong reuse is"
+    options: ClassVar = {
+        "guard": Option(
+            "float",
+            "Recompute this share of the patches at random to see how wrong reuse is: 0.02.",
+            above=0,
+            most=0.5,
+            metavar="SHARE",
+            group="Speed and quality",
+            live=True,
+        ),
+        "guard_target": Option(
+            "float",
+            "Move the tolerance towards this error of reused patches.",
+            above=0,
+            most=1000000,
+            metavar="ERROR",
+            group="Speed and quality",
+        ),
+    }
+    unused: ClassVar = {"guard": None}
+    order = 70
 
     share: float = 0.02
     target: float | None = None
@@ -88,101 +121,35 @@ class Guard:
         for value in (self.target or 0, self.drift, self.lean):
             check_number("a number of a guard", value, 0, 10**6)
 
+    def check(self, method: Method, controls: Controls) -> None:
+        if not method.prunes:
+            raise ValueError(f"method {method.name!r} reuses nothing that a guard could watch")
+        fixed = any(each.gives_mask for each in controls)
+        if self.target is not None and (fixed or method.score() is None):
+            raise ValueError("a guard's target needs thresholds to move: masks come from elsewhere")
+
+    def start(self, facts: StreamFacts) -> Watch:
+        return Watch(self)
+
     def sampled(self, tokens: int) -> int:
         """Tokens drawn of a block of so many."""
         return max(_LEAST, round(self.share * tokens))
 
 
-class Stratum(NamedTuple):
-    """What was drawn in a block.
-
-    Attributes:
-        tokens: it was drawn from.
-        drawn: tokens.
-        mean, variance: of their squared errors; variance with ``drawn - 1`` degrees of freedom.
-    """
-
-    tokens: int
-    drawn: int
-    mean: float
-    variance: float
-
-
-class Estimate(NamedTuple):
-    """Root mean square error of reused tokens, in latent standard deviations.
-
-    Attributes:
-        error: the sample's; None before anything was drawn.
-        low, high: the interval; the upper end takes in lean and drift.
-        confidence: of the interval.
-        drawn, tokens: tokens sampled, and tokens they stand for.
-    """
-
-    error: float | None
-    low: float | None
-    high: float | None
-    confidence: float
-    drawn: int
-    tokens: int
-
-
-def estimate(
-    strata: list[Stratum], confidence: float, drift: float = 0.0, lean: float = 1.0
-) -> Estimate:
-    """Error over all strata with an interval, symmetric in its logarithm but for drift and lean.
-
-    Squared errors are skewed and cannot be negative, which the logarithm respects; the quantile is
-    Student's with Satterthwaite's degrees of freedom. Small samples get a wider interval than their
-    own variance gives, for the tail that they may have missed.
-    """
-    used = [s for s in strata if s.drawn]
-    tokens, drawn = sum(s.tokens for s in used), sum(s.drawn for s in used)
-    if not tokens:
-        return Estimate(None, None, None, confidence, 0, 0)
-    mean = sum(s.tokens * s.mean for s in used) / tokens
-    freedom = sum(s.drawn - 1 for s in used)
-    pooled = sum((s.drawn - 1) * s.variance for s in used) / freedom if freedom else 0.0
-    parts = []
-    for s in used:
-        spread = s.variance if s.drawn > 1 else pooled
-        rest = 1 - s.drawn / s.tokens
-        parts.append(((s.tokens / tokens) ** 2 * rest * spread / s.drawn, max(s.drawn - 1, 1)))
-    variance = sum(part for part, _ in parts)
-    if not variance or not mean:
-        error = math.sqrt(mean)
-        return Estimate(error, error, math.hypot(lean * error, drift), confidence, drawn, tokens)
-    degrees = variance**2 / sum(part**2 / free for part, free in parts)
-    # relative, and drawn towards what is expected of a tail; nothing is in doubt of tokens drawn
-    rest = 1 - drawn / tokens
-    expected = rest * _TAIL**2 / drawn
-    relative = (drawn * variance / mean**2 + _TAIL_TOKENS * expected) / (drawn + _TAIL_TOKENS)
-    width = _student(confidence, degrees) * math.sqrt(relative)
-    low, high = (math.sqrt(mean * math.exp(sign * width)) for sign in (-1, 1))
-    return Estimate(math.sqrt(mean), low, math.hypot(lean * high, drift), confidence, drawn, tokens)
-
-
-def _student(confidence: float, degrees: float) -> float:
-    """Two-sided quantile of Student's distribution (Abramowitz and Stegun, 26.7.5)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + g1 / degrees + g2 / degrees**2
-
-
-class Watch:
-    """The guard of one stream. For every block `sample`, unless it is whole, `see` and `end`.
+class Watch(RunningControl[Guard]):
+    """The guard of one stream.
 
     Args:
-        guard: how.
+        control: how.
 
     Attributes:
         factor: what the method's thresholds are multiplied by now.
     """
 
-    def __init__(self, guard: Guard) -> None:
-        self.guard = guard
+    def __init__(self, control: Guard) -> None:
+        super().__init__(control)
         self.factor = 1.0
-        self._generator = torch.Generator().manual_seed(guard.seed)
+        self._generator = torch.Generator().manual_seed(control.seed)
         self._strata: deque[Stratum] = deque(maxlen=_REMEMBERED)
         self._recent: deque[list[Stratum]] = deque(maxlen=_RECENT)
         self._asked: Tensor | None = None
@@ -190,34 +157,41 @@ class Watch:
         self._free: Tensor | None = None
         self._waiting: Tensor | None = None
         self._late: Tensor | None = None
+        self._telemetry: dict[str, Any] = {}
+        self._asked_for = self._next_estimate = 0
 
-    def scaled(self, block: SourceBlock) -> SourceBlock:
+    def demands(self, block: ControlledBlock) -> Demands:
+        return block.no_demands()._replace(spare=self.control.sampled(block.grid.tokens))
+
+    def view(self, source: SourceBlock) -> SourceBlock:
         """A block as it must look to a detector for its thresholds to be ``factor`` times as high:
         distances are linear."""
         by = 1 / self.factor
         if self.factor == 1:
-            return block
-        return block._replace(
-            tokens=block.tokens * by,
-            previous=block.previous * by,
-            reference=block.reference * by,
-            leniency=block.leniency * self.factor,
+            return source
+        return source._replace(
+            tokens=source.tokens * by,
+            previous=source.previous * by,
+            reference=source.reference * by,
+            leniency=source.leniency * self.factor,
         )
+
+    def mask(self, block: ControlledBlock, keep: Tensor) -> Tensor:
+        return self.sample(keep, block.demands.barred)
 
     def sample(self, keep: Tensor, barred: Tensor) -> Tensor:
         """A keep mask (B, S, h, w) with the tokens that are drawn; none of ``barred`` are."""
         flat = keep.flatten(1)
         ranks = torch.rand(flat.shape, generator=self._generator).to(keep.device)
         taken = flat | barred.flatten(1)
-        count = self.guard.sampled(flat.shape[1])
+        count = self.control.sampled(flat.shape[1])
         best = ranks.masked_fill(taken, 2.0).argsort(1)[:, :count]
         drawn = torch.zeros_like(flat).scatter(1, best, True) & ~taken
         self._asked, self._drawn = keep.flatten(2), drawn
         self._free = (~taken).sum(1)
         return keep | drawn.view_as(keep)
 
-    def see(self, result: Tensor, previous: Tensor | None) -> None:
-        """Take a block's result (B, S*N, P), and that of the frame before it, (B, N, P)."""
+    def result(self, result: Tensor, previous: Tensor | None) -> None:
         asked, drawn = self._asked, self._drawn
         self._asked = self._drawn = None
         if asked is None or drawn is None or self._free is None or previous is None:
@@ -231,7 +205,10 @@ class Watch:
         variance = spread / (count - 1).clamp(min=1)
         self._waiting = torch.stack([self._free.double(), count.double(), mean, variance], 1)
 
-    def end(self) -> None:
+    def end(self, block: ControlledBlock) -> None:
+        self.next_block()
+
+    def next_block(self) -> None:
         """A block is done. Reads what the one before it left, which is there without waiting."""
         self._read()
         self._late, self._waiting = self._waiting, None
@@ -243,12 +220,12 @@ class Watch:
         rows = [Stratum(int(n), int(m), mean, var) for n, m, mean, var in late.tolist()]
         self._strata.extend(rows)
         self._recent.append(rows)
-        if self.guard.target is not None:
-            self._adjust(self.guard.target)
+        if self.control.target is not None:
+            self._adjust(self.control.target)
 
     def _adjust(self, target: float) -> None:
         """Move the thresholds towards the target."""
-        recent = estimate([row for rows in self._recent for row in rows], self.guard.confidence)
+        recent = estimate([row for rows in self._recent for row in rows], self.control.confidence)
         if not recent.error:
             # nothing reused of late says nothing of what reuse would cost
             return
@@ -256,11 +233,40 @@ class Watch:
         self.factor = min(max(self.factor * step, _BOUNDS[0]), _BOUNDS[1])
 
     def report(self) -> dict[str, Any]:
-        """Estimate over the latest 16,384 blocks, as plain values; waits for the device."""
+        """Asks also for the estimate over the latest 16,384 blocks; waits for the device."""
+        return {"guard": self._estimated()}
+
+    def telemetry(self) -> dict[str, Any]:
+        """How it does; call it when the block's frames are there already.
+
+        Returns:
+            ``share`` drawn; ``error`` with ``low`` and ``high``, its interval at ``confidence``, in
+            standard deviations of the latents, None before anything was drawn; ``drawn`` of
+            ``tokens``. For a guard with a target only ``share``, ``target`` and the ``factor`` of
+            the thresholds: to read its estimate early would move them early. After a thousand
+            blocks the estimate is made anew every other block, after two every third, and so on.
+        """
+        guard = self.control
+        if guard.target is not None:
+            return {"share": guard.share, "target": guard.target, "factor": self.factor}
+        if self._asked_for == self._next_estimate:
+            names = ("share", "error", "low", "high", "confidence", "drawn", "tokens")
+            found = self._estimated()
+            self._telemetry = {name: _finite(found[name]) for name in names}
+            self._next_estimate += 1 + self._asked_for // _OFTEN
+        self._asked_for += 1
+        return self._telemetry
+
+    def _estimated(self) -> dict[str, Any]:
         self._read()
         self._late, self._waiting = self._waiting, None
         self._read()
-        guard = self.guard
+        guard = self.control
         told = estimate(list(self._strata), guard.confidence, guard.drift, guard.lean)
         asked = {name: getattr(guard, name) for name in ("share", "target", "drift", "lean")}
         return {**asked, **told._asdict(), "factor": self.factor}
+
+
+def _finite(value: Any) -> Any:
+    """None for a number that JSON cannot hold."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

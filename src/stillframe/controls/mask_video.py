@@ -1,7 +1,7 @@
 """A region that changes from frame to frame: a mask video, packed.
 
-A picture of the film goes with each frame of the source, by its number; where the two have
-different frame rates, by its time, as if both rates were constant. A film that ends holds its last
+One of its pictures goes with each frame of the source, by its number; where the two have different
+frame rates, by its time, as if both rates were constant. One that ends goes on with its last
 picture. Knows bits and numbers of frames, neither files nor patches.
 """
 
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Film", "FrameClock"]
+__all__ = ["FrameClock", "MaskVideo"]
 
 # rates that differ by less are meant to be the same: 29.97 and 30
 _SAME_RATE = 0.005
@@ -57,7 +57,7 @@ _CLOCK = FrameClock()
 
 
 @dataclass(frozen=True, eq=False)
-class Film:
+class MaskVideo:
     """Pictures of a region, one after the other; made by `pack`.
 
     Attributes:
@@ -74,7 +74,7 @@ class Film:
     clock: FrameClock = _CLOCK
 
     @classmethod
-    def pack(cls, pictures: Iterable[NDArray[np.bool_]], fps: float | None = None) -> Film:
+    def pack(cls, pictures: Iterable[NDArray[np.bool_]], fps: float | None = None) -> MaskVideo:
         """Take pictures (H, W), true = inside, all of one size; keeps them compressed.
 
         Raises:
@@ -85,17 +85,19 @@ class Film:
         last: bytes | None = None
         for picture in pictures:
             if picture.ndim != 2 or not picture.size or (size and picture.shape != size):
-                raise ValueError(f"pictures of a film are (H, W), got {picture.shape} after {size}")
+                raise ValueError(
+                    f"pictures of a mask video are (H, W), got {picture.shape} after {size}"
+                )
             size = picture.shape
             bits = np.packbits(picture).tobytes()
             # what does not change is the same object, however long it lasts
             packed.append(packed[-1] if bits == last else zlib.compress(bits, 1))
             last = bits
         if not packed:
-            raise ValueError("a film has 1 or more pictures, got 0")
+            raise ValueError("a mask video has 1 or more pictures, got 0")
         return cls(tuple(packed), size[0], size[1], fps)
 
-    def fitted(self, clock: FrameClock) -> Film:
+    def fitted(self, clock: FrameClock) -> MaskVideo:
         """The same for a stream of such frames."""
         return replace(self, clock=clock)
 

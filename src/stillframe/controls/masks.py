@@ -15,19 +15,31 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Controls,
+    RunningControl,
+    SourceFacts,
+    StreamFacts,
+    register,
+)
+from stillframe.controls.given import Given
 from stillframe.errors import InputError
+from stillframe.methods import Method
+from stillframe.options import Option
 from stillframe.tokens.grid import Grid
 from stillframe.untrusted.numbers import check_number, number_text
 from stillframe.untrusted.small_files import parse_json, read_bounded
 from stillframe.whole_file import write_whole
 
-__all__ = ["GivenMasks", "MaskHeader", "MaskRecorder"]
+__all__ = ["GivenMasks", "MaskHeader", "MaskRecorder", "RunningMasks"]
 
 _MAGIC = b"stillframe masks\n"
 _VERSION = 2
@@ -93,8 +105,9 @@ class MaskHeader:
         )
 
 
+@register("masks")
 @dataclass(frozen=True)
-class GivenMasks:
+class GivenMasks(Control):
     """Keep masks of a whole video, compressed.
 
     Attributes:
@@ -102,8 +115,32 @@ class GivenMasks:
         blocks: zlib streams, see the module.
     """
 
+    summary = "masks of another run instead of the method's"
+    options: ClassVar = {
+        "masks_in": Option(
+            "path",
+            "Recompute what this file of masks says.",
+            metavar="FILE",
+            group="What is recomputed",
+        ),
+        "masks_out": Option(
+            "path",
+            "Write which patches were recomputed.",
+            metavar="FILE",
+            group="What is recomputed",
+        ),
+    }
+    alone = ("masks_out",)
+    unused: ClassVar = {"masks_in": False}
+    order = 10
+
     header: MaskHeader
     blocks: tuple[bytes, ...]
+
+    @classmethod
+    def from_options(cls, given: Given) -> GivenMasks | None:
+        path = given["masks_in"]
+        return None if path is None else cls.read(path)
 
     def block(self, number: int) -> Tensor:
         """The mask of a block, (1, S, h, w) bool.
@@ -128,16 +165,26 @@ class GivenMasks:
         keep = torch.from_numpy(bits.astype(np.bool_))
         return keep.view(1, grid.frames, grid.height, grid.width)
 
-    def check(self, wanted: MaskHeader) -> None:
-        """Raise an InputError unless blocks are those of ``wanted``; length and thresholds may
-        differ."""
-        if str(wanted) != str(self.header):
-            raise InputError(f"the masks are of {self.header}, and the video has {wanted}")
+    def check(self, method: Method, controls: Controls) -> None:
+        if not method.prunes:
+            raise ValueError(f"method {method.name!r} computes everything: it cannot have masks")
 
-    def check_grid(self, grid: Grid) -> None:
-        """Raise a ValueError unless blocks are of this grid."""
-        if self.header.grid != grid:
-            raise ValueError(f"the masks are of {self.header.grid}, and the stream has {grid}")
+    def fitted(self, source: SourceFacts) -> GivenMasks:
+        """The same, if it is of such blocks; length and thresholds may differ."""
+        grid = source.grid
+        if grid is not None and source.clock is not None:
+            sizes = (grid.frames, grid.height, grid.width, source.patch, source.clock.temporal)
+            wanted = MaskHeader(*sizes)
+            if str(wanted) != str(self.header):
+                raise InputError(f"the masks are of {self.header}, and the video has {wanted}")
+        return self
+
+    @property
+    def gives_mask(self) -> bool:
+        return True
+
+    def start(self, facts: StreamFacts) -> RunningMasks:
+        return RunningMasks(self)
 
     def write(self, path: str | PathLike[str]) -> None:
         """Write the side-car; the file is complete or not there.
@@ -177,6 +224,28 @@ class GivenMasks:
             told = number_text(count)
             raise InputError(f"{path} is damaged: it has {len(blocks)} of {told} blocks")
         return cls(header, blocks)
+
+
+class RunningMasks(RunningControl[GivenMasks]):
+    """Masks of a stream's blocks, one after the other."""
+
+    def __init__(self, control: GivenMasks) -> None:
+        super().__init__(control)
+        self._number = 0
+
+    def begin(self, block: ControlledBlock) -> None:
+        grid = self.control.header.grid
+        if grid != block.grid:
+            raise ValueError(f"the masks are of {grid}, and the stream has {block.grid}")
+
+    def select(self, block: ControlledBlock) -> Tensor:
+        return self.control.block(self._number)
+
+    def end(self, block: ControlledBlock) -> None:
+        self._number += 1
+
+    def report(self) -> dict[str, Any]:
+        return {"masks_in": True}
 
 
 def _why(error: Exception) -> str:

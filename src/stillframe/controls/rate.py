@@ -10,42 +10,48 @@ which makes every decision again. Knows shares, seconds and masks, not what a bl
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from stillframe.controls.cost import CostModel
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Controls,
+    RunningControl,
+    StreamFacts,
+    register,
+)
+from stillframe.controls.given import Given
+from stillframe.controls.ledger import HORIZON, RateLedger, RateOutcome, RateTarget
+from stillframe.controls.masks import GivenMasks
 from stillframe.controls.trace import RateTrace, Timing
 from stillframe.controls.twopass import Forecast
 from stillframe.methods import Method
+from stillframe.options import Option
 from stillframe.tokens.source import SourceBlock
 from stillframe.untrusted.numbers import check_number
 
-__all__ = ["BEHIND", "MODES", "Rate", "RateController", "RateReport", "most_changed"]
+__all__ = ["BEHIND", "MODES", "Rate", "RateController", "most_changed"]
 
 #: What `Rate.mode` may be.
 MODES = ("constant", "capped")
 
-_HORIZON = 8  # blocks over which the ledger is settled
-_RESERVE = 4.0  # blocks' worth that the ledger holds at most, either way
-_LATENCY_RESERVE = 0.5  # the same for a latency: a block that is late makes no other one early
 #: Tolerances beyond which what is shown counts as behind its source.
 BEHIND = 2.0
-_FIRST_SHARE = 0.5  # until a block has been timed
 _MOST_TIMINGS = 2**16  # that are kept: hours of video, and no more however long a stream lives
 
 
+@register("rate")
 @dataclass(frozen=True)
-class Rate:
-    """What is to be held; exactly one of the first three is given.
+class Rate(RateTarget, Control):
+    """A target, and how it is to be met.
 
     Attributes:
-        fps: pixel frames a second, everything between two blocks included.
-        latency: seconds of a block, from encoding to decoding.
-        kept: share of tokens computed, above 0 up to 1.
         mode: "constant" spends the budget whatever changed; "capped" leaves it to the thresholds
             where they want less.
         limit: patches that changed by more than so many times the thresholds are computed even if
@@ -58,9 +64,71 @@ class Rate:
         ValueError: for none or several targets, or numbers out of range.
     """
 
-    fps: float | None = None
-    latency: float | None = None
-    kept: float | None = None
+    summary = "as many patches as a speed, a latency or a share allows"
+    options: ClassVar = {
+        "target_fps": Option(
+            "float",
+            "Hold so many frames a second.",
+            least=0.001,
+            most=1000000,
+            metavar="FPS",
+            group="Speed and quality",
+            live=True,
+        ),
+        "target_latency": Option(
+            "float",
+            "Hold so many seconds a block, from encoding to decoding.",
+            least=0.001,
+            most=3600,
+            metavar="SECONDS",
+            group="Speed and quality",
+            live=True,
+        ),
+        "target_kept": Option(
+            "float",
+            "Recompute this share of the patches.",
+            above=0,
+            most=1,
+            metavar="SHARE",
+            group="Speed and quality",
+            live=True,
+        ),
+        "rate_mode": Option(
+            "str",
+            "Spend the whole budget (constant, the default), or no more than the tolerance asks "
+            "for (capped).",
+            choices=("constant", "capped"),
+            group="Speed and quality",
+            live=True,
+        ),
+        "rate_limit": Option(
+            "float",
+            "Recompute what changed by so many times the tolerance even if the target is missed.",
+            least=1,
+            most=1000000,
+            metavar="TIMES",
+            group="Speed and quality",
+        ),
+        "rate_trace_in": Option(
+            "path",
+            "Decide by the times in this file, not by measured ones.",
+            metavar="FILE",
+            group="Speed and quality",
+        ),
+        "rate_trace_out": Option(
+            "path",
+            "Write the times that the rate was decided by.",
+            metavar="FILE",
+            group="Speed and quality",
+        ),
+        "two_pass": Option(
+            "bool", "Look at the whole file first.", default=False, group="Speed and quality"
+        ),
+    }
+    needs = ("target_fps", "target_latency", "target_kept")
+    unused: ClassVar = {"rate": None}
+    order = 30
+
     mode: str = "constant"
     limit: float | None = None
     forecast: Forecast | None = field(default=None, repr=False)
@@ -68,14 +136,7 @@ class Rate:
     clock: Callable[[Timing], Timing] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        given = {k: v for k, v in self.target.items() if v is not None}
-        if len(given) != 1:
-            raise ValueError(f"one of fps, latency and kept is held, got {len(given)} of them")
-        (name, value), *_ = given.items()
-        if not value > 0 or (name == "kept" and value > 1) or value == float("inf"):
-            most = " up to 1" if name == "kept" else ""
-            raise ValueError(f"a target {name} lies above 0{most}, got {value}")
-        check_number(f"a target {name}", value, 0, 10**6)
+        super().__post_init__()
         if self.mode not in MODES:
             raise ValueError(f"a rate's mode is 'constant' or 'capped', got {self.mode!r}")
         if self.limit is not None and not self.limit >= 1:
@@ -83,55 +144,38 @@ class Rate:
         if self.limit is not None and self.limit != float("inf"):
             check_number("a rate's limit in thresholds", self.limit, 1, 10**6)
 
-    @property
-    def target(self) -> dict[str, float | None]:
-        """The three targets by name, two of them None."""
-        return {"fps": self.fps, "latency": self.latency, "kept": self.kept}
+    @classmethod
+    def from_options(cls, given: Given) -> Rate | None:
+        fps, latency, kept = (given[name] for name in cls.needs)
+        if fps is None and latency is None and kept is None:
+            return None
+        path = given["rate_trace_in"]
+        trace = None if path is None else RateTrace.read(path)
+        mode, limit = given["rate_mode"] or "constant", given["rate_limit"]
+        return cls(fps, latency, kept, mode, limit, trace=trace)
 
-    def check(self, method: Method) -> None:
-        """Raise a ValueError if a method cannot be held to a rate."""
+    def check(self, method: Method, controls: Controls) -> None:
         if not method.prunes or method.score() is None:
             raise ValueError(
                 f"method {method.name!r} has no thresholds: only one that prunes by them can be "
                 "held to a rate"
             )
+        if controls.find(GivenMasks) is not None:
+            raise ValueError("given masks leave nothing to hold a rate with: give one of them")
 
-    def quantity(self, frames: int) -> float:
-        """What a block may take: seconds of its ``frames`` pixel frames, or a share."""
-        if self.fps is not None:
-            return frames / self.fps
-        target = self.latency if self.latency is not None else self.kept
-        assert target is not None
-        return target
+    @property
+    def gives_mask(self) -> bool:
+        return self.mode == "constant"
 
+    @property
+    def replays(self) -> bool:
+        """Whether it goes by something else than what is measured, and so by numbers of blocks."""
+        return any(x is not None for x in (self.forecast, self.trace, self.clock))
 
-class RateReport(NamedTuple):
-    """How a rate was held.
-
-    Attributes:
-        achieved: the target's quantity over all blocks that count: frames a second, mean seconds a
-            block, or mean share.
-        blocks: so many; the first of a stream is always whole and does not count.
-        out_of_reach: blocks in which even the least that had to be computed took longer than the
-            target left.
-        behind: blocks that showed something staler than twice the method's tolerance.
-        stalest: most that a reused patch differed from its source by, in grey levels; None where
-            nothing says.
-        dense_in_reach: blocks that were computed whole and still left time.
-        fastest: what the target could be at most (fps) or at least, by the cost model, with nothing
-            computed; None for a share, and before anything is known.
-        fixed, slope: of the cost model, seconds.
-    """
-
-    achieved: float | None
-    blocks: int
-    out_of_reach: int
-    behind: int
-    stalest: float | None
-    dense_in_reach: int
-    fastest: float | None
-    fixed: float
-    slope: float
+    def start(self, facts: StreamFacts) -> RateController:
+        if facts.method is None:
+            raise ValueError("a rate is held by a method's thresholds, and there is none")
+        return RateController(self, facts.method, facts.frames)
 
 
 def most_changed(score: Tensor, count: int, forced: Tensor, barred: Tensor) -> Tensor:
@@ -151,39 +195,49 @@ def most_changed(score: Tensor, count: int, forced: Tensor, barred: Tensor) -> T
     return (kept | forced) & ~barred
 
 
-class RateController:
+class RateController(RunningControl[Rate]):
     """Holds the rate of one stream. For every block but a first one `choose`, and then `note`.
 
     Args:
-        rate: what to hold.
+        control: what to hold.
         method: whose thresholds changes are measured in.
         frames: pixel frames of a block.
 
     Attributes:
+        ledger: what the target leaves for the next block.
         blocks: so many so far.
         timings: of the latest 65,536 of them, see ``trace``.
     """
 
-    def __init__(self, rate: Rate, method: Method, frames: int) -> None:
-        self.cost = CostModel()
+    def __init__(self, control: Rate, method: Method, frames: int) -> None:
+        super().__init__(control)
+        self.ledger = RateLedger(frames)
         self.blocks = 0
         self.timings: list[Timing] = []
-        self._frames = frames
         self._method = method
         self._tokens = 0
         self._budget: int | None = None
         self._outside = 0.0
-        self.retarget(rate)
+        self.retarget(control)
         self.forget()
 
-    def retarget(self, rate: Rate) -> None:
+    def retarget(self, control: Rate) -> None:
         """Hold something else from the next block on; what the old target was owed is forgotten."""
-        self.rate = rate
-        self._goal = rate.quantity(self._frames)
-        self._ledger = self._spent = 0.0
-        self._counted = self._missed = self._idle = self._behind = 0
+        self.control = control
+        self.ledger.open(control, control.forecast)
+        self._behind = 0
         self._stalest: float | None = None
-        self._stale: Tensor | None = None
+        self._recent_missed: deque[bool] = deque(maxlen=HORIZON)
+        self._recent_behind: deque[bool] = deque(maxlen=HORIZON)
+
+    def adopt(self, previous: RunningControl[Any]) -> RunningControl[Any]:
+        """The one before, held to the new target: it knows what the machine can do."""
+        if not isinstance(previous, RateController) or previous.control == self.control:
+            return super().adopt(previous)
+        if self.control.replays or previous.control.replays:
+            return self
+        previous.retarget(self.control)
+        return previous
 
     def use(self, method: Method) -> None:
         """Measure changes in another method's thresholds from here on."""
@@ -196,8 +250,14 @@ class RateController:
         self._score = self._method.score()
 
     def outside(self, seconds: float) -> None:
-        """Count time spent outside of the stream towards the block that is being made."""
         self._outside += seconds
+
+    def mask(self, block: ControlledBlock, keep: Tensor) -> Tensor:
+        assert block.source is not None
+        barred, forced, due, spare = block.demands
+        mask, score = self.choose(block.source, keep, forced | due, barred, spare, block.lengths)
+        # what is due alone is added, and counted, by whoever demands it
+        return mask & ~(due & ~forced & (score < 1))
 
     def choose(
         self,
@@ -220,133 +280,88 @@ class RateController:
         """
         score = self._scored(block)
         self._tokens = block.grid.tokens
-        if self.rate.limit is not None:
-            forced = forced | ((score > self.rate.limit) & ~barred)
-        count = max(round(self.share() * self._tokens), 0)
-        if lengths and self.rate.kept is None and count:
+        if self.control.limit is not None:
+            forced = forced | ((score > self.control.limit) & ~barred)
+        count = max(round(self.ledger.share(self.blocks) * self._tokens), 0)
+        if lengths and self.control.kept is None and count:
             count = next((n for n in lengths if n >= count), self._tokens)
         self._budget = count
         count = max(count - spare, 0)
         chosen = most_changed(score, count, forced, barred)
-        if self.rate.mode == "capped":
+        if self.control.mode == "capped":
             own = (own | forced) & ~barred
             few = own.flatten(1).sum(1) <= count
             chosen = torch.where(few.view(-1, 1, 1, 1), own, chosen)
         return chosen, score
 
-    def skip(self, block: SourceBlock) -> None:
-        """Look at a block that is computed whole in any case."""
+    def skip(self, block: ControlledBlock) -> None:
+        assert block.source is not None
         self._tokens = block.grid.tokens
-        self._scored(block)
+        self._scored(block.source)
 
     def _scored(self, block: SourceBlock) -> Tensor:
         if self._score is None:
             raise ValueError(f"method {self._method.name!r} does not rank what changed")
         return self._score(block)
 
-    def share(self) -> float:
-        """What share of the next block's tokens the target pays for, 0 to 1."""
-        number, forecast = self.blocks, self.rate.forecast
-        if forecast is not None and number < forecast.blocks:
-            return self._forecast_share(forecast, number)
-        left = max(self._goal - self._ledger / _HORIZON, 0.0)
-        if self.rate.kept is not None:
-            return min(left, 1.0)
-        return self.cost.share(left) if self.cost.known else _FIRST_SHARE
+    def end(self, block: ControlledBlock) -> None:
+        if block.order.forget:
+            self.forget()
+        if block.timing is not None:
+            self.note(*block.timing, stale=block.staleness)
 
-    def _forecast_share(self, forecast: Forecast, number: int) -> float:
-        """What the block gets of all that the rest of the video may take."""
-        rest = forecast.blocks - number
-        if self.rate.kept is not None:
-            total = self._goal * (self._counted + rest) - self._spent
-        elif not self.cost.known:
-            return _FIRST_SHARE
-        else:
-            seconds = self._goal * (self._counted + rest) - self._spent
-            total = (seconds - rest * self.cost.fixed) / self.cost.slope
-        return forecast.share(number, total)
-
-    def shows(self, staleness: Tensor) -> None:
-        """Take what the block that is being made shows, see `visible.Anchors.advance`."""
-        self._stale = staleness.amax()
-
-    def note(self, share: float, seconds: float, captured: bool) -> None:
+    def note(
+        self, share: float, seconds: float, captured: bool, stale: Tensor | None = None
+    ) -> None:
         """Take what a block was: its share of computed tokens, and the stream's seconds for it.
 
         Args:
             share: 0 to 1.
             seconds: measured.
             captured: whether a graph was captured in it, so that its time says nothing.
+            stale: (B, S, h, w) staleness of what it shows, in grey levels.
         """
         number = self.blocks
         outside, self._outside = self._outside, 0.0
-        timing = Timing(share, seconds + (outside if self.rate.fps is not None else 0.0), captured)
-        if self.rate.trace is not None:
-            timing = self.rate.trace.replayed(number, timing)
-        elif self.rate.clock is not None:
-            timing = self.rate.clock(timing)
+        timing = Timing(
+            share, seconds + (outside if self.control.fps is not None else 0.0), captured
+        )
+        if self.control.trace is not None:
+            timing = self.control.trace.replayed(number, timing)
+        elif self.control.clock is not None:
+            timing = self.control.clock(timing)
         self.blocks += 1
         self.timings.append(timing)
         del self.timings[:-_MOST_TIMINGS]
-        self._judge(share, timing)
-        self._look()
-        first = number == 0
-        if not first and not timing.captured and timing.seconds > 0:
-            self.cost.note(share, timing.seconds)
-        if not first:
-            self._book(share if self.rate.kept is not None else timing.seconds)
+        missed, behind = self.ledger.missed, self._behind
+        self.ledger.note(number, timing._replace(share=share), self._budget, self._tokens)
+        self._look(stale)
+        self._recent_missed.append(self.ledger.missed > missed)
+        self._recent_behind.append(self._behind > behind)
         self._budget = None
 
-    def _judge(self, share: float, timing: Timing) -> None:
-        """Whether the target could have been met, and whether it left anything to do."""
-        if self._budget is None or not self.cost.known:
-            return
-        kept = round(share * self._tokens)
-        starved = self._budget == 0 and self.cost.seconds(0.0) > self._goal
-        if kept > self._budget or (self.rate.kept is None and starved):
-            self._missed += 1
-        elif self._budget >= self._tokens and timing.seconds < 0.95 * self._goal:
-            self._idle += self.rate.kept is None
-
-    def _look(self) -> None:
+    def _look(self, stale: Tensor | None) -> None:
         """Whether the picture is behind its source; the block is done, so nothing is waited for."""
-        stale, self._stale = self._stale, None
         tolerance = getattr(self._method, "tolerance", None)
         if stale is None or tolerance is None:
             return
-        worst = float(stale)
+        worst = float(stale.amax())
         self._stalest = max(worst, self._stalest or 0.0)
         self._behind += worst > BEHIND * tolerance
 
-    def _book(self, spent: float) -> None:
-        """Put a block's excess on the ledger, within what may be owed or saved."""
-        self._counted += 1
-        self._spent += spent
-        excess = spent - self._goal
-        if excess > 0 and self._budget == 0:
-            # nothing was to be computed: it cannot be paid back
-            return
-        reserve = (_LATENCY_RESERVE if self.rate.latency is not None else _RESERVE) * self._goal
-        self._ledger = min(max(self._ledger + excess, -reserve), reserve)
-
-    def report(self) -> RateReport:
+    def outcome(self) -> RateOutcome:
         """How it went since the latest target."""
-        mean = self._spent / self._counted if self._counted else None
-        fps = self.rate.fps is not None
-        fastest = None
-        if self.rate.kept is None and self.cost.known:
-            fixed = max(self.cost.fixed, 1e-9)
-            fastest = self._frames / fixed if fps else fixed
-        return RateReport(
-            self._frames / mean if fps and mean else mean,
-            self._counted,
-            self._missed,
+        ledger = self.ledger
+        return RateOutcome(
+            ledger.achieved(ledger.spent, ledger.counted),
+            ledger.counted,
+            ledger.missed,
             self._behind,
             self._stalest,
-            self._idle,
-            fastest,
-            self.cost.fixed,
-            self.cost.slope,
+            ledger.idle,
+            ledger.fastest,
+            ledger.cost.fixed,
+            ledger.cost.slope,
         )
 
     def recorded(self) -> RateTrace:
@@ -356,41 +371,70 @@ class RateController:
             raise ValueError(f"a trace holds {kept} blocks, and this stream had {self.blocks}")
         return RateTrace(tuple(self.timings))
 
-    def asked(self) -> dict[str, Any]:
-        """What was asked for and how it went, as plain values."""
-        rate = self.rate
-        return {
+    def report(self) -> dict[str, Any]:
+        rate = self.control
+        asked = {
             **{f"target_{name}": value for name, value in rate.target.items()},
             "mode": rate.mode,
             "limit": rate.limit,
             "two_pass": rate.forecast is not None,
             "first_pass_seconds": None if rate.forecast is None else rate.forecast.seconds,
             "replayed": rate.trace is not None,
-            **self.report()._asdict(),
+        }
+        return {"rate": {**asked, **self.outcome()._asdict()}}
+
+    def telemetry(self) -> dict[str, Any]:
+        """How it does.
+
+        Returns:
+            the target as ``target_fps``, ``target_latency`` or ``target_kept``; ``mode``; ``share``
+            of tokens that the next block may have; ``achieved``, the target's quantity over its
+            latest 8 blocks, None before there are any; ``out_of_reach``, whether most of them took
+            longer although as little as possible was computed; ``behind``, whether any of them
+            showed what is staler than twice the tolerance; ``limit``, what the target could be
+            at most (fps) or at least (latency), None where that is not known.
+        """
+        missed = self._recent_missed
+        outcome, rate = self.outcome(), self.control
+        return {
+            **{f"target_{name}": v for name, v in rate.target.items() if v is not None},
+            "mode": rate.mode,
+            "share": self.ledger.share(self.blocks),
+            "achieved": self._recent_achieved(outcome.blocks),
+            "behind": any(self._recent_behind),
+            "out_of_reach": 2 * sum(missed) > len(missed),
+            "limit": outcome.fastest,
         }
 
+    def _recent_achieved(self, blocks: int) -> float | None:
+        latest = self.timings[-min(blocks, HORIZON) :] if blocks else []
+        kept = self.control.kept is not None
+        spent = sum(timing.share if kept else timing.seconds for timing in latest)
+        return self.ledger.achieved(spent, len(latest))
+
     def warnings(self) -> list[str]:
-        """Sentences: that the target was out of reach in more than a tenth of the blocks, that the
-        picture fell behind its source."""
-        told = self.report()
-        found = self._out_of_reach(told)
-        if told.behind and told.stalest is not None:
+        """That the target was out of reach in more than a tenth of the blocks, or that the picture
+        fell behind its source."""
+        outcome = self.outcome()
+        found = self._out_of_reach(outcome)
+        if outcome.behind and outcome.stalest is not None:
+            tolerance = getattr(self._method, "tolerance", 0)
+            blocks = f"{outcome.behind} of {outcome.blocks} blocks"
             found.append(
-                f"the picture fell behind its source in {told.behind} of {told.blocks} blocks: "
-                f"what was reused differed from it by up to {told.stalest:.1f} grey levels, where "
-                f"the tolerance is {getattr(self._method, 'tolerance', 0):g}"
+                f"the picture fell behind its source in {blocks}: what was reused differed from it "
+                f"by up to {outcome.stalest:.1f} grey levels, where the tolerance is {tolerance:g}"
             )
         return found
 
-    def _out_of_reach(self, told: RateReport) -> list[str]:
-        if not told.blocks or told.out_of_reach <= 0.1 * told.blocks:
+    def _out_of_reach(self, outcome: RateOutcome) -> list[str]:
+        if not outcome.blocks or outcome.out_of_reach <= 0.1 * outcome.blocks:
             return []
-        name, value = next((k, v) for k, v in self.rate.target.items() if v is not None)
+        name, value = next((k, v) for k, v in self.control.target.items() if v is not None)
         unit = {"fps": " FPS", "latency": " s a block", "kept": " of the tokens"}[name]
-        missed = f"{told.out_of_reach} of {told.blocks} blocks"
+        missed = f"{outcome.out_of_reach} of {outcome.blocks} blocks"
         sentence = f"{value:g}{unit} was out of reach in {missed}"
-        if told.achieved is not None:
-            sentence += f": {told.achieved:.3g}{unit} was reached"
-        if told.fastest is not None:
-            sentence += f", and {told.fastest:.3g}{unit} is the limit with nothing recomputed"
+        if outcome.achieved is not None:
+            sentence += f": {outcome.achieved:.3g}{unit} was reached"
+        if outcome.fastest is not None:
+            sentence += f", and {outcome.fastest:.3g}{unit} is the limit with nothing recomputed"
         return [sentence]

@@ -10,11 +10,20 @@ of refreshes R blocks later. Knows places and blocks, not latents.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from stillframe.tokens.grid import Grid
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Demands,
+    RunningControl,
+    StreamFacts,
+    register,
+)
+from stillframe.options import Option
 from stillframe.untrusted.numbers import check_number
 
 __all__ = ["Refresh", "Refreshing", "refresh_phases"]
@@ -36,8 +45,9 @@ def refresh_phases(height: int, width: int, blocks: int) -> Tensor:
     return rank * blocks // len(rank)
 
 
+@register("refresh")
 @dataclass(frozen=True)
-class Refresh:
+class Refresh(Control):
     """Recompute every place at least once in so many blocks.
 
     Attributes:
@@ -47,6 +57,21 @@ class Refresh:
         ValueError: for fewer than 1.
     """
 
+    summary = "every patch recomputed at least once in so many blocks"
+    options: ClassVar = {
+        "refresh": Option(
+            "int",
+            "Recompute every patch at least once in R blocks.",
+            least=1,
+            most=65536,
+            metavar="R",
+            group="What is recomputed",
+            live=True,
+        )
+    }
+    unused: ClassVar = {"refresh": None, "refreshed_tokens": 0, "oldest_blocks": None}
+    order = 60
+
     blocks: int
 
     def __post_init__(self) -> None:
@@ -54,54 +79,59 @@ class Refresh:
             raise ValueError(f"a refresh takes 1 or more blocks, got {self.blocks}")
         check_number("the blocks that a refresh takes", self.blocks, 1, 10**6, whole=True)
 
+    def start(self, facts: StreamFacts) -> Refreshing:
+        return Refreshing(self)
 
-class Refreshing:
-    """The refresh of one stream. For every block `add`, unless it is whole, and then `note`.
 
-    Args:
-        refresh: how often.
-        grid: of the block.
-        batch: rows of a batch.
-        device: of the masks.
+class Refreshing(RunningControl[Refresh]):
+    """The refresh of one stream.
 
     Attributes:
         age: (B, N) int32, blocks since each place was last recomputed; 0 in the block that did, and
-            where it is spared.
+            where it is barred. Empty before the first block.
     """
 
-    def __init__(self, refresh: Refresh, grid: Grid, batch: int, device: torch.device) -> None:
-        self._blocks = refresh.blocks
-        self._phases = refresh_phases(grid.height, grid.width, refresh.blocks).to(device)
-        self.age = torch.zeros(batch, grid.frame_tokens, dtype=torch.int32, device=device)
-        self._oldest = torch.zeros((), dtype=torch.int32, device=device)
-        self._added = torch.zeros((), dtype=torch.int64, device=device)
+    def __init__(self, control: Refresh) -> None:
+        super().__init__(control)
+        self.age = torch.empty(0)
+        self._phases = self._oldest = self._added = torch.empty(0)
         self._number = 0
 
-    def add(self, keep: Tensor, spared: Tensor | None = None) -> Tensor:
-        """A keep mask (B, S, N) with the places that are due in this block.
+    def begin(self, block: ControlledBlock) -> None:
+        if self._number == 0:
+            rows, _, height, width = block.shape
+            device = block.tokens.device
+            phases = refresh_phases(height, width, self.control.blocks)
+            self._phases = phases.view(height, width).to(device)
+            self.age = torch.zeros(rows, height * width, dtype=torch.int32, device=device)
+            self._oldest = torch.zeros((), dtype=torch.int32, device=device)
+            self._added = torch.zeros((), dtype=torch.int64, device=device)
 
-        Args:
-            keep: the mask.
-            spared: (S, N) bool, what is never due, if there is anything.
-        """
-        due = self._phases == self._number % self._blocks
-        refreshed = keep | (due if spared is None else due & ~spared)
+    def demands(self, block: ControlledBlock) -> Demands:
+        return block.no_demands()._replace(due=self._due)
+
+    @property
+    def _due(self) -> Tensor:
+        """Places of this block's turn, (h, w) bool."""
+        return self._phases == self._number % self.control.blocks
+
+    def mask(self, block: ControlledBlock, keep: Tensor) -> Tensor:
+        refreshed = keep | (self._due & ~block.demands.barred)
         self._added += (refreshed & ~keep).sum()
         return refreshed
 
-    def note(self, keep: Tensor, spared: Tensor | None = None) -> None:
-        """Take the mask (B, S, N) that the block was computed with, and what was spared."""
-        young = keep.any(1) if spared is None else keep.any(1) | spared.any(0)
+    def end(self, block: ControlledBlock) -> None:
+        assert block.keep is not None
+        young = block.keep.any(1) | block.demands.barred.flatten(2).any(1)
         self.age = torch.where(young, 0, self.age + 1)
         self._oldest = torch.maximum(self._oldest, self.age.max())
         self._number += 1
 
-    @property
-    def added(self) -> int:
-        """Tokens that were recomputed for the refresh alone; waits for the device."""
-        return int(self._added)
-
-    @property
-    def oldest(self) -> int:
-        """The largest age that any place has had; waits for the device."""
-        return int(self._oldest)
+    def report(self) -> dict[str, Any]:
+        """Asks also for tokens that were recomputed for it alone, and the largest age there was."""
+        begun = self._number > 0
+        return {
+            "refresh": self.control.blocks,
+            "refreshed_tokens": int(self._added) if begun else 0,
+            "oldest_blocks": int(self._oldest) if begun else 0,
+        }

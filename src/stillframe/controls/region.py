@@ -9,15 +9,29 @@ and the token grid, not files.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from stillframe.controls.mask_video import Film, FrameClock
+from stillframe.controls.base import (
+    Control,
+    ControlledBlock,
+    Controls,
+    Demands,
+    RunningControl,
+    SourceFacts,
+    StreamFacts,
+    register,
+)
+from stillframe.controls.given import Given
+from stillframe.controls.mask_video import MaskVideo
+from stillframe.controls.shapes import Box, Painting, cell_edges
+from stillframe.methods import Method
+from stillframe.options import Option
 from stillframe.tokens.grid import Grid
-from stillframe.untrusted.numbers import check_number
 
-__all__ = ["MODES", "Box", "Painting", "Region", "RegionTrack", "cell_edges"]
+__all__ = ["MODES", "Region", "RunningRegion"]
 
 #: What `Region.mode` may be.
 MODES = ("always", "never", "only")
@@ -25,115 +39,9 @@ MODES = ("always", "never", "only")
 _ROUNDING = 1e-6
 
 
+@register("roi")
 @dataclass(frozen=True)
-class Box:
-    """A rectangle.
-
-    Attributes:
-        left, top, width, height: in shares of the picture's sides, or pixels of the source if one
-            of the four is above 1.
-
-    Raises:
-        ValueError: it is empty or begins outside of the picture.
-    """
-
-    left: float
-    top: float
-    width: float
-    height: float
-
-    def __post_init__(self) -> None:
-        if not (self.left >= 0 and self.top >= 0 and self.width > 0 and self.height > 0):
-            raise ValueError(
-                "a box begins at 0 or more and has sides above 0, got "
-                f"{self.left:g},{self.top:g},{self.width:g},{self.height:g}"
-            )
-        for value in (self.left, self.top, self.width, self.height):
-            check_number("a number of a box", value, 0, 10**6)
-
-    @property
-    def in_pixels(self) -> bool:
-        """Whether the numbers are pixels."""
-        return max(self.left, self.top, self.width, self.height) > 1
-
-    def in_shares(self, width: int, height: int) -> Box:
-        """The same in shares of a picture of so many pixels.
-
-        Raises:
-            ValueError: it begins outside of the picture.
-        """
-        if not self.in_pixels:
-            return self
-        if self.left >= width or self.top >= height:
-            raise ValueError(
-                f"a box from {self.left:g},{self.top:g} on lies outside of {width}x{height} pixels"
-            )
-        return Box(
-            self.left / width,
-            self.top / height,
-            min(self.width / width, 1.0),
-            min(self.height / height, 1.0),
-        )
-
-    def cover(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Share of each cell that lies inside, (h, w); see `Painting.cover`."""
-        y = _overlap(rows, rows.new_tensor([[self.top, self.top + self.height]]))
-        x = _overlap(columns, columns.new_tensor([[self.left, self.left + self.width]]))
-        return y @ x.T
-
-
-@dataclass(frozen=True, eq=False)
-class Painting:
-    """A region of any shape.
-
-    Attributes:
-        inside: (H, W) bool, of any size; stretched over the picture.
-        extent: shares of it, across and down, that the picture fills; the rest lies beyond.
-
-    Raises:
-        ValueError: it has no pixels, or is no such array.
-    """
-
-    inside: Tensor
-    extent: tuple[float, float] = (1.0, 1.0)
-
-    def __post_init__(self) -> None:
-        if self.inside.ndim != 2 or not self.inside.numel() or self.inside.dtype != torch.bool:
-            raise ValueError(
-                f"a painted region is bool (H, W), got {self.inside.dtype} "
-                f"{tuple(self.inside.shape)}"
-            )
-
-    def cover(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Share of each cell that lies inside, (h, w).
-
-        Args:
-            rows, columns: (h, 2) and (w, 2) float64, where cells begin and end, in shares of the
-                picture.
-        """
-        height, width = self.inside.shape
-        y, x = (
-            _overlap(rows, cell_edges(height, self.extent[1])),
-            _overlap(columns, cell_edges(width, self.extent[0])),
-        )
-        return y @ self.inside.to(rows.device, rows.dtype) @ x.T
-
-
-def cell_edges(count: int, extent: float) -> Tensor:
-    """Where ``count`` cells begin and end, (count, 2); the picture ends at 1, they at 1/extent."""
-    at = torch.arange(count + 1, dtype=torch.float64) / (count * extent)
-    return torch.stack([at[:-1], at[1:].clamp(max=1.0)], 1)
-
-
-def _overlap(cells: Tensor, parts: Tensor) -> Tensor:
-    """Share of each cell (n, 2) that lies in each part (m, 2): (n, m)."""
-    begin = torch.maximum(cells[:, None, 0], parts[None, :, 0])
-    end = torch.minimum(cells[:, None, 1], parts[None, :, 1])
-    return (end - begin).clamp(min=0) / (cells[:, 1:] - cells[:, :1])
-
-
-@dataclass(frozen=True)
-class Region:
+class Region(Control):
     """A region and what is to be done there.
 
     Attributes:
@@ -149,7 +57,30 @@ class Region:
         ValueError: for an unknown mode.
     """
 
-    shape: Box | Painting | Film
+    summary = "a region of interest that is always, never or alone recomputed"
+    options: ClassVar = {
+        "roi": Option(
+            "str",
+            "A region: in shares of the picture, in pixels of the source, or what is white in an "
+            "image or a video.",
+            metavar="X,Y,W,H|FILE",
+            group="What is recomputed",
+        ),
+        "roi_mode": Option(
+            "str",
+            "Recompute the region always or never, or edit only there.",
+            default="always",
+            choices=("always", "never", "only"),
+            group="What is recomputed",
+        ),
+        "roi_invert": Option(
+            "bool", "Mean everything but the region.", default=False, group="What is recomputed"
+        ),
+    }
+    unused: ClassVar = {"roi": None}
+    order = 50
+
+    shape: Box | Painting | MaskVideo
     mode: str = "always"
     invert: bool = False
     extent: tuple[float, float] = (1.0, 1.0)
@@ -159,25 +90,42 @@ class Region:
         if self.mode not in MODES:
             raise ValueError(f"a region's mode is 'always', 'never' or 'only', got {self.mode!r}")
 
+    @classmethod
+    def from_options(cls, given: Given) -> Region | None:
+        text = given["roi"]
+        if text is None:
+            return None
+        shape = _box(text, given.named("roi")) or given.reading("roi").region(text)
+        return cls(shape, given["roi_mode"] or "always", bool(given["roi_invert"]))
+
     @property
     def prunes(self) -> bool:
         """Whether there are places that are left uncomputed because of it."""
         return self.mode == "never" or (self.mode == "only" and self.skips)
 
-    def fitted(
-        self,
-        width: int,
-        height: int,
-        extent: tuple[float, float],
-        clock: FrameClock | None = None,
-    ) -> Region:
-        """The same for a source of so many pixels, see ``extent``, and such frames."""
+    def check(self, method: Method, controls: Controls) -> None:
+        if self.prunes and not method.prunes:
+            never = self.mode == "never"
+            raise ValueError(
+                f"method {method.name!r} computes everything: it cannot have a region "
+                f"{'that is never recomputed' if never else 'that alone is edited'}"
+            )
+
+    def fitted(self, source: SourceFacts) -> Region:
         shape = self.shape
         if isinstance(shape, Box):
-            shape = shape.in_shares(width, height)
-        elif isinstance(shape, Film) and clock is not None:
-            shape = shape.fitted(clock)
-        return replace(self, shape=shape, extent=extent)
+            shape = shape.in_shares(source.width, source.height)
+        elif isinstance(shape, MaskVideo) and source.clock is not None:
+            shape = shape.fitted(source.clock)
+        return replace(self, shape=shape, extent=source.extent)
+
+    @property
+    def unpruned(self) -> Region | None:
+        """Where alone edits show; nothing is left uncomputed for it."""
+        return replace(self, skips=False) if self.mode == "only" else None
+
+    def start(self, facts: StreamFacts) -> RunningRegion:
+        return RunningRegion(self)
 
     def places(self, grid: Grid, latent: int = 0) -> Tensor:
         """The patches that are meant in a latent frame, (h, w) bool.
@@ -186,7 +134,7 @@ class Region:
             ValueError: the box is in pixels, of a source whose size was not given.
         """
         shape = self.shape
-        if not isinstance(shape, Film):
+        if not isinstance(shape, MaskVideo):
             return self.meant(shape, grid)
         frames = [self.meant(Painting(shape.picture(i)), grid) for i in shape.numbers(latent)]
         return torch.stack(frames).all(0) if self.mode == "never" else torch.stack(frames).any(0)
@@ -203,32 +151,64 @@ class Region:
         return inside > 1 - _ROUNDING if self.mode == "never" else inside > _ROUNDING
 
 
-class RegionTrack:
-    """The region of one stream, block after block.
+def _box(text: str, name: str) -> Box | None:
+    """Four numbers as a box; None if it is something else."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        return None
+    if len(numbers) != 4:
+        raise ValueError(f"{name} is x,y,width,height or a file, got {len(numbers)} numbers")
+    return Box(*numbers)
 
-    Args:
-        region: what is asked for.
-        grid: of a block.
-        device: of the masks.
-    """
 
-    def __init__(self, region: Region, grid: Grid, device: torch.device) -> None:
-        self.region = region
-        self._grid, self._device = grid, device
+class RunningRegion(RunningControl[Region]):
+    """The region of one stream, block after block."""
+
+    def __init__(self, control: Region) -> None:
+        super().__init__(control)
+        self._latent = 0
         self._numbers: list[int] | None = None
-        self._places = torch.empty(0)
+        self._frame = self._places = torch.empty(0)
 
-    def block(self, number: int) -> Tensor:
-        """The places meant in a block, (S, h, w) bool."""
-        grid = self._grid
-        first = number * grid.frames
-        return torch.stack([self._frame(first + j) for j in range(grid.frames)])
+    def begin(self, block: ControlledBlock) -> None:
+        frames = []
+        for latent in range(self._latent, self._latent + block.grid.frames):
+            shape = self.control.shape
+            numbers = shape.numbers(latent) if isinstance(shape, MaskVideo) else [0]
+            # most frames have the region of the one before
+            if numbers != self._numbers:
+                self._numbers = numbers
+                self._frame = self.control.places(block.grid, latent).to(block.tokens.device)
+            frames.append(self._frame)
+        self._places = torch.stack(frames)
+        self._latent += block.grid.frames
 
-    def _frame(self, latent: int) -> Tensor:
-        shape = self.region.shape
-        numbers = shape.numbers(latent) if isinstance(shape, Film) else [0]
-        # most frames have the region of the one before
-        if numbers != self._numbers:
-            self._places = self.region.places(self._grid, latent).to(self._device)
-            self._numbers = numbers
-        return self._places
+    @property
+    def _barred(self) -> Tensor | None:
+        """What is not recomputed in this block unless it is whole, (S, h, w) bool."""
+        if not self.control.prunes:
+            return None
+        # a whole block computes what lies around an edit as well. Later ones attend to that: keys
+        # and values of the source itself would pull the edit back to how the source looks
+        return self._places if self.control.mode == "never" else ~self._places
+
+    def demands(self, block: ControlledBlock) -> Demands | None:
+        if self._barred is not None:
+            return block.no_demands()._replace(barred=self._barred)
+        if self.control.mode == "always":
+            return block.no_demands()._replace(forced=self._places)
+        return None
+
+    def mask(self, block: ControlledBlock, keep: Tensor) -> Tensor:
+        if self._barred is not None:
+            return keep & ~self._barred
+        return keep | self._places if self.control.mode == "always" else keep
+
+    def shows_source(self, block: ControlledBlock) -> Tensor | None:
+        return ~self._places if self.control.mode == "only" else None
+
+    def report(self) -> dict[str, Any]:
+        box = self.control.shape
+        shares = [box.left, box.top, box.width, box.height] if isinstance(box, Box) else None
+        return {"roi": {"box": shares, "mode": self.control.mode, "invert": self.control.invert}}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillframe.controls.stream import Control
+from stillframe.controls.base import Controls
+from stillframe.controls.stream import ControlState
 from stillframe.controls.twopass import LEVELS, Forecast
 from stillframe.detection.pixels import Anchors
 from stillframe.methods import Method, Score
@@ -25,12 +26,12 @@ class Survey:
 
     Args:
         method: whose thresholds levels are in units of.
-        control: what else the second pass is asked for: its cuts and groups of pictures count.
+        controls: of the second pass; those count that make blocks whole.
     """
 
-    def __init__(self, method: Method, control: Control | None = None) -> None:
-        asked = Control() if control is None else Control(gop=control.gop, cuts=control.cuts)
-        self._orders = asked.start()
+    def __init__(self, method: Method, controls: Controls | None = None) -> None:
+        asked = (each for each in controls or () if each.makes_whole)
+        self._orders = ControlState(Controls(*asked))
         self._method = method
         self._shares: list[tuple[float, ...]] = []
         self._previous: Tensor | None = None

@@ -30,7 +30,6 @@ __all__ = [
     "MaskShape",
     "RankedMask",
     "keep_most",
-    "lookbacks",
     "patch_distance",
 ]
 
@@ -214,7 +213,22 @@ def _distances(source: SourceBlock, trim: float) -> tuple[Tensor, Tensor]:
     return short.view(shape), long.view(shape)
 
 
-class RankedMask:
+class _Remembering:
+    """A detector of this file: it depends on latents and on what it remembers of them alone."""
+
+    @property
+    def state_tensors(self) -> list[Tensor]:
+        """What it remembers, see `capture.Stateful`."""
+        return [part.seen for part in _lookbacks(self) if part.seen is not None]
+
+    @state_tensors.setter
+    def state_tensors(self, tensors: list[Tensor]) -> None:
+        remembering = [part for part in _lookbacks(self) if part.seen is not None]
+        for part, seen in zip(remembering, tensors, strict=True):
+            part.seen = seen
+
+
+class RankedMask(_Remembering):
     """Keep masks of a fixed share: the tokens that changed most, by the distances of `CausalMask`.
 
     A patch's score is the larger of its two smoothed distances, each in units of its threshold. The
@@ -241,7 +255,7 @@ class RankedMask:
         return keep_most(score, self.rate)
 
 
-class CausalMask:
+class CausalMask(_Remembering):
     """Keep masks of a stream, block after block. One object a stream; call it once a block.
 
     Args:
@@ -296,7 +310,7 @@ class CausalMask:
         return _dilate(spread, shape.dilation[1]) > 0.5
 
 
-class ChangeScore:
+class ChangeScore(_Remembering):
     """How much patches changed, for whoever ranks them. One object a stream; call it once a block.
 
     The largest of the two smoothed distances and the long-term distance of the single patch, each
@@ -320,10 +334,10 @@ class ChangeScore:
         return torch.maximum(smoothed, long / tau2)
 
 
-def lookbacks(selector: object) -> list[_Lookback]:
-    """What a selector of this file remembers between blocks, in a fixed order; none of others."""
-    if isinstance(selector, _Lookback):
-        return [selector]
-    if not isinstance(selector, CausalMask | RankedMask | ChangeScore | _Smoother):
+def _lookbacks(part: object) -> list[_Lookback]:
+    """What a detector of this file remembers between blocks, in a fixed order."""
+    if isinstance(part, _Lookback):
+        return [part]
+    if not isinstance(part, _Remembering | _Smoother):
         return []
-    return [found for part in vars(selector).values() for found in lookbacks(part)]
+    return [found for inner in vars(part).values() for found in _lookbacks(inner)]

@@ -28,13 +28,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stillframe.kernels import visible as visible_kernels
+from stillframe.kernels.graphs import Step
 from stillframe.kernels.visible import Limits
 from stillframe.tokens.source import SourceBlock
 
@@ -68,17 +68,6 @@ _BLOCKS = 8  # whose least noise counts
 _NEARLY = 0.95  # share computed from which a block is computed whole
 # tolerances, in units of the one asked for, at which `VisibleScore` looks what would be computed
 _LADDER = tuple(2.0 ** (k / 4) for k in range(-12, 25))
-
-
-class _Frames(NamedTuple):
-    """Source pixels of latent frames, in grey levels.
-
-    Attributes:
-        mean, last: (B, F, 3, H, W) mean and last of each latent frame's pixel frames.
-    """
-
-    mean: Tensor
-    last: Tensor
 
 
 def _levels(pixels: Tensor, frames: int) -> Tensor:
@@ -167,10 +156,10 @@ class VisibleChange:
             _EVEN,
         )
         self._memory: list[Tensor] | None = None
-        self._step: Any = self._measured
+        self._step: Step = self._measured
         self._grid = (0, 0, 0)
 
-    def captured(self, faster: Callable[[Any], Any]) -> VisibleChange:
+    def captured(self, faster: Callable[[Step], Step]) -> VisibleChange:
         """The same with what ``faster`` makes of its step, see ``graphs.CapturedStep``.
 
         Kernels, where there are any, are too few for that.
@@ -214,7 +203,7 @@ class VisibleChange:
             anchor = torch.stack([before.float().mean(1), before[:, -1].float()], 1)
         # one tensor, so that the step can be a graph; float32 as anchors are, which are means
         change, self._memory = self._step(torch.cat([anchor.float(), now], 1), self._memory)
-        return torch.as_tensor(change), None
+        return change, None
 
     def _of_looks(self, block: SourceBlock) -> Tensor:
         """From latents alone."""
@@ -408,14 +397,14 @@ class Anchors:
         frames = pixels.unflatten(1, (keep.shape[1] + 1, -1))
         seen = torch.stack([frames[:, 1:].float().mean(2), frames[:, 1:, -1].float()], 2)
         patch = pixels.shape[-2] // keep.shape[-2], pixels.shape[-1] // keep.shape[-1]
-        held, stale = self.pixels, []
+        old, stale = self.pixels, []
         for now, computed in zip(seen.unbind(1), keep.unbind(1), strict=True):
-            if held is None:
-                held = now
-            difference = (255 * (now[:, 0] - held[:, 0])).square().mean(1, keepdim=True)
+            if old is None:
+                old = now
+            difference = (255 * (now[:, 0] - old[:, 0])).square().mean(1, keepdim=True)
             stale.append(F.avg_pool2d(difference, patch).squeeze(1).sqrt() * ~computed)
-            held = torch.where(enlarged(computed, patch).unsqueeze(1).unsqueeze(1), now, held)
-        self.pixels = held
+            old = torch.where(enlarged(computed, patch).unsqueeze(1).unsqueeze(1), now, old)
+        self.pixels = old
         return torch.stack(stale, 1)
 
 

@@ -32,7 +32,7 @@ class Staleness:
     def add(self, stale: Tensor, keep: Tensor) -> None:
         """Take a block's staleness in grey levels, and its mask, (B, S, h, w) each.
 
-        Both are held for some blocks, so nobody may write to them.
+        Both are kept for some blocks, so nobody may write to them.
         """
         self._waiting.append((stale, keep))
         if len(self._waiting) == _WAITING:

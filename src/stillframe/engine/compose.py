@@ -1,13 +1,13 @@
-"""Holding: what is not computed shows the picture that was shown, pixel for pixel.
+"""Composing: what is not computed shows the picture that was shown, pixel for pixel.
 
 A decoder gives the same latents another picture in each of its phases, and near what changes; a
 place that nothing happens in would shimmer. So pixels of a patch that was reused are those of the
 last frame that showed it. Latents are restored all the same, for what follows (``restore``).
 
-Where held and new pixels meet, both are right to within the tolerance, and differ by as much. On
-the held side of a border that difference can be seen: it is what the decoder would have shown there
-less what is held. The new side is moved by it, less and less with the distance from the border, so
-that the two meet. Nothing held is mixed into new pixels: what moves leaves no trace.
+Where old and new pixels meet, both are right to within the tolerance, and differ by as much. On the
+old side of a border that difference is known: it is what the decoder would have shown there less
+what is shown. The new side is moved by it, less and less with the distance from the border, so that
+the two meet. Nothing old is mixed into new pixels: what moves leaves no trace.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from stillframe.detection.pixels import enlarged
 from stillframe.kernels.graphs import Graphs
 
-__all__ = ["REACH", "Held", "meet"]
+__all__ = ["REACH", "ShownPictures", "meet"]
 
 #: Pixels from a border within which new pictures are moved.
 REACH = 12
@@ -31,24 +31,24 @@ _CELL = 4  # pixels a side, in whose means differences are taken and spread
 _CELLS = 2  # on either side of a cell, over which they are
 
 
-def meet(new: Tensor, held: Tensor, reused: Tensor) -> Tensor:
-    """New pictures, moved so that they meet what is held.
+def meet(new: Tensor, shown: Tensor, reused: Tensor) -> Tensor:
+    """New pictures, moved so that they meet what is shown.
 
     Args:
-        new, held: (B, T, 3, H, W) in [0, 1].
-        reused: (B, H, W) bool, where ``held`` is shown.
+        new, shown: (B, T, 3, H, W) in [0, 1].
+        reused: (B, H, W) bool, where ``shown`` stays.
 
     Returns:
-        (B, T, 3, H, W): ``held`` where it is shown, else ``new``, moved within `REACH` of that.
+        (B, T, 3, H, W): ``shown`` where it stays, else ``new``, moved within `REACH` of that.
     """
     mask = reused.unsqueeze(1).unsqueeze(1)
     known, side = mask.to(new.dtype), math.gcd(_CELL, *new.shape[-2:])
     weight = _spread(known, side)
-    difference = _spread((held - new) * known, side) / weight.clamp(min=1e-4)
-    # of the cells around the first one beside a straight border, 2 of 5 columns are held
+    difference = _spread((shown - new) * known, side) / weight.clamp(min=1e-4)
+    # of the cells around the first one beside a straight border, 2 of 5 columns are old
     share = (weight * (2 * _CELLS + 1) / _CELLS).clamp(max=1)
     shift = F.interpolate((difference * share).flatten(0, 1), new.shape[-2:], mode="bilinear")
-    return torch.where(mask, held, (new + shift.view_as(new)).clamp(0, 1))
+    return torch.where(mask, shown, (new + shift.view_as(new)).clamp(0, 1))
 
 
 def _spread(x: Tensor, side: int) -> Tensor:
@@ -58,8 +58,8 @@ def _spread(x: Tensor, side: int) -> Tensor:
     return spread.unflatten(0, x.shape[:2])
 
 
-class Held:
-    """The picture of one stream that is shown.
+class ShownPictures:
+    """The pictures of one stream as they are shown.
 
     Args:
         temporal: pixel frames of a latent frame.

@@ -1,6 +1,6 @@
 """The denoising passes and the context pass of one block, over the tokens that are kept.
 
-On the fast path where there is one that can take the block, else through diffusers' transformer.
+In fused passes where the backbone has some that can take the block, else through its own modules.
 Not known here: which tokens are kept and why, or what becomes of the others.
 """
 
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stillframe.backbones.fused import BlockInputs, LeanBlocks
-from stillframe.backbones.wan import TextCache, WanDenoiser
+from stillframe.backbones.base import Backbone, BlockInputs, FusedPasses, TextCache
+from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stages import StageClock
 from stillframe.engine.state import StreamState
-from stillframe.settings import StreamSettings
 from stillframe.tokens.grid import Plan, take
 
 __all__ = ["BlockPasses"]
@@ -27,13 +26,13 @@ class BlockPasses:
     """What the passes of a block are made with.
 
     Attributes:
-        denoiser: the transformer.
+        backbone: the transformer.
         text: the prompt.
         settings: how to denoise.
         clock: of the stages ``denoise`` and ``context``.
     """
 
-    denoiser: WanDenoiser
+    backbone: Backbone
     text: TextCache
     settings: StreamSettings
     clock: StageClock
@@ -56,8 +55,8 @@ class BlockPasses:
             (B, S*N, P) float32.
         """
         attention, sigmas = state.attention, self.settings.sigmas
-        if state.lean is not None and state.lean.can(plan) and attention.merger is None:
-            return self._lean(state.lean, source, noise, plan)
+        if state.fused is not None and state.fused.can(plan) and attention.merger is None:
+            return self._fused(state.fused, source, noise, plan)
         kept = plan.kept
 
         def of_kept(x: Tensor) -> Tensor:
@@ -65,7 +64,7 @@ class BlockPasses:
 
         here = of_kept(source)
         x0 = here
-        with self.denoiser.attached():
+        with self.backbone.attached():
             with self.clock("denoise"):
                 attention.begin_block(plan)
                 for step, sigma in enumerate(sigmas):
@@ -76,12 +75,12 @@ class BlockPasses:
                 attention.step = None
                 self._velocity(state, x0, here, 0.0)
                 attention.end_block()
-        return attention.scattered(x0)
+        return plan.scattered(x0)
 
-    def _lean(
-        self, lean: LeanBlocks, source: Tensor, noise: Sequence[Tensor], plan: Plan
+    def _fused(
+        self, fused: FusedPasses, source: Tensor, noise: Sequence[Tensor], plan: Plan
     ) -> Tensor:
-        """The same on the fast path."""
+        """The same in fused passes."""
         settings = self.settings
         inputs = BlockInputs(
             source[0],
@@ -91,16 +90,16 @@ class BlockPasses:
             settings.conditioning == "source",
         )
         with self.clock("denoise"):
-            x0 = lean.denoise(plan, self.text, inputs)
+            x0 = fused.denoise(plan, self.text, inputs)
         with self.clock("context"):
-            lean.commit()
+            fused.commit()
         return x0
 
     def _velocity(self, state: StreamState, x: Tensor, source: Tensor, sigma: float) -> Tensor:
         timestep = torch.full((x.shape[0],), sigma * self.settings.timestep_scale, device=x.device)
         tokens = x
-        if self.denoiser.takes_source:
+        if self.backbone.takes_source:
             shown = source if self.settings.conditioning == "source" else torch.zeros_like(source)
-            pixels = (-1, self.denoiser.latent_channels)
+            pixels = (-1, self.backbone.latent_channels)
             tokens = torch.cat([x.unflatten(2, pixels), shown.unflatten(2, pixels)], 3).flatten(2)
-        return self.denoiser(tokens, timestep, self.text, state.attention).float()
+        return self.backbone(tokens, timestep, self.text, state.attention).float()

@@ -1,4 +1,4 @@
-"""What happened to a block, and how long each stage took.
+"""What was computed of a block, and how long each stage took.
 
 Knows neither models nor streams: the block loop fills it in.
 """
@@ -19,7 +19,7 @@ __all__ = ["BlockStats", "StageClock"]
 
 
 class BlockStats(NamedTuple):
-    """What happened to one block.
+    """What was computed of one block.
 
     Attributes:
         block: number of the block, from 0.

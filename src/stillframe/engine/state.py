@@ -11,13 +11,13 @@ from torch import Tensor
 
 from stillframe.attention.block import BlockAttention
 from stillframe.attention.cache import CacheShape, KeyValueCache
-from stillframe.backbones.fused import LeanBlocks, captured_mask, lean_twin, unsupported
-from stillframe.backbones.wan import WanDenoiser
+from stillframe.backbones.base import Backbone, FusedPasses
+from stillframe.detection.capture import captured
 from stillframe.detection.pixels import Anchors
-from stillframe.engine.compose import Held
+from stillframe.engine.compose import ShownPictures
+from stillframe.engine.settings import StreamSettings
 from stillframe.methods import Method, Selector
 from stillframe.recovery import Recovery, RecoverySetup, find_recovery
-from stillframe.settings import StreamSettings
 from stillframe.tokens.grid import Grid
 from stillframe.tokens.merge import MergeSetup
 
@@ -29,25 +29,25 @@ class StreamState:
 
     def __init__(
         self,
-        denoiser: WanDenoiser,
+        backbone: Backbone,
         settings: StreamSettings,
         method: Method,
         latents: Tensor,
         temporal: int,
     ) -> None:
         batch, _, frames, height, width = latents.shape
-        self.grid = Grid(frames, height // denoiser.patch, width // denoiser.patch)
+        self.grid = Grid(frames, height // backbone.patch, width // backbone.patch)
         shape = CacheShape(
-            layers=denoiser.layers,
+            layers=backbone.layers,
             batch=batch,
             grid=self.grid,
-            heads=denoiser.heads,
-            head_dim=denoiser.head_dim,
+            heads=backbone.heads,
+            head_dim=backbone.head_dim,
             sink=settings.sink_frames,
             window=settings.window_frames,
         )
-        device, dtype = latents.device, denoiser.transformer.dtype
-        self._denoiser, self._settings, self._device = denoiser, settings, device
+        device, dtype = latents.device, backbone.dtype
+        self._backbone, self._settings, self._device = backbone, settings, device
         self.cache = KeyValueCache(shape, device, dtype)
         self.recovery = recovery_of(method)(
             RecoverySetup(
@@ -60,13 +60,13 @@ class StreamState:
             )
         )
         self.attention = BlockAttention(
-            self.cache, denoiser.transformer.rope, self.recovery, settings.position_limit
+            self.cache, backbone.rotary, self.recovery, settings.position_limit
         )
         self.select = self._selector(method)
         self.merger = method.merger(MergeSetup(self.grid, len(settings.sigmas), device))
-        self.lean = self._lean()
+        self.fused = self._fused()
         self.anchors = Anchors()
-        self.held = Held(temporal, graphs=self._captures)
+        self.shown = ShownPictures(temporal, graphs=self._captures)
         #: (C, C) see `streaming.StreamingAutoencoder.channel_gains`; None until they are wanted.
         self.gains: Tensor | None = None
         self._visible = method.visible
@@ -93,40 +93,26 @@ class StreamState:
             self.recovery.setup = setup
             return False
         self.recovery = self.attention.recovery = recovery(setup)
-        self.lean = self._lean()
+        self.fused = self._fused()
         return True
 
     def _selector(self, method: Method) -> Selector:
         select = method.selector()
-        return captured_mask(select) if self._captures else select
+        return captured(select) if self._captures else select
 
     @property
     def _captures(self) -> bool:
         """Whether many small kernels are made a graph."""
         return self._device.type == "cuda" and self._settings.execution in ("auto", "graphs")
 
-    def _lean(self) -> LeanBlocks | None:
-        """The fast path, where there is one."""
-        denoiser, execution = self._denoiser, self._settings.execution
-        on_gpu = self.recovery.setup.device.type == "cuda"
-        if execution == "stock" or (execution == "auto" and not on_gpu):
+    def _fused(self) -> FusedPasses | None:
+        """Passes in fewer kernels, where they are wanted and there are some."""
+        execution = self._settings.execution
+        on_gpu = self._device.type == "cuda"
+        if execution == "reference" or (execution == "auto" and not on_gpu):
             return None
-        if not LeanBlocks.serves(self.cache, self.recovery) or unsupported(denoiser.transformer):
-            return None
-        twin, fp8 = lean_twin(denoiser), self._settings.products == "fp8"
-        if fp8:
-            twin.prepare_fp8()
-        return LeanBlocks(
-            twin,
-            self.cache,
-            self.recovery,
-            denoiser.transformer.rope,
-            self._settings.position_limit,
-            denoiser.takes_source,
-            denoiser.latent_channels,
-            graphs=on_gpu and execution != "lean",
-            fp8=fp8,
-        )
+        graphs, fp8 = on_gpu and execution != "fused", self._settings.products == "fp8"
+        return self._backbone.fused(self.attention, graphs=graphs, fp8=fp8)
 
 
 def recovery_of(method: Method) -> type[Recovery]:

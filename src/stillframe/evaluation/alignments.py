@@ -9,12 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillframe.attention.block import BlockAttention
-from stillframe.attention.rotary import rotate
+from stillframe.attention.cache import KeyValueCache
+from stillframe.attention.reuse import Reuse
 from stillframe.detection.latents import patch_distance
+from stillframe.kernels.rows import packed, unpacked
 from stillframe.recovery.aligned import AlignedRecovery
 from stillframe.recovery.base import RecoverySetup
-from stillframe.tokens.grid import Plan, take
+from stillframe.tokens.grid import Plan
 from stillframe.tokens.source import SourceBlock
 
 __all__ = ["ALIGNMENTS", "AlignedToClosest", "AlignedToLast", "AlignedToNewest", "AveragedAligned"]
@@ -66,40 +67,43 @@ class AlignedToNewest(AlignedRecovery):
 class AveragedAligned(AlignedRecovery):
     """The mean of the last two frames of the store, where both match; else as usual."""
 
-    _both: Tensor | None = None  # (B, S*N) bool: tokens whose place has two that match
+    _both: Tensor | None = None  # (B, S, N) bool: tokens whose place has two that match
+
+    @property
+    def store_rows(self) -> int:
+        """A frame of means lies behind the block's rows."""
+        return super().store_rows + self.setup.shape.grid.frame_tokens
 
     def observe(self, source: SourceBlock, plan: Plan) -> None:
         """Also note where the last two frames match."""
         self._both = None
         if self._origin is not None and source.tokens.shape[1] > 1:
             distance = _distances(source.tokens, self._origin, self.setup.trim)
-            self._both = (distance < self.setup.tolerance)[:, :, -2:].all(2).flatten(1)
+            self._both = (distance < self.setup.tolerance)[:, :, -2:].all(2)
         super().observe(source, plan)
 
-    def place(
-        self, block: BlockAttention, step: int, layer: int, key: Tensor, value: Tensor
-    ) -> None:
-        """See `Recovery.place`."""
-        pruned = block.plan.pruned
-        if pruned is None or self._both is None or self._pruned_table is None:
-            super().place(block, step, layer, key, value)
-            return
-        # before this block's tokens take their places in the store
-        means = [self._mean(x[step, layer], pruned.index) for x in (self._keys, self._values)]
-        super().place(block, step, layer, key, value)
-        both = self._both.gather(1, pruned.index)[..., None, None]
-        own = self._keys[step, layer], self._values[step, layer]
-        usual = [self._unpacked(take(x, pruned.index)) for x in own]
-        filled = [torch.where(both, m, u) for m, u in zip(means, usual, strict=True)]
-        block.write(layer, pruned, rotate(filled[0], self._pruned_table), filled[1])
-
-    def _mean(self, entries: Tensor, index: Tensor) -> Tensor:
-        """Of the last two frames at the places of some tokens, (B, K, heads, head_dim)."""
+    def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse:
+        """See `Recovery.reuse`."""
+        usual = super().reuse(plan, cache)
+        if plan.everything or self._both is None:
+            return usual
         grid = self.setup.shape.grid
-        place = index % grid.frame_tokens
-        frames = (grid.tokens - 2 * grid.frame_tokens, grid.tokens - grid.frame_tokens)
-        older, newer = (self._unpacked(take(entries, place + start)) for start in frames)
-        return (older + newer) / 2
+        n, size = grid.frame_tokens, grid.tokens
+        means = torch.arange(size, size + n, device=plan.keep.device)
+        own = torch.arange(size, device=plan.keep.device).view(-1, n)
+        for entries in self.bank:
+            # before this block's tokens take their places in the store, and instead of what is
+            # moved with them: what stands at a slot is not what is remembered of it
+            older, newer = (
+                unpacked(entries[..., start : start + n, :, :], self.setup.dtype)
+                for start in (size - 2 * n, size - n)
+            )
+            chosen = usual.old.flatten(1)[None, None, :, :, None, None]
+            moved = entries[..., :size, :, :].take_along_dim(chosen, dim=3)
+            entries[..., size : size + n, :, :] = packed((older + newer) / 2, entries)
+            entries[..., :size, :, :] = moved
+        old = torch.where(self._both, means, own)
+        return usual._replace(old=old, out=torch.where(plan.keep, own, -1))
 
 
 def _distances(tokens: Tensor, origin: Tensor, trim: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -18,13 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillframe.config import EditConfig
 from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError
 from stillframe.evaluation.cells import Block, Conditions
 from stillframe.evaluation.sources import Clip
 from stillframe.jobs.loop import Comparison, FileLoop, Lane, MapVideo
 from stillframe.jobs.report import DENOISING_STAGES, RunReport
-from stillframe.methods import Method, find_method
+from stillframe.methods import Method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
 from stillframe.video.fit import fit_to_grid
@@ -161,7 +163,7 @@ def edit_frames(
         seed: of the noise.
         paired: also run the dense edit, alternating block by block, for what it costs.
         stop: asked after every frame; true ends it, and no file is left.
-        settings: see ``CausalWanPipeline.settings``.
+        settings: other fields of `EditConfig`.
 
     Raises:
         KeyboardInterrupt: ``stop`` said so.
@@ -187,9 +189,10 @@ def edit_frames(
         if map_path is not None:
             drawn = VideoWriter(map_path, width, height, Fraction(1, _TICKS), clip.fps)
             maps = MapVideo(pipe, stack.enter_context(drawn))
-        lanes = [Lane(pipe, embeds, method, seed, settings, note)]
+        config = EditConfig(method, seed=seed, **settings)
+        lanes = [Lane(pipe, embeds, config, note)]
         if paired:
-            lanes.append(Lane(pipe, embeds, find_method("full")(), seed, settings))
+            lanes.append(Lane(pipe, embeds, replace(config, method="full")))
         comparison = Comparison() if paired else None
         loop = FileLoop(fit, pipe.compute_device, lanes, writer, maps, comparison)
         loop.run(_timed(clip), stop)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from stillframe.engine.settings import StreamSettings
 from stillframe.engine.state import StreamState
 from stillframe.engine.stream import BlockStats, EditStream
 from stillframe.errors import ModelError
@@ -22,7 +23,6 @@ from stillframe.methods import Method, Selector
 from stillframe.methods.prune import InterFramePruning
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.recovery import Recovery
-from stillframe.settings import StreamSettings
 from stillframe.tokens.source import SourceBlock
 
 __all__ = ["LayerProbe", "Outputs", "PruneFrom", "Reading", "Undecoded", "relative_error"]
@@ -105,7 +105,7 @@ class _Probed(EditStream):
 
     def edit_block(self, latents: Tensor, pixels: Tensor | None = None) -> Tensor:
         if self._state is None and self.kind is not None:
-            state = StreamState(self._denoiser, self.settings, self.method, latents, 1)
+            state = StreamState(self._backbone, self.settings, self.method, latents, 1)
             state.recovery = state.attention.recovery = self.kind(state.recovery.setup)
             self._state = state
         return super().edit_block(latents, pixels)
@@ -165,7 +165,7 @@ class LayerProbe:
         self._pipe, self._blocks = pipe, blocks
         self._text, self._seed = pipe.text(None, embeds), seed
         # the fast path does not run the modules that are listened to
-        self._settings = replace(settings, execution="stock")
+        self._settings = replace(settings, execution="reference")
         self.last = len(blocks) - 1
         self.layers: int = pipe.denoiser.layers
 

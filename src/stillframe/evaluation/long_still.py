@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.controls import Control
+from stillframe.controls import Controls
+from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stream import EditStream
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.layers import Undecoded
 from stillframe.methods import Method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.settings import StreamSettings
 
 __all__ = ["BlockError", "block_errors", "encoded_still", "long_run", "still_frames"]
 
@@ -87,7 +87,7 @@ def long_run(
     embeds: Tensor,
     settings: StreamSettings,
     method: Method,
-    control: Control | None = None,
+    control: Controls | None = None,
     seed: int = 0,
 ) -> list[Tensor]:
     """Edited latents, block by block, of a stream over latents."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from stillframe.methods import Method, find_method, methods
+from stillframe.methods import Method, find_method, methods, parse_method
 from stillframe.recovery import find_recovery
 
 __all__ = ["FULL", "Variant", "at_rate", "expand", "missing_methods"]
@@ -118,6 +118,8 @@ def expand(
 ) -> tuple[Variant, ...]:
     """Every method at every rate with every recovery, as far as it has them.
 
+    Methods are given as `as_method` takes them, fields that they name stay as they are.
+
     A method that takes no rate comes once; one that prunes nothing, or that is defined by its
     recovery (a subclass with another default), comes without the recoveries.
 
@@ -127,16 +129,18 @@ def expand(
     for recovery in recoveries:
         find_recovery(recovery)
     found: list[Variant] = []
-    for name in names:
+    for text in names:
+        name, own = parse_method(text)
         kind = find_method(name)
         default = next(f.default for f in fields(kind) if f.name == "recovery")
-        is_open = kind.prunes and default == _OPEN_RECOVERY
+        is_open = kind.prunes and default == _OPEN_RECOVERY and "recovery" not in own
         shares: list[float | None] = [None]
-        if rates and "rate" in _parameters(kind):
+        if rates and "rate" in _parameters(kind) and "rate" not in own:
             shares = [*rates]
         stand_ins: list[str | None] = [*recoveries] if recoveries and is_open else [None]
         for stand_in in stand_ins:
             for rate in shares:
-                given = {"recovery": stand_in, "rate": rate}
+                given = {**own, "recovery": own.get("recovery", stand_in)}
+                given["rate"] = own.get("rate", rate)
                 found.append(Variant.of(name, **{k: v for k, v in given.items() if v is not None}))
     return tuple(dict.fromkeys(found))

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.controls import Control, FrameClock, MaskHeader, MaskRecorder
+from stillframe.config import EditConfig
+from stillframe.controls import Controls, FrameClock, MaskHeader, MaskRecorder, SourceFacts
+from stillframe.controls.rate import Rate, RateController
 from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError
 from stillframe.jobs.edit_report import EditJob, edit_report
@@ -25,7 +27,7 @@ from stillframe.jobs.loop import Comparison, FileLoop, Lane, MapVideo, missing_f
 from stillframe.jobs.outputs import check_outputs
 from stillframe.jobs.report import Report
 from stillframe.loading.device_memory import forget_peak
-from stillframe.methods import Method, find_method
+from stillframe.methods import Method, as_method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Sink, Source, VideoReader, VideoWriter
 from stillframe.video.fit import Fit, fit_to_grid
@@ -58,15 +60,13 @@ def edit_file(
     target: StrPath | Sink,
     *,
     prompt: str,
-    method: str | Method = "prune",
-    seed: int = 0,
+    config: EditConfig | None = None,
     height: int | None = None,
     width: int | None = None,
     max_frames: int | None = None,
     crf: int = 18,
     compare: bool = False,
     map_path: StrPath | None = None,
-    control: Control | None = None,
     masks_out: StrPath | None = None,
     two_pass: bool = False,
     rate_trace_out: StrPath | None = None,
@@ -74,7 +74,7 @@ def edit_file(
     load_seconds: float = 0.0,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> Report:
     """Edit a video file or stream. Presentation times and sound are kept, as far as the output
     holds them; memory does not grow with length.
@@ -87,25 +87,24 @@ def edit_file(
         source: a file; or a stream: "-" for standard input, a URL, a camera or a `Source`.
         target: a file, whose extension names its container; or "-", a URL or a `Sink`.
         prompt: what it should look like.
-        method: which tokens to compute, by name or as a `Method`.
-        seed: of the noise.
+        config: how to edit.
         height, width: size of the output in pixels; one sets the other by the aspect ratio. Without
             both, the short side is at most the pipeline's ``default_height``, and never enlarged.
         max_frames: stop reading after so many frames.
         crf: quality of the output, 0 (lossless) to 51.
         compare: also edit without pruning, in lockstep, with the same noise and with that of the
-            next seed, and measure the differences. Only the first result is written.
+            next seed, and measure the differences. Only the first result is written. Of the
+            controls, only cuts, and a region that alone is edited, concern the others.
         map_path: where to write the source with recomputed patches highlighted.
-        control: what else is asked for: whole blocks, refresh, cuts, regions, masks. Of these, only
-            cuts, and a region that alone is edited, concern the edit that is compared to.
         masks_out: where to write which patches were recomputed, see ``control.GivenMasks``.
-        two_pass: look at the whole file first, and spend the control's rate where it moves.
+        two_pass: look at the whole file first, and spend the rate where it moves.
         rate_trace_out: where to write the times that a rate went by, see ``control.RateTrace``.
         model, load_seconds: the model's name and how long it took to load, for the report.
         on_progress: called after every block.
         stop: asked after every frame, and while a pipe is silent; true ends the files cleanly with
             the blocks that are done.
-        settings: see ``CausalWanPipeline.settings``.
+        options: fields of ``config`` that take the place of its own, such as ``method``,
+            ``control``, ``seed`` and ``strength``.
 
     Returns:
         the report. If ``stop`` came before the first block was done, ``frames_out`` is 0 and no
@@ -118,17 +117,20 @@ def edit_file(
         KeyboardInterrupt: ``stop`` came before the source's first frame.
         ValueError: an argument is out of range.
     """
-    chosen = find_method(method)() if isinstance(method, str) else method
+    config = EditConfig.of(config, options).seeded
+    method, control, seed = as_method(config.method), config.control, config.seed or 0
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"at least 1 frame must be edited, got {max_frames}")
     source, target = Source.of(source), Sink.of(target)
     check_outputs(source, target, map_path, masks_out)
     check_outputs(source, target, map_path, rate_trace_out)
+    if rate_trace_out is not None and (control is None or control.find(Rate) is None):
+        raise ValueError(f"{rate_trace_out} would be empty: there is no rate to write a trace of")
     if two_pass:
         check_two_pass(source, control)
     started = time.perf_counter()
     with ExitStack() as stack:
-        motion = control is not None and control.detector is not None
+        motion = control is not None and any(each.needs_motion for each in control)
         reader = stack.enter_context(_open_reader(source, stop, motion, max_frames))
         fit = fit_to_grid(
             reader.width,
@@ -138,10 +140,10 @@ def edit_file(
             target_width=width,
             max_short_side=pipe.config.default_height,
         )
-        header = _mask_header(pipe, fit, chosen)
+        header = _mask_header(pipe, fit, method)
         control = _fitted(control, fit, header, _frame_clock(pipe, reader))
         if two_pass and control is not None:
-            control = foretold(pipe, source, fit, chosen, control, max_frames, stop)
+            control = foretold(pipe, source, fit, method, control, max_frames, stop)
         embeds = pipe.encode_prompt(prompt)
         load_seconds += time.perf_counter() - started
         writer = stack.enter_context(_open_writer(target, reader, fit, crf, sound=True, stop=stop))
@@ -157,12 +159,13 @@ def edit_file(
             if masks_out is not None:
                 recorder.add(stats.keep)
 
-        lanes = [Lane(pipe, embeds, chosen, seed, settings, note, control)]
+        lanes = [Lane(pipe, embeds, replace(config, control=control), note)]
         if compare:
-            dense = None if control is None else control.unpruned
-            full = find_method("full")()
+            full = replace(
+                config, method="full", control=None if control is None else control.unpruned
+            )
             for other in (seed, seed + 1):
-                lanes.append(Lane(pipe, embeds, full, other, settings, control=dense))
+                lanes.append(Lane(pipe, embeds, replace(full, seed=other)))
         comparison = Comparison(_first_frames(pipe)) if compare else None
         loop = FileLoop(fit, pipe.compute_device, lanes, writer, map_video, comparison)
         forget_peak(pipe.compute_device)
@@ -171,9 +174,10 @@ def edit_file(
         loop.close()
         if masks_out is not None and writer.frames_written:
             recorder.masks(replace(header, frames=writer.frames_written)).write(masks_out)
-        controlled = lanes[0].stream.controlled
-        if rate_trace_out is not None and controlled is not None and controlled.rate is not None:
-            controlled.rate.recorded().write(rate_trace_out)
+        state = lanes[0].stream.control_state
+        rate = None if state is None else state.find(RateController)
+        if rate_trace_out is not None and rate is not None:
+            rate.recorded().write(rate_trace_out)
         name = model or Path(pipe.name_or_path or type(pipe).__name__).name
         job = EditJob(pipe, prompt, seed, name, load_seconds)
         return edit_report(job, reader, fit, loop, comparison)
@@ -209,8 +213,8 @@ def _frame_clock(pipe: CausalWanPipeline, reader: VideoReader) -> FrameClock:
 
 
 def _fitted(
-    control: Control | None, fit: Fit, header: MaskHeader, clock: FrameClock
-) -> Control | None:
+    control: Controls | None, fit: Fit, header: MaskHeader, clock: FrameClock
+) -> Controls | None:
     """The control for frames of this size.
 
     Raises:
@@ -218,10 +222,9 @@ def _fitted(
     """
     if control is None:
         return None
-    if control.masks is not None:
-        control.masks.check(header)
     extent = (fit.width / fit.padded_width, fit.height / fit.padded_height)
-    return control.fitted(fit.source_width, fit.source_height, extent, clock)
+    size = fit.source_width, fit.source_height
+    return control.fitted(SourceFacts(*size, extent, clock, header.grid, header.patch))
 
 
 def _open_reader(

@@ -9,8 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.jobs.loop import Comparison, FileLoop, missing_frames
+from stillframe.jobs.loop import Comparison, FileLoop
 from stillframe.jobs.report import DENOISING_STAGES, Report, RunReport
 from stillframe.loading.device_memory import peak_memory
 from stillframe.pipelines.causal_wan import CausalWanPipeline
@@ -46,7 +45,6 @@ def edit_report(
     runs = [lane.report(files, frames, f) for lane, f in zip(loop.lanes, flickers, strict=False)]
     runs[0].seconds["load"] = job.load_seconds
     settings = loop.lanes[0].stream.settings
-    fresh = open_autoencoder(job.pipe.vae, job.pipe.config.block_frames)
     return Report(
         **{name: getattr(runs[0], name) for name in asdict(runs[0])},
         **({} if comparison is None else _differences(runs[0], runs[1], comparison)),
@@ -72,7 +70,7 @@ def edit_report(
         damage=reader.damage,
         interrupted=loop.interrupted,
         warnings=_warnings(reader, loop),
-        control=loop.lanes[0].control_report(fresh.temporal, missing_frames(job.pipe.vae, fresh)),
+        control=loop.lanes[0].control_report(),
     )
 
 
@@ -107,9 +105,9 @@ def _warnings(reader: VideoReader, loop: FileLoop) -> tuple[str, ...]:
             f"{writer.name} is in a format without times: {writer.gaps} "
             f"gap{'' if writer.gaps == 1 else 's'} between frames were closed"
         )
-    controlled = loop.lanes[0].stream.controlled
-    if controlled is not None and controlled.rate is not None:
-        told += controlled.rate.warnings()
+    controls = loop.lanes[0].stream.control_state
+    if controls is not None:
+        told += controls.warnings()
     if loop.closed is not None:
         told.append(f"{loop.closed} after {writer.frames_written} frames")
     return tuple(told)

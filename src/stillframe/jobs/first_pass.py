@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.controls import Control, Survey
+from stillframe.controls import Controls, Rate, Survey
 from stillframe.detection.frames import PixelBlocks
 from stillframe.errors import InputError
 from stillframe.methods import Method
@@ -27,14 +27,14 @@ from stillframe.video.fit import Fit
 __all__ = ["check_two_pass", "foretold"]
 
 
-def check_two_pass(source: Source, control: Control | None) -> None:
+def check_two_pass(source: Source, control: Controls | None) -> None:
     """Raise an error unless there can be a first pass.
 
     Raises:
         ValueError: there is no rate, or one of a latency.
         InputError: the source can be read only once.
     """
-    rate = None if control is None else control.rate
+    rate = None if control is None else control.find(Rate)
     if rate is None or rate.latency is not None:
         raise ValueError("two passes need a target of frames a second, or of a share kept")
     if source.is_live:
@@ -46,17 +46,18 @@ def foretold(
     source: Source,
     fit: Fit,
     method: Method,
-    control: Control,
+    control: Controls,
     max_frames: int | None = None,
     stop: Callable[[], bool] | None = None,
-) -> Control:
+) -> Controls:
     """The control with what a first pass over the file found.
 
     Raises:
         KeyboardInterrupt: ``stop`` said so.
         ValueError: the control has no rate.
     """
-    if control.rate is None:
+    rate = control.find(Rate)
+    if rate is None:
         raise ValueError("there is no rate that a first pass could serve")
     started = time.perf_counter()
     survey = Survey(method, control)
@@ -67,7 +68,7 @@ def foretold(
         tokens = patchify(latents.float(), patch)
         survey.add(tokens.unflatten(1, (grid.frames, grid.frame_tokens)), grid, pixels)
     forecast = replace(survey.forecast(), seconds=time.perf_counter() - started)
-    return replace(control, rate=replace(control.rate, forecast=forecast))
+    return control.replaced(replace(rate, forecast=forecast))
 
 
 @torch.inference_mode()

@@ -13,10 +13,9 @@ from fractions import Fraction
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-
+from stillframe.config import EditConfig
 from stillframe.engine.stream import BlockStats, StageClock
 from stillframe.jobs.edit import Progress
 from stillframe.jobs.outputs import check_outputs
@@ -108,14 +107,13 @@ def generate_file(
     fps: float | Fraction = 16,
     height: int | None = None,
     width: int | None = None,
-    seed: int = 0,
     crf: int = 18,
-    num_inference_steps: int | None = None,
-    sigmas: tuple[float, ...] | None = None,
+    config: EditConfig | None = None,
     model: str | None = None,
     load_seconds: float = 0.0,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    **options: Any,
 ) -> GenerateReport:
     """Make a video file from a prompt. Memory does not grow with its length.
 
@@ -126,12 +124,12 @@ def generate_file(
         num_frames, seconds: how long, one or the other; default 81 frames.
         fps: frame rate of the file; Wan's models make 16 frames a second.
         height, width: in pixels, see ``CausalWanPipeline.generate_stream``.
-        seed: of the noise.
         crf: quality of the output, 0 (lossless) to 51.
-        num_inference_steps, sigmas: see ``CausalWanPipeline.generation_settings``.
+        config: how to denoise, see ``CausalWanPipeline.generate_stream``.
         model, load_seconds: the model's name and how long it took to load, for the report.
         on_progress: called after every block.
         stop: asked before every block; true ends the file cleanly with the blocks that are done.
+        options: fields of ``config`` that take the place of its own, such as ``seed``.
 
     Returns:
         the report. If ``stop`` came before the first block, ``frames_out`` is 0 and no file is
@@ -141,6 +139,7 @@ def generate_file(
         OutputError: the result cannot be written; nothing half-written is left.
         ValueError: an argument is out of range.
     """
+    config = EditConfig.of_generation(config, options).seeded
     check_outputs(None, target)
     rate = _rate(fps)
     count = _count(num_frames, seconds, rate)
@@ -156,10 +155,7 @@ def generate_file(
         num_frames=count,
         height=height,
         width=width,
-        num_inference_steps=num_inference_steps,
-        sigmas=sigmas,
-        # a generator of the CPU: the same noise on every device
-        generator=torch.Generator().manual_seed(seed),
+        config=config,
         on_block=on_block,
     )
     load_seconds += time.perf_counter() - started
@@ -171,7 +167,7 @@ def generate_file(
             writer.close(keep=writer.frames_written > 0 or not interrupted)
     spent["write"] = clock.lap()["write"]
     name = model or Path(pipe.name_or_path or type(pipe).__name__).name
-    job = _Job(pipe, prompt, rate, seed, name, load_seconds)
+    job = _Job(pipe, prompt, rate, config.seed or 0, name, load_seconds)
     return _report(job, stream, writer, spent, interrupted)
 
 

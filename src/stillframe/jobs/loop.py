@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import StreamingAutoencoder, open_autoencoder
-from stillframe.controls import Control, MotionMap
+from stillframe.config import EditConfig
+from stillframe.controls import MotionMap
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
 from stillframe.errors import OutputClosedError
 from stillframe.jobs.report import STAGES, RunReport
-from stillframe.methods import Method
+from stillframe.methods import as_method
 from stillframe.metrics.measures import PeakSignalToNoise, StaticFlicker, WorstPatch
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
@@ -46,11 +47,8 @@ class Lane:
     Args:
         pipe: the model.
         embeds: the prompt's embeddings.
-        method: which tokens to compute.
-        seed: of the noise.
-        settings: see ``CausalWanPipeline.settings``.
+        config: how to edit.
         on_block: called after every block.
-        control: what else is asked for.
 
     Attributes:
         shares: kept share of each block so far.
@@ -60,26 +58,16 @@ class Lane:
         self,
         pipe: CausalWanPipeline,
         embeds: Tensor,
-        method: Method,
-        seed: int,
-        settings: dict[str, Any],
+        config: EditConfig,
         on_block: Callable[[BlockStats], None] | None = None,
-        control: Control | None = None,
     ) -> None:
-        self.method = method
+        self.method = as_method(config.method)
         self.shares: list[float] = []
         self._kept = self._tokens = 0
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._on_block = on_block
-        # a generator of the CPU: the same noise on every device
-        generator = torch.Generator().manual_seed(seed)
         self.stream: EditStream = pipe.stream(
-            prompt_embeds=embeds,
-            method=method,
-            generator=generator,
-            on_block=self._note,
-            control=control,
-            **settings,
+            prompt_embeds=embeds, config=config, on_block=self._note
         )
 
     @property
@@ -99,27 +87,10 @@ class Lane:
         for stage, spent in seconds.items():
             self._seconds[stage] += spent
 
-    def control_report(self, temporal: int, missing: int) -> dict[str, Any] | None:
-        """What controls were asked for and what they did, None without any.
-
-        Args:
-            temporal: pixel frames of a latent frame.
-            missing: pixel frames by which the first block is short, see `missing_frames`.
-        """
-        controlled = self.stream.controlled
-        if controlled is None:
-            return None
-        happened = controlled.happened
-        cuts = [max(latent * temporal - missing, 0) for latent in happened.cuts]
-        return {
-            **controlled.control.asked(),
-            "cut_frames": cuts,
-            "whole_blocks": happened.whole_blocks,
-            "refreshed_tokens": happened.refreshed_tokens,
-            "oldest_blocks": happened.oldest,
-            "agreement": None if happened.agreement is None else happened.agreement._asdict(),
-            **controlled.told(),
-        }
+    def control_report(self) -> dict[str, Any] | None:
+        """What controls were asked for and what they did, None without any."""
+        state = self.stream.control_state
+        return None if state is None else state.report()
 
     def report(self, files: dict[str, float], frames: int, flicker: float | None) -> RunReport:
         """What it cost.
@@ -289,10 +260,10 @@ class FileLoop:
 
     def _count_outside(self) -> None:
         """Reading and writing count towards a rate that is to be held."""
-        controlled = self.lanes[0].stream.controlled
+        controls = self.lanes[0].stream.control_state
         spent = sum(self.clock.seconds.values())
-        if controlled is not None and controlled.rate is not None:
-            controlled.rate.outside(spent - self._outside)
+        if controls is not None:
+            controls.outside(spent - self._outside)
         self._outside = spent
 
     def _picture(self, frame: Frame) -> Tensor:
@@ -306,9 +277,9 @@ class FileLoop:
         source = self._pixels(picture)[0] if self._watched else None
         self._waiting.append(Waiting(frame.pts, frame.duration, source))
         for lane in self.lanes:
-            controlled = lane.stream.controlled
-            if controlled is not None and controlled.motion is not None:
-                controlled.motion.add(None if frame.motion is None else MotionMap(*frame.motion))
+            controls = lane.stream.control_state
+            if controls is not None:
+                controls.frame(None if frame.motion is None else MotionMap(*frame.motion))
 
     def _advance(self, picture: Tensor | None) -> list[Tensor] | None:
         """Push a frame (None: the end) through every lane; what came out, None if nothing did."""

@@ -21,10 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 try:
     import triton
     import triton.language as tl
-except ImportError:  # no triton, no GPU kernels: the twins serve
+except ImportError:  # no triton, no GPU kernels: the torch code serves
     triton = None
 
-__all__ = ["Cut", "attend", "best_cut", "join", "join_twin"]
+__all__ = ["Cut", "attend", "best_cut", "join", "join_reference"]
 
 #: Queries of a head that one multiprocessor works on at a time, in cuDNN's kernel for Hopper.
 _TILE = 128
@@ -111,8 +111,8 @@ def _with_denominator(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return (logits.softmax(3) @ v.float()).type_as(q), logits.logsumexp(3)
 
 
-def join_twin(parts: Tensor, logs: Tensor) -> Tensor:
-    """The slow twin of `join`."""
+def join_reference(parts: Tensor, logs: Tensor) -> Tensor:
+    """The slow reference of `join`."""
     weights = logs.float().softmax(0).unsqueeze(-1)
     joined = (weights * parts.float()).sum(0)
     return joined.type_as(parts).transpose(0, 1).flatten(1)
@@ -129,7 +129,7 @@ def join(parts: Tensor, logs: Tensor) -> Tensor:
         (K, H*D): what attention over all keys at once is.
     """
     if triton is None or not (parts.is_cuda or _INTERPRETED) or parts.stride(3) != 1:
-        return join_twin(parts, logs)
+        return join_reference(parts, logs)
     count, heads, rows, dim = parts.shape
     out = torch.empty((rows, heads * dim), device=parts.device, dtype=parts.dtype)
     _join[(rows,)](

@@ -1,4 +1,4 @@
-"""A convolution of the tiny autoencoder with what surrounds it, as one kernel, and its torch twin.
+"""A convolution of the tiny autoencoder with what surrounds it, as one kernel and its reference.
 
 Around each of its convolutions the autoencoder joins frames with their predecessors, pools or grows
 time, enlarges the picture, adds and cuts off; apart, these move more memory than the convolutions
@@ -18,10 +18,10 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # no triton, no GPU kernels: the twins serve
+except ImportError:  # no triton, no GPU kernels: the torch code serves
     triton = None
 
-__all__ = ["Convolution", "available", "convolve", "convolve_twin"]
+__all__ = ["Convolution", "available", "convolve", "convolve_reference"]
 
 _LEAST = 16  # the least side of a matrix that tensor cores take
 
@@ -99,14 +99,14 @@ def available() -> bool:
     return triton is not None
 
 
-def convolve_twin(
+def convolve_reference(
     convolution: Convolution,
     x: Tensor,
     past: Tensor | None = None,
     added: Tensor | None = None,
     batch: int = 1,
 ) -> Tensor:
-    """The slow twin of `convolve`: joins, enlarges, convolves, adds, cuts off."""
+    """The slow reference of `convolve`: joins, enlarges, convolves, adds, cuts off."""
     if convolution.past:
         assert past is not None
         x = torch.cat([x, torch.cat([past, x[:-batch]])], 3)
@@ -148,7 +148,7 @@ def convolve(
     shape = convolution.shape(x)
     countable = max(x.numel(), prod(shape)) < 2**31  # the kernel counts in 32 bits
     if triton is None or not (x.is_cuda or _INTERPRETED) or not countable:
-        return convolve_twin(convolution, x, past, added, batch)
+        return convolve_reference(convolution, x, past, added, batch)
     out = torch.empty(shape, device=x.device, dtype=x.dtype)
     packed, depth = convolution.packed, convolution.channels
     parts = 4 if convolution.enlarge else 1

@@ -11,22 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CapturedStep", "Graphs"]
+__all__ = ["CapturedStep", "Graphs", "Step"]
 
 _POOLS: dict[int, Any] = {}
 
+#: From an input and what is remembered, None at first, to an output and what is remembered.
 Step = Callable[[Tensor, "list[Tensor] | None"], "tuple[Tensor, list[Tensor]]"]
 
 
 def _pool() -> Any:
-    """One pool a device. What outlives a replay is outside of it or held, so graphs may share."""
+    """One pool a device. What outlives a replay is outside of it or kept, so graphs may share."""
     device = torch.cuda.current_device()
     if device not in _POOLS:
-        pool, keeper = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+        pool, first = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
         # a pool ends with the last graph in it, and a handle cannot begin a second one
-        with torch.cuda.graph(keeper, pool=pool):
+        with torch.cuda.graph(first, pool=pool):
             torch.zeros(1, device="cuda")
-        _POOLS[device] = pool, keeper
+        _POOLS[device] = pool, first
     return _POOLS[device][0]
 
 
@@ -38,7 +39,7 @@ class Graphs:
 
     @property
     def count(self) -> int:
-        """Graphs held."""
+        """Graphs there are."""
         return len(self._graphs)
 
     def forget(self) -> None:
@@ -84,19 +85,20 @@ class CapturedStep:
     def __call__(self, x: Tensor, memory: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         if memory is None:
             return self._step(x, None)
-        held = self._memory = self._held(memory)
+        known = self._memory = self._kept(memory)
         given = self._inputs.setdefault(x.shape, torch.empty_like(x))
         given.copy_(x)
 
         def work() -> Tensor:
-            output, after = self._step(given, held)
-            for buffer, new in zip(held, after, strict=True):
+            output, after = self._step(given, known)
+            for buffer, new in zip(known, after, strict=True):
                 buffer.copy_(new)
             return output
 
-        return self._graphs.run(x.shape, work).clone(), held
+        output: Tensor = self._graphs.run(x.shape, work)
+        return output.clone(), known
 
-    def _held(self, memory: Sequence[Tensor]) -> list[Tensor]:
+    def _kept(self, memory: Sequence[Tensor]) -> list[Tensor]:
         """Memory in the buffers that graphs know."""
         if memory is self._memory:
             return self._memory

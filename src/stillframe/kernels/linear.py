@@ -1,4 +1,4 @@
-"""Linear layers of the lean passes: in the model's own numbers, or in FP8.
+"""Linear layers of the fused passes: in the model's own numbers, or in FP8.
 
 FP8 (e4m3) products take a row's and a weight's scale each, so neither a token nor an output that is
 far larger than the rest costs the others their precision. Weights are rounded once; the model's own
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.kernels.norms import Rows8, quantise_twin
+from stillframe.kernels.norms import Rows8, quantise
 
-__all__ = ["Linear8", "gelu_linear", "multiply8_twin", "takes_fp8"]
+__all__ = ["Linear8", "gelu_linear", "multiply8_reference", "takes_fp8"]
 
 _SIDES = 16  # what both sides of a matrix must be multiples of
 
@@ -31,8 +31,8 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
 
-def multiply8_twin(x: Rows8, weight: Rows8, bias: Tensor) -> Tensor:
-    """The slow twin of `Linear8`: the same roundings, products in float32."""
+def multiply8_reference(x: Rows8, weight: Rows8, bias: Tensor) -> Tensor:
+    """The slow reference of `Linear8`: the same roundings, products in float32."""
     rows, columns = x.rows.float() * x.scale, weight.rows.float() * weight.scale
     return F.linear(rows, columns, bias.float()).to(bias.dtype)
 
@@ -53,11 +53,11 @@ class Linear8:
             raise ValueError(
                 f"products in FP8 need sides in multiples of {_SIDES}, got {tuple(weight.shape)}"
             )
-        self.weight, self.bias = quantise_twin(weight), bias
+        self.weight, self.bias = quantise(weight), bias
 
     def __call__(self, x: Rows8) -> Tensor:
         if not x.rows.is_cuda:
-            return multiply8_twin(x, self.weight, self.bias)
+            return multiply8_reference(x, self.weight, self.bias)
         return torch._scaled_mm(
             x.rows,
             self.weight.rows.t(),

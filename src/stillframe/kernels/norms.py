@@ -1,9 +1,9 @@
-"""Residual addition, layer norm and modulation in one kernel, and its twin in torch.
+"""Residual addition, layer norm and modulation in one kernel, and its reference in torch.
 
 Wan's blocks add a gated branch to the residual stream, normalise the sum in float32 and modulate
 it, three times a block; apart these are memory-bound kernels over the same rows. Where products are
 in FP8, the same kernels write rows in one byte a number. It knows rows, not models. Kernels are
-compiled where there is a GPU; the twins are what they are tested against.
+compiled where there is a GPU; the references are what they are tested against.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stillframe.kernels.rows import FP8
+
 try:
     import triton
     import triton.language as tl
-except ImportError:  # no triton, no GPU kernels: the twins serve
+except ImportError:  # no triton, no GPU kernels: the torch code serves
     triton = None
 
 __all__ = [
     "Affine",
     "Rows8",
     "gelu8",
-    "gelu8_twin",
-    "quantise_twin",
+    "gelu8_reference",
+    "quantise",
     "residual_norm",
     "residual_norm8",
-    "residual_norm_twin",
+    "residual_norm_reference",
 ]
 
-FP8 = torch.float8_e4m3fn
 #: The largest number that FP8 holds; every row is scaled to it.
 _MOST = 448.0
 #: GELU is nowhere below minus this.
@@ -64,16 +65,16 @@ class Affine:
         self.scale, self.shift, self.one = scale, shift, one
 
 
-def quantise_twin(x: Tensor) -> Rows8:
+def quantise(x: Tensor) -> Rows8:
     """Rows (K, C), each scaled to what FP8 holds; a row of zeros stays one."""
     scale = x.float().abs().amax(1, keepdim=True).clamp(min=1e-12) / _MOST
     return Rows8((x.float() / scale).to(FP8), scale)
 
 
-def residual_norm_twin(
+def residual_norm_reference(
     hidden: Tensor, added: Tensor | None, gate: Tensor | None, affine: Affine | None, eps: float
 ) -> Tensor:
-    """The slow twin of `residual_norm`, in Wan's own order of roundings."""
+    """The slow reference of `residual_norm`, in Wan's own order of roundings."""
     if added is not None:
         branch = added.float() if gate is None else added.float() * gate.float()
         hidden.copy_((hidden.float() + branch).type_as(hidden))
@@ -99,7 +100,7 @@ def residual_norm(
         (K, C), as ``hidden``.
     """
     if not _compiled(hidden):
-        return residual_norm_twin(hidden, added, gate, affine, eps)
+        return residual_norm_reference(hidden, added, gate, affine, eps)
     out = torch.empty_like(hidden)
     _launch(hidden, added, gate, affine, eps, out, None)
     return out
@@ -110,7 +111,7 @@ def residual_norm8(
 ) -> Rows8:
     """`residual_norm` with the result in one byte a number."""
     if not _compiled(hidden):
-        return quantise_twin(residual_norm_twin(hidden, added, gate, affine, eps))
+        return quantise(residual_norm_reference(hidden, added, gate, affine, eps))
     out = torch.empty(hidden.shape, device=hidden.device, dtype=FP8)
     scale = torch.empty((len(hidden), 1), device=hidden.device)
     _launch(hidden, added, gate, affine, eps, out, scale)
@@ -152,8 +153,8 @@ def _launch(
     )
 
 
-def gelu8_twin(x: Tensor) -> Rows8:
-    """The slow twin of `gelu8`."""
+def gelu8_reference(x: Tensor) -> Rows8:
+    """The slow reference of `gelu8`."""
     y = F.gelu(x.float(), approximate="tanh")
     scale = y.amax(1, keepdim=True).clamp(min=_LEAST_GELU) / _MOST
     return Rows8((y / scale).to(FP8), scale)
@@ -162,7 +163,7 @@ def gelu8_twin(x: Tensor) -> Rows8:
 def gelu8(x: Tensor) -> Rows8:
     """GELU of rows (K, C), in its tanh form, in one byte a number."""
     if not _compiled(x):
-        return gelu8_twin(x)
+        return gelu8_reference(x)
     out = torch.empty(x.shape, device=x.device, dtype=FP8)
     scale = torch.empty((len(x), 1), device=x.device)
     _gelu8[(len(x),)](

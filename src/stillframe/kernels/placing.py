@@ -1,7 +1,7 @@
-"""Queries, keys and values of a pass to where attention reads them: one kernel each, with twins.
+"""Queries, keys and values of a pass to where attention reads them: a kernel and a reference each.
 
 `rotated_queries` normalises and rotates queries. `place` does the same for keys and writes the
-block's rows of the cache; where a token is pruned it takes an *entry* from elsewhere - the aligned
+block's rows of the cache; where a token is pruned it takes an *entry* from elsewhere - a recovery's
 store, or a committed frame - in the same kernel. Which row comes from where is data (`Sources`),
 not code, so that a captured graph serves every mask. `rotate_rows` rotates committed keys of all
 layers.
@@ -13,25 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.kernels.rows import Entries, Sources, Table
+from stillframe.kernels.rows import Entries, Sources, Table, packed, unpacked
 
 try:
     import triton
     import triton.language as tl
-except ImportError:  # no triton, no GPU kernels: the twins serve
+except ImportError:  # no triton, no GPU kernels: the torch code serves
     triton = None
 
 __all__ = [
     "place",
-    "place_twin",
+    "place_reference",
     "rotate_rows",
-    "rotate_rows_twin",
+    "rotate_rows_reference",
     "rotated_queries",
-    "rotated_queries_twin",
+    "rotated_queries_reference",
 ]
-
-_FP8 = torch.float8_e4m3fn
-_FP8_MOST = 448.0
 
 
 def _rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
@@ -48,10 +45,10 @@ def _turned(x: Tensor, table: Table) -> Tensor:
     return turned.view(x.shape).type_as(x)
 
 
-def rotated_queries_twin(
+def rotated_queries_reference(
     queries: Tensor, weight: Tensor | None, table: Table | None, slots: Tensor | None, eps: float
 ) -> Tensor:
-    """The slow twin of `rotated_queries`."""
+    """The slow reference of `rotated_queries`."""
     normed = _rms(queries, weight, eps)
     if table is None:
         return normed.contiguous()
@@ -75,7 +72,7 @@ def rotated_queries(
         (K, C), contiguous.
     """
     if not _on_kernels(queries):
-        return rotated_queries_twin(queries, weight, table, slots, eps)
+        return rotated_queries_reference(queries, weight, table, slots, eps)
     rows, width = queries.shape
     out = torch.empty((rows, width), device=queries.device, dtype=queries.dtype)
     some = queries
@@ -90,17 +87,7 @@ def rotated_queries(
     return out
 
 
-def _dequantised(x: Tensor, like: Tensor) -> Tensor:
-    return x.view(_FP8).to(like.dtype) if x.dtype == torch.uint8 else x.to(like.dtype)
-
-
-def _quantised(x: Tensor, like: Tensor) -> Tensor:
-    if like.dtype != torch.uint8:
-        return x.to(like.dtype)
-    return x.clamp(-_FP8_MOST, _FP8_MOST).to(_FP8).view(torch.uint8)
-
-
-def place_twin(
+def place_reference(
     key: Tensor,
     value: Tensor,
     weight: Tensor | None,
@@ -111,7 +98,7 @@ def place_twin(
     taken: Entries | None,
     kept: Entries | None,
 ) -> None:
-    """The slow twin of `place`."""
+    """The slow reference of `place`."""
     new, old, out = (x.flatten().long() for x in sources)
     own, fill = (new >= 0).unsqueeze(1), ((new < 0) & (old >= 0)).unsqueeze(1)
     keys = _rms(key, weight, eps)[new.clamp(min=0)]
@@ -119,8 +106,8 @@ def place_twin(
     if taken is not None:
         assert taken.values is not None
         at = old.clamp(min=0) + taken.offset
-        keys = torch.where(own, keys, _dequantised(taken.keys[at], keys))
-        values = torch.where(own, values, _dequantised(taken.values[at], values))
+        keys = torch.where(own, keys, unpacked(taken.keys[at], keys.dtype))
+        values = torch.where(own, values, unpacked(taken.values[at], values.dtype))
         own = own | fill
     count = len(new)
     for target, x in ((rows[0], _turned(keys, table)), (rows[1], values)):
@@ -128,9 +115,9 @@ def place_twin(
     if kept is not None:
         chosen = (out >= 0) & own.squeeze(1)
         at = out[chosen] + kept.offset
-        kept.keys[at] = _quantised(keys[chosen], kept.keys)
+        kept.keys[at] = packed(keys[chosen], kept.keys)
         if kept.values is not None:
-            kept.values[at] = _quantised(values[chosen], kept.values)
+            kept.values[at] = packed(values[chosen], kept.values)
 
 
 def place(
@@ -158,7 +145,7 @@ def place(
         kept: where to keep what was placed, keys before rotation, None: nowhere. May be ``taken``.
     """
     if not _on_kernels(key):
-        place_twin(key, value, weight, eps, table, sources, rows, taken, kept)
+        place_reference(key, value, weight, eps, table, sources, rows, taken, kept)
         return
     (frames, places), width = sources.new.shape, key.shape[1]
     some = Entries(key, value, sources.new)
@@ -177,8 +164,8 @@ def place(
     )  # fmt: skip
 
 
-def rotate_rows_twin(raw: Tensor, table: Table, keys: Tensor, start: int) -> None:
-    """The slow twin of `rotate_rows`."""
+def rotate_rows_reference(raw: Tensor, table: Table, keys: Tensor, start: int) -> None:
+    """The slow reference of `rotate_rows`."""
     count = len(table.cos)
     for layer in range(len(raw)):
         keys[layer, start : start + count] = _turned(raw[layer, :count], table)
@@ -194,7 +181,7 @@ def rotate_rows(raw: Tensor, table: Table, keys: Tensor, start: int) -> None:
         start: see there.
     """
     if not _on_kernels(raw):
-        rotate_rows_twin(raw, table, keys, start)
+        rotate_rows_reference(raw, table, keys, start)
         return
     width = raw.shape[2]
     _rotate_rows[(len(table.cos), len(raw))](

@@ -1,16 +1,20 @@
-"""What rows of queries, keys and values are placed by: rotations, sources, and entries.
+"""What keys and values are placed by: rotations, where each row comes from, and rows to take.
 
 Data that a captured graph reads, so that one graph serves every mask. Not known here: who writes
-it (``buffers``), or how rows are placed (``placing``).
+it (``attention``, ``backbones``), or how rows are placed (``placing``).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-__all__ = ["Entries", "Sources", "Table"]
+__all__ = ["FP8", "Entries", "Sources", "Table", "packed", "unpacked"]
+
+#: One byte a number: 4 bits of exponent and 3 of mantissa, up to 448.
+FP8 = torch.float8_e4m3fn
 
 
 class Table(NamedTuple):
@@ -24,7 +28,7 @@ class Sources(NamedTuple):
     """Where each of a block's slots comes from: (S, N) int32 each, -1 for "nowhere".
 
     Attributes:
-        new: row of this pass's projections, for kept tokens.
+        new: row of this pass's projections.
         old: row of the entries, looked at where ``new`` is -1. With both -1 the slot is left alone.
         out: row of the entries to write the result to.
     """
@@ -37,7 +41,7 @@ class Sources(NamedTuple):
 class Entries(NamedTuple):
     """Keys before rotation and values to take from and write to, (rows, C) each.
 
-    FP8 is held as uint8. Only what is written to may lack ``values``: keys alone are kept then.
+    FP8 is stored as uint8. Only what is written to may lack ``values``: keys alone are kept then.
     ``offset`` is an int64 scalar on the device, the row that row 0 of a source means: so one graph
     serves all denoising passes.
     """
@@ -45,3 +49,17 @@ class Entries(NamedTuple):
     keys: Tensor
     values: Tensor | None
     offset: Tensor
+
+
+def packed(x: Tensor, like: Tensor) -> Tensor:
+    """Numbers in the format of a store: FP8 as bytes where ``like`` is uint8, saturating."""
+    if like.dtype != torch.uint8:
+        return x.to(like.dtype)
+    # the format has no infinity: what is beyond its range would be no number at all
+    most = torch.finfo(FP8).max
+    return x.clamp(-most, most).to(FP8).view(torch.uint8)
+
+
+def unpacked(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What was `packed`, in ``dtype``."""
+    return x.view(FP8).to(dtype) if x.dtype == torch.uint8 else x.to(dtype)

@@ -34,7 +34,7 @@ _RANKED = 8192  # patches that a program looks at in one go when it ranks them
 
 
 class Limits(NamedTuple):
-    """What measures are held against, see `visible`.
+    """What measures are compared with, see `visible`.
 
     Attributes:
         tolerance: grey levels.
@@ -135,7 +135,7 @@ def judge(
     Args:
         measured: of this block.
         memory: (B, blocks) noise of the latest blocks before it, None of a first one.
-        limits: what measures are held against.
+        limits: what measures are compared with.
         limit: change above which a token is computed, in tolerances, see `visible.changed`.
         blocks: whose least noise counts, a power of two.
 
@@ -163,12 +163,12 @@ def judge(
     return change, keep.view(torch.bool), recent
 
 
-def advance(pixels: Tensor, held: Tensor | None, keep: Tensor) -> tuple[Tensor, Tensor]:
+def advance(pixels: Tensor, old: Tensor | None, keep: Tensor) -> tuple[Tensor, Tensor]:
     """Anchors after a block and how stale its tokens are, see `visible.Anchors.advance`.
 
     Args:
         pixels: ``SourceBlock.pixels``.
-        held: (B, 2, 3, H, W) float32 anchors before it; without them, its first latent frame.
+        old: (B, 2, 3, H, W) float32 anchors before it; without them, its first latent frame.
         keep: (B, S, h, w) bool.
 
     Returns:
@@ -179,10 +179,10 @@ def advance(pixels: Tensor, held: Tensor | None, keep: Tensor) -> tuple[Tensor, 
     new = torch.empty(batch, 2, *pixels.shape[2:], device=device)
     stale = torch.empty(keep.shape, device=device)
     _advance[(places * frames, batch)](
-        pixels, new if held is None else held.float().contiguous(),
+        pixels, new if old is None else old.float().contiguous(),
         keep.contiguous().view(torch.uint8), new, stale,
         *pixels.stride()[:4], width, places,
-        FIRST=held is None, T=pixels.shape[1] // (frames + 1), FRAMES=frames, num_warps=_WARPS,
+        FIRST=old is None, T=pixels.shape[1] // (frames + 1), FRAMES=frames, num_warps=_WARPS,
     )  # fmt: skip
     return new, stale
 

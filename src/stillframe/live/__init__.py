@@ -5,11 +5,9 @@ from stillframe.live.editor import EditedFrame
 from stillframe.live.process import WorkerProcess
 from stillframe.live.session import LiveSession
 from stillframe.live.telemetry import BlockTelemetry, Clock, SystemClock, Telemetry
-from stillframe.live.wishes import UNCHANGED
 from stillframe.live.worker import SessionError, Worker
 
 __all__ = [
-    "UNCHANGED",
     "BlockTelemetry",
     "Clock",
     "EditedFrame",

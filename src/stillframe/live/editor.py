@@ -1,6 +1,6 @@
 """Batches of frames in, edited blocks out: the streams of one session, one after the other.
 
-Opens a stream when a batch begins one, and hands what is wanted - prompt, method, settings - to it
+Opens a stream when a batch begins one, and hands what changed - prompt, method, settings - to it
 between blocks. Runs on one thread at a time. It does not know where frames come from, which were
 dropped, or when it is run.
 """
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.controls import Controls
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
 from stillframe.jobs.loop import missing_frames
-from stillframe.live.control_state import Lately, followed
 from stillframe.live.intake import Arrival, Batch
 from stillframe.live.noise_gate import StillFrames
-from stillframe.live.wishes import Wishes
+from stillframe.live.request import EditRequest
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video.fit import Fit, fit_to_grid
 from stillframe.video.overlay import MaskTrack
@@ -62,8 +62,8 @@ class EditedBlock(NamedTuple):
         keep: (S, h, w) bool, true = recomputed.
         seconds: wall time by stage, those outside of the engine included.
         frames: what came out with it.
-        rate, guard: how they do after it, see ``held.Lately``; None without one, and for a block
-            that nothing came out with.
+        rate, guard: how they do after it, see ``RunningControl.telemetry``; None
+            without one, and for a block that nothing came out with.
     """
 
     number: int
@@ -124,7 +124,6 @@ class Editor:
     Args:
         pipe: the model.
         size: the working size.
-        seed: of the noise; every stream starts anew from it.
         noise: of the camera, see `StillFrames`.
 
     Attributes:
@@ -133,15 +132,13 @@ class Editor:
         lost: frames that were in a stream which was left before they came out.
     """
 
-    def __init__(
-        self, pipe: CausalWanPipeline, size: FrameSize, seed: int, noise: float = 0.0
-    ) -> None:
+    def __init__(self, pipe: CausalWanPipeline, size: FrameSize, noise: float = 0.0) -> None:
         fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
         self.first, self.later = fresh.next_frames, fresh.block_frames * fresh.temporal
         self.patch = fresh.spatial * pipe.denoiser.patch
         self.lost = 0
         self._temporal, self._missing = fresh.temporal, missing_frames(pipe.vae, fresh)
-        self._pipe, self._size, self._seed = pipe, size, seed
+        self._pipe, self._size = pipe, size
         self._noise, self._still = noise, StillFrames(noise)
         self._clock = StageClock()
         self._blocks = 0
@@ -161,13 +158,13 @@ class Editor:
         stream = self._stream  # the model's thread may end it meanwhile
         return {"cache": 0, "recovery": 0} if stream is None else stream.memory
 
-    def run(self, batch: Batch, wishes: Wishes) -> list[EditedBlock]:
+    def run(self, batch: Batch, request: EditRequest) -> list[EditedBlock]:
         """Edit a batch: one block, or at the end of a stream as many as there are left."""
         if self._stream is None or batch.stream != self._number:
-            stream = self._open(batch, wishes)
+            stream = self._open(batch, request)
         else:
             stream = self._stream
-            self._follow(stream, wishes)
+            self._follow(stream, request)
         blocks = []
         if batch.frames:
             blocks += self._collect(stream.push(self._pictures(batch.frames)))
@@ -176,12 +173,12 @@ class Editor:
             self._stream = self._number = None
         return blocks
 
-    def encode(self, wishes: Wishes) -> Wishes:
-        """Wishes with the prompt encoded, before `run` gets them."""
+    def encode(self, request: EditRequest) -> EditRequest:
+        """A request with its prompt encoded, before `run` gets them."""
         with self._clock("text"):
-            return wishes.encoded(self._pipe)
+            return request.encoded(self._pipe)
 
-    def _open(self, batch: Batch, wishes: Wishes) -> EditStream:
+    def _open(self, batch: Batch, request: EditRequest) -> EditStream:
         """Begin a stream; what has not come out of the one before is lost."""
         self.lost += len(self._inside)
         self._inside.clear()
@@ -189,30 +186,25 @@ class Editor:
         self._fit = self._size.fit(*batch.frames[0].pixels.shape[:2])
         self._track = MaskTrack(self._temporal, self._missing)
         self._frames_out = 0
-        self._still, self._lately = StillFrames(self._noise), Lately(self.later)
-        self._wishes = wishes
+        self._still = StillFrames(self._noise)
+        self._request = request
         self._stream = self._pipe.stream(
-            prompt_embeds=wishes.embeds,
-            method=wishes.method,
-            # a generator of the CPU: the same noise on every device
-            generator=torch.Generator().manual_seed(self._seed),
+            # every stream starts anew from the seed
+            prompt_embeds=request.embeds,
+            config=request.config,
             on_block=self._stats.append,
-            sigmas=wishes.settings.sigmas,
-            conditioning=wishes.settings.conditioning,
-            control=wishes.control,
         )
         return self._stream
 
-    def _follow(self, stream: EditStream, wishes: Wishes) -> None:
+    def _follow(self, stream: EditStream, request: EditRequest) -> None:
         """Hand over what has changed since the block before."""
-        if wishes.embeds is not self._wishes.embeds:
-            stream.set_text(self._pipe.text(None, wishes.embeds))
-        if wishes.control is not self._wishes.control:
-            stream.controlled = followed(
-                stream.controlled, wishes.control, wishes.method, self.later
-            )
-        stream.update(method=wishes.method, settings=wishes.settings)
-        self._wishes = wishes
+        if request.embeds is not self._request.embeds:
+            stream.set_text(self._pipe.text(None, request.embeds))
+        control = request.config.control
+        changed = control is not self._request.config.control
+        controls = (control or Controls()) if changed else None
+        stream.update(method=request.method, settings=request.settings, controls=controls)
+        self._request = request
 
     def _pictures(self, frames: list[Arrival]) -> Tensor:
         """Frames on the model's grid, (1, T, 3, H, W) in [0, 1]."""
@@ -249,10 +241,12 @@ class Editor:
 
     def _held(self, outside: float) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """How rate and guard do; what was spent outside of the stream counts for the next block."""
-        controlled = None if self._stream is None else self._stream.controlled
-        if controlled is not None and controlled.rate is not None:
-            controlled.rate.outside(outside)
-        return self._lately.rate(controlled), self._lately.guard(controlled)
+        controls = None if self._stream is None else self._stream.control_state
+        if controls is None:
+            return None, None
+        controls.outside(outside)
+        found = controls.telemetry()
+        return found.get("rate"), found.get("guard")
 
     def _frames(self, edited: Tensor, block: int) -> list[EditedFrame]:
         pixels = np.asarray(self._fit.from_grid(edited[0]).cpu().numpy())

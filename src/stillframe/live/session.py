@@ -20,15 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.controls import Control
+from stillframe.config import EditConfig
 from stillframe.live.editor import EditedBlock, EditedFrame, Editor, FrameSize
 from stillframe.live.intake import Intake, Policy
 from stillframe.live.outbox import Outbox
-from stillframe.live.standing import Standing
+from stillframe.live.request import EditRequest
+from stillframe.live.session_state import SessionState
 from stillframe.live.telemetry import Clock, SystemClock, Telemetry
-from stillframe.live.wishes import UNCHANGED, Unchanged, Wishes, first_wishes
 from stillframe.live.worker import SessionError, Worker
-from stillframe.methods import Method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["LiveSession"]
@@ -38,7 +37,7 @@ Pixels = NDArray[np.uint8]
 _NOISE = 2.0
 
 
-class LiveSession(Standing):
+class LiveSession(SessionState):
     """One stream of live editing. All methods may be called from any thread.
 
     A block is not begun while a block of edited frames waits to be read, so a consumer that stops
@@ -52,17 +51,15 @@ class LiveSession(Standing):
             see ``live.intake``.
         bound: under "all", how many frames may wait before `push` does; default two blocks.
         max_wait: under "latest", seconds after which a frame goes if more than a block wait.
-        method: which tokens to compute, by name or as a `Method`.
-        control: what else is asked for: whole blocks, refresh, cuts, regions, masks.
-        seed: of the noise.
+        config: how to edit.
         noise: standard deviation of the camera's noise in grey levels: a frame that differs from
             the one before by no more is taken for it, see ``live.still``. Default 2 under "latest";
             0, which takes every frame as it is, under "all".
         height, width: of the edited frames, see ``edit.edit_file``.
         worker: shared with other sessions; without one the session has a thread of its own.
         clock: what latency is measured with.
-        settings: strength, num_inference_steps, sigmas, conditioning; see
-            ``CausalWanPipeline.settings``.
+        options: fields of ``config`` that take the place of its own, such as ``method``,
+            ``control``, ``seed`` and ``strength``.
 
     Attributes:
         telemetry: of the latest blocks.
@@ -83,26 +80,25 @@ class LiveSession(Standing):
         policy: Policy = "latest",
         bound: int | None = None,
         max_wait: float = 4.0,
-        method: str | Method = "prune",
-        control: Control | None = None,
-        seed: int = 0,
+        config: EditConfig | None = None,
         noise: float | None = None,
         height: int | None = None,
         width: int | None = None,
         worker: Worker | None = None,
         clock: Clock | None = None,
-        **settings: Any,
+        **options: Any,
     ) -> None:
         self.telemetry = Telemetry()
         size = FrameSize(pipe.frame_multiple, height, width, pipe.config.default_height)
         if noise is None:
             noise = _NOISE if policy == "latest" else 0.0
-        editor = Editor(pipe, size, seed, noise)
+        editor = Editor(pipe, size, noise)
         self.patch, self.block_frames = editor.patch, editor.later
         self._pipe, self._size = pipe, size
-        wishes = first_wishes(pipe, prompt, prompt_embeds, method, control, settings)
+        config = EditConfig.of(config, options).seeded
+        request = EditRequest.first(pipe, prompt, prompt_embeds, config)
         intake = Intake(policy, editor.first, editor.later, bound, max_wait)
-        super().__init__(wishes, editor, intake, Outbox(editor.later, self.telemetry))
+        super().__init__(request, editor, intake, Outbox(editor.later, self.telemetry))
         self._clock = clock or SystemClock()
         self._changing = threading.Lock()
         self._newest = -math.inf
@@ -189,9 +185,8 @@ class LiveSession(Standing):
         *,
         prompt: str | None = None,
         prompt_embeds: Tensor | None = None,
-        method: str | Method | None = None,
-        control: Control | Unchanged | None = UNCHANGED,
-        **numbers: Any,
+        config: EditConfig | None = None,
+        **changes: Any,
     ) -> None:
         """Change what is given, from the next block on. No frame is lost.
 
@@ -201,24 +196,24 @@ class LiveSession(Standing):
         more than that.
 
         Args:
-            control: takes the place of the one before and counts blocks from there on; None takes
-                it away.
-            numbers: strength, num_inference_steps, sigmas or conditioning, and parameters of the
-                method, such as recovery, tolerance; the others stay.
+            config: takes the place of the one before.
+            changes: fields of the configuration, such as ``method``, ``strength`` or ``sigmas``,
+                and of the method, such as ``recovery`` or ``tolerance``; the others stay. A
+                ``control`` takes the place of the one before and counts blocks from there on; None
+                takes it away. What a stream is set up with (``store``, ``execution``, ``products``,
+                ``seed``) cannot change.
 
         Raises:
             ValueError: for anything out of range; nothing is changed then.
             SessionError: the session is closed.
         """
         with self._changing:
-            wishes = self._wishes.changed(
-                self._pipe, prompt, prompt_embeds, method, control, numbers
-            )
+            request = self._request.changed(self._pipe, prompt, prompt_embeds, config, changes)
             with self._changed:
                 self._raise_error()
                 if self._state == "closed":
                     raise SessionError("the session is closed: nothing can be changed")
-                self._wishes = wishes
+                self._request = request
 
     def pause(self) -> None:
         """Turn frames away until `resume`; the stream is kept.
@@ -283,16 +278,16 @@ class LiveSession(Standing):
         """Whether a block could be run now, or a prompt encoded; for the worker."""
         with self._changed:
             free = self._state == "running" and self._serving is None
-            waits = self._wishes.embeds is None
+            waits = self._request.embeds is None
             return free and (waits or (self._out.has_room and self._intake.ready))
 
     def serve(self) -> None:
         """Encode the prompt if there is a new one, else run a block; for the worker."""
         with self._changed:
-            editor, wishes = self._editor, self._wishes
+            editor, request = self._editor, self._request
             if self._state == "closed" or editor is None:
                 return
-            encodes = wishes.embeds is None
+            encodes = request.embeds is None
             batch = None if encodes else self._intake.take()
             if batch is None and not encodes:
                 return
@@ -302,9 +297,9 @@ class LiveSession(Standing):
         what = "the prompt" if encodes else f"block {editor.blocks}"
         try:
             if batch is None:
-                self._encoded(wishes, editor.encode(wishes))
+                self._encoded(request, editor.encode(request))
             else:
-                blocks = editor.run(batch, wishes)
+                blocks = editor.run(batch, request)
         except Exception as error:
             message = f"{what} failed with {type(error).__name__}: {error}"
             self.fail(message, traceback.format_exc())
@@ -314,11 +309,11 @@ class LiveSession(Standing):
                 self._deliver(blocks, editor.lost)
                 self._changed.notify_all()
 
-    def _encoded(self, before: Wishes, after: Wishes) -> None:
+    def _encoded(self, before: EditRequest, after: EditRequest) -> None:
         """Take the embeddings of a prompt, unless another one is wanted by now."""
         with self._changed:
-            if self._wishes.embeds is None and self._wishes.prompt == before.prompt:
-                self._wishes = replace(self._wishes, embeds=after.embeds)
+            if self._request.embeds is None and self._request.prompt == before.prompt:
+                self._request = replace(self._request, embeds=after.embeds)
 
     def _deliver(self, blocks: Sequence[EditedBlock], lost: int) -> None:
         """Hand out what is done, unless the session was closed meanwhile."""

@@ -52,7 +52,7 @@ class BlockTelemetry:
         dropped: input frames dropped so far.
         fps: frames a second that came out lately, see `Telemetry`; None with the first block.
         keep: (S, h, w) bool, true = recomputed.
-        rate, guard: how they do, see ``held.Lately``; None without one.
+        rate, guard: how they do, see ``RunningControl.telemetry``; None without one.
     """
 
     block: int

@@ -238,7 +238,7 @@ class _Job:
         """A block computed whole."""
         shape = (self.batch, self.grid.frames, self.grid.frame_tokens)
         keep = torch.ones(shape, dtype=torch.bool, device=META)
-        return Plan(keep, None, None, (self.grid.tokens,) * self.batch)
+        return Plan(keep, None, (self.grid.tokens,) * self.batch)
 
     def embeds(self, denoiser: WanDenoiser) -> Tensor:
         """Embeddings of a prompt a video."""
@@ -269,7 +269,7 @@ def _activations(config: Mapping[str, Any], job: _Job) -> int:
     transformer.rope.to(META)
     denoiser = WanDenoiser(transformer)
     cache, fill = job.state(denoiser)
-    attention = BlockAttention(cache, transformer.rope, fill, job.settings.position_limit)
+    attention = BlockAttention(cache, denoiser.rotary, fill, job.settings.position_limit)
     text = denoiser.text(job.embeds(denoiser))
     grid, plan = job.grid, job.plan()
     while cache.frames < job.settings.sink_frames + job.settings.window_frames:

@@ -11,10 +11,11 @@ Adding one: a file in this package (or anywhere, if it is imported) with a subcl
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -28,11 +29,14 @@ __all__ = [
     "Method",
     "Score",
     "Selector",
+    "as_method",
     "check_rate",
     "find_method",
     "keep_everything",
     "methods",
+    "parse_method",
     "register",
+    "split_methods",
 ]
 
 #: One a stream, called once a block: (B, S, h, w) bool, true = compute this token.
@@ -138,3 +142,82 @@ methods = _REGISTRY.all
 
 #: The method of a name; ValueError if there is none.
 find_method = _REGISTRY.find
+
+
+def as_method(method: str | Method, **given: Any) -> Method:
+    """A method as an object.
+
+    Args:
+        method: an object; a name; or a name and some of its fields, ``NAME:key=value,key=value``,
+            such as ``runlength:threshold=0.05``.
+        given: fields that take the place of these; None leaves one as it is.
+
+    Raises:
+        ValueError: there is no such method or field, or a value is of another kind or out of range.
+    """
+    asked = {name: value for name, value in given.items() if value is not None}
+    if isinstance(method, str):
+        name, own = parse_method(method)
+        kind, asked = find_method(name), {**own, **asked}
+        _check_fields(kind, asked)
+        return kind(**asked)
+    _check_fields(type(method), asked)
+    return replace(method, **asked) if asked else method
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and fields of a method that is given as text, see `as_method`.
+
+    Raises:
+        ValueError: there is no such method or field, or a value is of another kind.
+    """
+    name, _, listed = text.partition(":")
+    kind = find_method(name.strip())
+    pairs = [part.partition("=") for part in listed.split(",") if part.strip()]
+    given = {name.strip(): value.strip() for name, _, value in pairs}
+    _check_fields(kind, given)
+    hints = get_type_hints(kind)
+    return kind.name, {
+        name: _read(f"{kind.name}:{name}", hints[name], value) for name, value in given.items()
+    }
+
+
+def split_methods(text: str) -> list[str]:
+    """Methods between commas, each as `as_method` takes it: ``full,prune:tolerance=5,rate=0.2``."""
+    found: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        # "rate=0.2" is one more field of the method before it
+        if found and ":" in found[-1] and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
+def _check_fields(kind: type[Method], given: dict[str, Any]) -> None:
+    known = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"method {kind.name!r} has no {name}; it has {', '.join(known)}")
+
+
+#: Kinds of fields that are not texts: how they are called, and how they are read.
+_READERS: dict[type, tuple[str, Callable[[str], Any]]] = {
+    bool: ("true or false", lambda text: {"true": True, "false": False}[text.lower()]),
+    float: ("a number", float),
+    int: ("a whole number", int),
+}
+
+
+def _read(name: str, hint: Any, text: str) -> Any:
+    kinds = get_args(hint) or (hint,)
+    for kind, (described, read) in _READERS.items():
+        if kind in kinds:
+            try:
+                value = read(text)
+                if math.isfinite(value):
+                    return value
+            except (KeyError, ValueError):
+                pass
+            raise ValueError(f"{name} is {described}, got {text!r}")
+    return text

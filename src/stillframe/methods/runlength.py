@@ -19,10 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillframe.detection.latents import keep_most
-from stillframe.methods.base import Method, Selector, check_rate, register
+from stillframe.methods.base import Method, Score, Selector, check_rate, register
 from stillframe.tokens.source import SourceBlock
 
 __all__ = ["RunLengthTokenisation", "tubelet_distance"]
+
+# where the threshold is 0: of this score is what did not change, in units of that distance the rest
+_EVERYTHING, _LEAST_THRESHOLD = 2.0, 1e-6
 
 
 def tubelet_distance(source: SourceBlock) -> Tensor:
@@ -72,8 +75,18 @@ class RunLengthTokenisation(Method):
     def selector(self) -> Selector:
         return self._select
 
+    def score(self) -> Score:
+        return self._score
+
+    def _score(self, source: SourceBlock) -> Tensor:
+        """Distance in thresholds. With a threshold of 0 everything counts as changed."""
+        distance = tubelet_distance(source)
+        if self.threshold > 0:
+            return distance / self.threshold
+        return _EVERYTHING + distance / _LEAST_THRESHOLD
+
     def _select(self, source: SourceBlock) -> Tensor:
         distance = tubelet_distance(source)
         if self.rate is not None:
             return keep_most(distance, self.rate)
-        return distance >= self.threshold
+        return distance >= self.threshold * source.leniency

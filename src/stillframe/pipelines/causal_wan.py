@@ -8,6 +8,7 @@ knows nothing about files."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import diffusers
@@ -24,11 +25,12 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
-from stillframe.backbones.wan import TextCache
-from stillframe.controls import Control, FrameClock
+from stillframe.backbones.base import TextCache
+from stillframe.config import EditConfig
+from stillframe.controls import Controls, FrameClock, SourceFacts
 from stillframe.engine.inputs import Generators, check_embeds, check_generators
 from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
-from stillframe.methods import Method, find_method
+from stillframe.methods import as_method
 from stillframe.pipelines.clips import (
     CausalWanPipelineOutput,
     check_output_type,
@@ -190,9 +192,9 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
         num_inference_steps: int | None = None,
         sigmas: Sequence[float] | None = None,
         conditioning: str | None = None,
-        store: str = "auto",
-        execution: str = "auto",
-        products: str = "exact",
+        store: str = EditConfig.store,
+        execution: str = EditConfig.execution,
+        products: str = EditConfig.products,
     ) -> StreamSettings:
         """How to denoise: what is None comes from the pipeline's configuration.
 
@@ -231,38 +233,37 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
         self,
         prompt: str | Sequence[str] | None = None,
         *,
-        method: str | Method = "prune",
+        config: EditConfig | None = None,
         generator: Generators = None,
         prompt_embeds: Tensor | None = None,
         on_block: OnBlock | None = None,
-        control: Control | None = None,
-        **settings: Any,
+        **options: Any,
     ) -> EditStream:
         """Open a stream: push frames, get frames.
 
         Args:
             prompt: one prompt, or one for each batch row.
-            method: name or `Method`.
-            generator: source of noise; a list gives each batch row its own.
+            config: how to edit.
+            generator: source of noise; a list gives each batch row its own. Without one, noise
+                comes from the configuration's seed, and without that from torch's own generator.
             prompt_embeds: instead of a prompt.
             on_block: called after every block.
-            control: what else is asked for: whole blocks, refresh, cuts, regions, masks.
-            settings: see `settings`.
+            options: fields of `EditConfig`, such as ``method`` and ``control``, that take the place
+                of those of ``config``.
 
         Raises:
             ValueError: for unknown names and numbers out of range.
         """
-        if isinstance(method, str):
-            method = find_method(method)()
+        config = EditConfig.of(config, options)
         return EditStream(
             self.denoiser,
             open_autoencoder(self.vae, self.config.block_frames),
             self.text(prompt, prompt_embeds),
-            method,
-            self.settings(**settings),
-            generator,
+            as_method(config.method),
+            self.settings(**config.settings),
+            config.generator if generator is None else generator,
             on_block,
-            control,
+            config.control,
         )
 
     @torch.inference_mode()
@@ -274,18 +275,13 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
         width: int | None = None,
         num_inference_steps: int | None = None,
         strength: float | None = None,
-        sigmas: Sequence[float] | None = None,
-        conditioning: str | None = None,
-        method: str | Method = "prune",
         generator: Generators = None,
         prompt_embeds: Tensor | None = None,
         output_type: str = "np",
         return_dict: bool = True,
         callback_on_block_end: OnBlock | None = None,
-        store: str = "auto",
-        execution: str = "auto",
-        products: str = "exact",
-        control: Control | None = None,
+        config: EditConfig | None = None,
+        **options: Any,
     ) -> CausalWanPipelineOutput | tuple[Any, list[BlockStats]]:
         """Edit a clip.
 
@@ -297,21 +293,22 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
             height, width: working size in pixels; default the video's, cut down to the grid.
             num_inference_steps: denoising passes a block.
             strength: 0 to 1, how much of the source is replaced by noise at the first pass.
-            sigmas: explicit schedule instead of the two above.
-            conditioning: "source" or "sdedit".
-            method: which tokens to compute, by name or as a `Method`.
-            generator: source of noise, or one for each video.
+            generator: source of noise, or one for each video; see `stream`.
             prompt_embeds: (B, L, text_dim) instead of a prompt.
             output_type: "np", "pt" or "pil".
             return_dict: False returns the tuple (frames, blocks).
             callback_on_block_end: called with each block's `BlockStats`.
-            store, execution, products: see `StreamSettings`.
-            control: what else is asked for, see `stream`. Boxes in pixels are of the working size.
+            config: how to edit. Boxes in pixels are of the working size.
+            options: other fields of `EditConfig`, such as ``method``, ``sigmas`` and ``control``;
+                what is given takes the place of the configuration's.
 
         Raises:
             ValueError: for an empty video, or arguments out of range.
         """
         check_output_type(output_type)
+        schedule = {"num_inference_steps": num_inference_steps, "strength": strength}
+        options |= {name: value for name, value in schedule.items() if value is not None}
+        config = EditConfig.of(config, options)
         frames = read_clip(video, self.video_processor, self.frame_multiple, height, width)
         check_generators(generator, frames.shape[0])
         frames = frames.to(self._execution_device, torch.float32)
@@ -323,31 +320,24 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
                 callback_on_block_end(stats)
 
         text_embeds = self._expanded(prompt, prompt_embeds, frames.shape[0])
+        control = None if config.control is None else self._fitted(config.control, frames)
         stream = self.stream(
             prompt_embeds=text_embeds,
-            method=method,
+            config=replace(config, control=control),
             generator=generator,
             on_block=on_block,
-            strength=strength,
-            num_inference_steps=num_inference_steps,
-            sigmas=sigmas,
-            conditioning=conditioning,
-            store=store,
-            execution=execution,
-            products=products,
-            control=None if control is None else self._fitted(control, frames),
         )
         parts = [stream.push(frames), stream.flush()]
         edited = torch.cat([part for part in parts if part is not None], 1)
         return pack_clip(edited, blocks, self.video_processor, output_type, return_dict)
 
-    def _fitted(self, control: Control, frames: Tensor) -> Control:
+    def _fitted(self, control: Controls, frames: Tensor) -> Controls:
         """The control for a clip (B, T, 3, H, W)."""
         fresh = open_autoencoder(self.vae, self.config.block_frames)
         untaken = fresh.block_frames * fresh.temporal - fresh.next_frames
         trimmed = int(getattr(self.vae, "frames_to_trim", 0))
         clock = FrameClock(fresh.temporal, untaken, untaken + trimmed)
-        return control.fitted(frames.shape[-1], frames.shape[-2], (1.0, 1.0), clock)
+        return control.fitted(SourceFacts(frames.shape[-1], frames.shape[-2], clock=clock))
 
     def _expanded(
         self, prompt: str | Sequence[str] | None, embeds: Tensor | None, batch: int

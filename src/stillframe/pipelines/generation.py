@@ -15,7 +15,8 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import StreamingAutoencoder, open_autoencoder
-from stillframe.backbones.wan import TextCache, WanDenoiser
+from stillframe.backbones.base import Backbone, TextCache
+from stillframe.config import EditConfig
 from stillframe.engine.inputs import Generators, check_generators
 from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
 from stillframe.methods import find_method
@@ -51,7 +52,7 @@ class GenerateStream(Iterator[Tensor]):
 
     def __init__(
         self,
-        denoiser: WanDenoiser,
+        denoiser: Backbone,
         autoencoder: StreamingAutoencoder,
         text: TextCache,
         settings: StreamSettings,
@@ -112,13 +113,17 @@ class TextToVideo:
     if TYPE_CHECKING:
 
         @property
-        def denoiser(self) -> WanDenoiser: ...
+        def denoiser(self) -> Backbone: ...
 
         @property
         def video_processor(self) -> VideoProcessor: ...
 
     def generation_settings(
-        self, num_inference_steps: int | None = None, sigmas: Sequence[float] | None = None
+        self,
+        num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        execution: str = EditConfig.execution,
+        products: str = EditConfig.products,
     ) -> StreamSettings:
         """How to denoise from nothing: what is None comes from the pipeline's configuration.
 
@@ -144,6 +149,8 @@ class TextToVideo:
             window_frames=config.generate_window_frames,
             position_limit=min(max(config.position_limit, seen), self.denoiser.positions),
             timestep_scale=self.scheduler.config.num_train_timesteps,
+            execution=execution,
+            products=products,
         )
 
     def generate_stream(
@@ -153,11 +160,11 @@ class TextToVideo:
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int | None = None,
-        sigmas: Sequence[float] | None = None,
+        config: EditConfig | None = None,
         generator: Generators = None,
         prompt_embeds: Tensor | None = None,
         on_block: OnBlock | None = None,
+        **options: Any,
     ) -> GenerateStream:
         """Open a stream that makes video: iterate over it to get frames.
 
@@ -166,16 +173,18 @@ class TextToVideo:
             num_frames: how many frames to make; None for no end.
             height: in pixels; default the pipeline's ``default_height``.
             width: in pixels; default 16:9 and no more than that, 832 for a height of 480.
-            num_inference_steps: denoising passes a block.
-            sigmas: explicit schedule instead; its first entry must be 1.
-            generator: source of noise; a list gives each batch row its own.
+            config: how to denoise; what concerns a source does not matter.
+            generator: source of noise, see `CausalWanPipeline.stream`.
             prompt_embeds: (B, L, text_dim) instead of a prompt.
             on_block: called after every block.
+            options: ``num_inference_steps``, ``sigmas`` (the first must be 1), ``execution``,
+                ``products`` or ``seed`` instead of the configuration's.
 
         Raises:
             ValueError: for numbers out of range.
         """
-        settings = self.generation_settings(num_inference_steps, sigmas)
+        config = EditConfig.of_generation(config, options)
+        settings = self.generation_settings(**config.generation_settings)
         autoencoder = open_autoencoder(self.vae, settings.block_frames)
         multiple = autoencoder.spatial * self.denoiser.patch
         if height is None:
@@ -191,7 +200,7 @@ class TextToVideo:
             height,
             width,
             num_frames=num_frames,
-            generator=generator,
+            generator=config.generator if generator is None else generator,
             on_block=on_block,
         )
 
@@ -202,17 +211,19 @@ class TextToVideo:
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
-        sigmas: Sequence[float] | None = None,
         generator: Generators = None,
         prompt_embeds: Tensor | None = None,
         output_type: str = "np",
         return_dict: bool = True,
         callback_on_block_end: OnBlock | None = None,
+        config: EditConfig | None = None,
+        **options: Any,
     ) -> CausalWanPipelineOutput | tuple[Any, list[BlockStats]]:
         """Make a clip from a prompt.
 
         Args:
             num_frames: any number; the last block is computed whole and cut.
+            num_inference_steps: denoising passes a block.
             output_type: "np", "pt" or "pil".
             return_dict: False returns the tuple (frames, blocks).
             callback_on_block_end: called with each block's `BlockStats`.
@@ -223,6 +234,8 @@ class TextToVideo:
             ValueError: for arguments out of range.
         """
         check_output_type(output_type)
+        if num_inference_steps is not None:
+            options["num_inference_steps"] = num_inference_steps
         blocks: list[BlockStats] = []
 
         def on_block(stats: BlockStats) -> None:
@@ -235,11 +248,11 @@ class TextToVideo:
             num_frames=num_frames,
             height=height,
             width=width,
-            num_inference_steps=num_inference_steps,
-            sigmas=sigmas,
+            config=config,
             generator=generator,
             prompt_embeds=prompt_embeds,
             on_block=on_block,
+            **options,
         )
         frames = torch.cat(list(stream), 1)
         return pack_clip(frames, blocks, self.video_processor, output_type, return_dict)

@@ -2,20 +2,19 @@
 
 Self-attention is the only operation in which tokens see each other, so if its output at the kept
 tokens is what it would have been with the whole sequence, everything after it follows. A recovery
-is one file in this package: a subclass of `Recovery` under the `register` decorator. One object
-serves one stream."""
+copies nothing: it says which row stands in for which token, as a `Reuse`, and however passes are
+run they read that. One is one file in this package: a subclass of `Recovery` under the `register`
+decorator. One object serves one stream."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from stillframe.attention.block import BlockAttention
-from stillframe.attention.cache import CacheShape
+from stillframe.attention.cache import CacheShape, KeyValueCache
+from stillframe.attention.reuse import Reuse
 from stillframe.registry import Registry
 from stillframe.tokens.grid import Plan
 from stillframe.tokens.source import SourceBlock
@@ -32,8 +31,8 @@ class RecoverySetup:
         steps: denoising passes a block (the context pass not counted).
         device, dtype: of keys and values.
         tolerance: largest distance between source patches that count as the same (`Method.match`).
-        trim: see `change.patch_distance`.
-        store: of keys and values that are held beyond the cache: ``dtype``, or ``settings.FP8``.
+        trim: see `latents.patch_distance`.
+        store: of keys and values that are kept beyond the cache: ``dtype``, or ``rows.FP8``.
     """
 
     shape: CacheShape
@@ -45,8 +44,8 @@ class RecoverySetup:
     store: torch.dtype
 
 
-class Recovery(ABC):
-    """Fills in for pruned tokens. Subclasses override `place`, and what else they need.
+class Recovery:
+    """Fills in for pruned tokens. Subclasses override `reuse`, and what else they need.
 
     Class attributes:
         name: what ``--recovery`` takes.
@@ -65,27 +64,23 @@ class Recovery(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values held beyond the cache."""
+        """Bytes of keys and values kept beyond the cache."""
         return 0
 
-    def observe(self, source: SourceBlock, plan: Plan) -> None:  # noqa: B027
+    def observe(self, source: SourceBlock, plan: Plan) -> None:
         """Look at the block's source before it is denoised; not called for skipped blocks."""
 
-    def begin_block(self, block: BlockAttention) -> None:  # noqa: B027
-        """Once a block, after positions are known: fill what holds for all its passes."""
+    def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse:
+        """Where keys and values come from in the denoising passes of a block, asked once a block.
 
-    @abstractmethod
-    def place(
-        self, block: BlockAttention, step: int, layer: int, key: Tensor, value: Tensor
-    ) -> None:
-        """Make the block's rows of the cache ready for attention.
+        Unless overridden, pruned tokens take those of the last committed frame.
 
         Args:
-            block: the block; its ``write_own`` and ``write`` put keys and values.
-            step: denoising pass, from 0.
-            layer: transformer layer.
-            key, value: of the kept tokens, (B, K, heads, head_dim), keys before rotation.
+            plan: of the block; where it keeps everything, slots take their own whatever is said.
+            cache: committed frames, whose `bank` may be taken from and not written to.
         """
+        old = cache.last_frame().expand(plan.keep.shape)
+        return Reuse(plan.rows, old, cache.bank)
 
 
 _REGISTRY: Registry[Recovery] = Registry("recovery")

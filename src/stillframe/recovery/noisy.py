@@ -7,11 +7,10 @@ frame. Kept for the ablation: duplicated noise is correlated, which the model ne
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from stillframe.attention.block import BlockAttention
-from stillframe.attention.rotary import rotate
+from stillframe.attention.cache import KeyValueCache
+from stillframe.attention.reuse import Reuse
 from stillframe.recovery.base import Recovery, register
+from stillframe.tokens.grid import Plan
 
 __all__ = ["NoisyRecovery"]
 
@@ -22,8 +21,5 @@ class NoisyRecovery(Recovery):
 
     summary = "keys and values of the temporal predecessor at the same noise level"
 
-    def place(
-        self, block: BlockAttention, step: int, layer: int, key: Tensor, value: Tensor
-    ) -> None:
-        key, value = block.from_predecessors(layer, key, value)
-        block.write(layer, None, rotate(key, block.table), value)
+    def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse:
+        return Reuse.of_predecessors(plan, cache.last_frame(), cache.bank)

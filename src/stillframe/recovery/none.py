@@ -5,10 +5,12 @@ The baseline that recovery is measured against; arXiv 2603.05811 shows its artef
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
 
-from stillframe.attention.block import BlockAttention
+from stillframe.attention.cache import KeyValueCache
+from stillframe.attention.reuse import Reuse
 from stillframe.recovery.base import Recovery, register
+from stillframe.tokens.grid import Plan
 
 __all__ = ["NoRecovery"]
 
@@ -20,7 +22,5 @@ class NoRecovery(Recovery):
     summary = "pruned tokens are dropped from attention (plain pruning)"
     complete = False
 
-    def place(
-        self, block: BlockAttention, step: int, layer: int, key: Tensor, value: Tensor
-    ) -> None:
-        block.write_own(layer, key, value)
+    def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse:
+        return Reuse(plan.rows, torch.full_like(plan.rows, -1), cache.bank)

@@ -150,15 +150,17 @@ class _HttpProtocol(H11Protocol):
 class _WebSocketProtocol(WebSocketsSansIOProtocol):
     """A WebSocket, which the application can cut off.
 
-    To close is not enough for a client that reads nothing: what it was sent stays in memory. Without
-    a token its messages are smaller: a hello, and what may come right after it.
+    To close is not enough for a client that reads nothing: what it was sent stays in memory.
+    Without a token its messages are smaller: a hello, and what may come right after it.
     """
 
     def __init__(self, *args: Any, state: ServerState, **options: Any) -> None:
         super().__init__(*args, **options)
         self._state, self._limits = state, state.limits
         self._number: int | None = None
-        self.conn.max_message_size = min(self._limits.message_bytes, self._limits.unauthenticated_bytes)
+        self.conn.max_message_size = min(
+            self._limits.message_bytes, self._limits.unauthenticated_bytes
+        )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from stillframe.config import OPTIONS
 from stillframe.live import Session
 from stillframe.loading.styles import Style
 from stillframe.methods import methods
@@ -115,7 +116,7 @@ class ServerState:
             "styles": self.styles(),
             "methods": list(methods()),
             "recoveries": list(recoveries()),
-            "holding": self.defaults,
+            "holding": {name: x for name, x in self.defaults.items() if name not in OPTIONS},
             "version": VERSION,
         }
 

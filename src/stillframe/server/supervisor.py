@@ -66,7 +66,9 @@ class ThreadSupervisor:
         self._lock = threading.Lock()
         self._stopped = False
         self._failures = 0
-        self._thread = threading.Thread(target=self._supervise, name="stillframe-worker", daemon=True)
+        self._thread = threading.Thread(
+            target=self._supervise, name="stillframe-worker", daemon=True
+        )
 
     @property
     def worker(self) -> Worker:
@@ -172,7 +174,9 @@ class ProcessSupervisor:
         process.start()
         self._height = process.facts.default_height
         self._process = process
-        self._thread = threading.Thread(target=self._supervise, name="stillframe-supervisor", daemon=True)
+        self._thread = threading.Thread(
+            target=self._supervise, name="stillframe-supervisor", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stillframe.live import EditedFrame
 from stillframe.server.limits import Limits, RefusedError
-from stillframe.server.messages import Hello, ProtocolError
+from stillframe.server.messages import Hello, ProtocolError, encode
 
 __all__ = [
     "FAILED",
@@ -128,11 +128,11 @@ class Transport(Protocol):
         ...
 
 
-def last_message(error: Exception | None) -> tuple[int, str, dict[str, Any]]:
-    """How a connection ends: a WebSocket's code, the reason, and the message before (or {})."""
+def last_message(error: Exception | None) -> tuple[int, str, str | None]:
+    """How a connection ends: a WebSocket's code, the reason, and the text before that."""
     if error is None:
-        return _DONE, "", {}
+        return _DONE, "", None
     if isinstance(error, RefusedError):
-        return _BUSY, str(error), {"type": "refused", "reason": str(error)}
+        return _BUSY, str(error), encode("refused", reason=str(error))
     code = error.code if isinstance(error, ProtocolError) else _FAILED
-    return code, str(error), {"type": "error", "message": str(error)}
+    return code, str(error), encode("error", message=str(error))

@@ -26,7 +26,6 @@ from aiortc.mediastreams import MediaStreamError
 from av import VideoFrame
 
 from stillframe.live import EditedFrame, SessionError
-from stillframe.server import messages
 from stillframe.server.client_session import ClientSession
 from stillframe.server.decoding import codecs, limit_decoding
 from stillframe.server.messages import Hello, ProtocolError
@@ -246,9 +245,9 @@ class WebRtcTransport:
             return
         if not self._channel.done() or self._channel.result().readyState != "open":
             return
-        channel, (_, _, message) = self._channel.result(), last_message(error)
-        if message:
-            channel.send(messages.encode(**message))
+        channel, (_, _, text) = self._channel.result(), last_message(error)
+        if text is not None:
+            channel.send(text)
             for _ in range(50):
                 if channel.bufferedAmount == 0 or channel.readyState != "open":
                     return

@@ -125,12 +125,12 @@ class WebSocketTransport:
 
     async def close(self, error: Exception | None) -> None:
         """Say a last word and close; a client that does not listen is cut off."""
-        code, reason, message = last_message(error)
+        code, reason, text = last_message(error)
         reason = reason.encode()[:_REASON_BYTES].decode(errors="ignore")
         try:
             async with asyncio.timeout(min(self.limits.stall_seconds, _CLOSE_SECONDS)):
-                if message:
-                    await self._socket.send_text(messages.encode(**message))
+                if text is not None:
+                    await self._socket.send_text(text)
                 await self._socket.close(code, reason)
         except TimeoutError:
             self.abort()

@@ -7,12 +7,23 @@ models."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Grid", "Plan", "Slots", "patchify", "plan_tokens", "put", "take", "unpatchify"]
+__all__ = [
+    "Grid",
+    "Plan",
+    "Slots",
+    "patchify",
+    "plan_tokens",
+    "predecessor_rows",
+    "put",
+    "take",
+    "unpatchify",
+]
 
 
 @dataclass(frozen=True)
@@ -46,18 +57,18 @@ class Slots(NamedTuple):
     target: Tensor
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Plan:
     """Which of a block's tokens are computed; made by `plan_tokens`.
 
     Attributes:
         keep: (B, S, N) bool; true = compute.
-        kept, pruned: the slots of either kind; None when everything is kept.
+        kept: the slots of the computed tokens; None when everything is kept.
         counts: kept tokens of each batch row.
     """
 
     keep: Tensor
     kept: Slots | None
-    pruned: Slots | None
     counts: tuple[int, ...]
 
     @property
@@ -75,28 +86,58 @@ class Plan(NamedTuple):
         """Mean share of kept tokens, 0 to 1."""
         return sum(self.counts) / self.keep.numel()
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """(B, S, N) int64: which of the computed tokens a slot's is, in order; -1 if pruned."""
+        order = self.keep.flatten(1).cumsum(1).view_as(self.keep) - 1
+        return order.masked_fill(~self.keep, -1)
+
+    @cached_property
+    def provider(self) -> Tensor:
+        """(B, S*N) int64: the row that a slot's value is reused from, see `predecessor_rows`."""
+        return predecessor_rows(self.keep)
+
+    def scattered(self, own: Tensor) -> Tensor:
+        """Computed tokens' ``own`` (B, K, ...), K > 0, at their slots: (B, S*N, ...), else zero."""
+        if self.kept is None:
+            return own
+        rows = self.rows.flatten(1)
+        absent = (rows < 0).view(*rows.shape, *(1,) * (own.ndim - 2))
+        return take(own, rows.clamp(min=0)).masked_fill(absent, 0)
+
+
+def predecessor_rows(keep: Tensor) -> Tensor:
+    """For each slot, the row that provides its value.
+
+    Args:
+        keep: (B, S, N) bool.
+
+    Returns:
+        (B, S*N) int64 into ``[N rows of the previous frame | S*N rows of this block]``: a kept
+        token is its own provider, a pruned one takes the latest kept before it, else the previous
+        frame's.
+    """
+    frames, tokens = keep.shape[1:]
+    t = torch.arange(1, frames + 1, device=keep.device).view(1, -1, 1)
+    latest = torch.where(keep, t, 0).cummax(dim=1).values
+    return (latest * tokens + torch.arange(tokens, device=keep.device)).flatten(1)
+
 
 def plan_tokens(keep: Tensor) -> Plan:
     """Turn a keep mask (B, S, N) into a `Plan`; costs one host synchronisation, for the counts."""
     rows = keep.flatten(1)
-    total = rows.shape[1]
-    # a stable sort puts the slots of the kept first, and either kind in order; it runs while the
-    # counts are waited for
+    # a stable sort puts the slots of the kept first, in order; it runs while the counts are waited
+    # for
     order = rows.view(torch.uint8).argsort(dim=1, descending=True, stable=True)
     counts = tuple(rows.sum(1).tolist())
     most, least = max(counts), min(counts)
-    if least == total:
-        return Plan(keep, None, None, counts)
+    if least == rows.shape[1]:
+        return Plan(keep, None, counts)
+    kept = order[:, :most]
     if most == least:  # nothing to pad, as with a single row
-        kept, pruned = order[:, :most], order[:, most:]
-        return Plan(keep, Slots(kept, kept), Slots(pruned, pruned), counts)
-    kept_slots = _padded(order[:, :most], rows)
-    return Plan(keep, kept_slots, _padded(order[:, least:], ~rows), counts)
-
-
-def _padded(index: Tensor, wanted: Tensor) -> Slots:
-    valid = wanted.gather(1, index)
-    return Slots(index.masked_fill(~valid, 0), index.masked_fill(~valid, -1))
+        return Plan(keep, Slots(kept, kept), counts)
+    valid = rows.gather(1, kept)
+    return Plan(keep, Slots(kept.masked_fill(~valid, 0), kept.masked_fill(~valid, -1)), counts)
 
 
 def put(buffer: Tensor, slots: Slots, x: Tensor) -> None:

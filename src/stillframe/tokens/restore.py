@@ -2,7 +2,8 @@
 
 A pruned token takes the value of its temporal predecessor at the same place; the predecessor of a
 block's first frame is the last frame of the block before. Written as one gather: every slot knows
-from which row of ``[last frame of the previous block | this block]`` its value comes.
+from which row of ``[last frame of the previous block | this block]`` its value comes
+(`Plan.provider`).
 
 Source: arXiv 2603.05811, restoration; the same order serves keys and values of the context pass.
 """
@@ -12,26 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stillframe.tokens.grid import take
+from stillframe.tokens.grid import predecessor_rows, take
 
 __all__ = ["predecessor_rows", "restore", "restore_slowly"]
-
-
-def predecessor_rows(keep: Tensor) -> Tensor:
-    """For each slot, the row that provides its value.
-
-    Args:
-        keep: (B, S, N) bool.
-
-    Returns:
-        (B, S*N) int64 into ``[N rows of the previous frame | S*N rows of this block]``: a kept
-        token is its own provider, a pruned one takes the latest kept before it, else the previous
-        frame's.
-    """
-    frames, tokens = keep.shape[1:]
-    t = torch.arange(1, frames + 1, device=keep.device).view(1, -1, 1)
-    latest = torch.where(keep, t, 0).cummax(dim=1).values
-    return (latest * tokens + torch.arange(tokens, device=keep.device)).flatten(1)
 
 
 def restore(own: Tensor, previous: Tensor, rows: Tensor) -> Tensor:
@@ -40,7 +24,7 @@ def restore(own: Tensor, previous: Tensor, rows: Tensor) -> Tensor:
     Args:
         own: (B, S*N, ...); rows of pruned slots are ignored.
         previous: (B, N, ...), the last frame of the block before.
-        rows: from `predecessor_rows`.
+        rows: `Plan.provider`.
 
     Returns:
         (B, S*N, ...).
@@ -49,7 +33,7 @@ def restore(own: Tensor, previous: Tensor, rows: Tensor) -> Tensor:
 
 
 def restore_slowly(own: Tensor, previous: Tensor, keep: Tensor) -> Tensor:
-    """The slow twin of `restore`: frame by frame, as the paper states it."""
+    """The slow reference of `restore`: frame by frame, as the paper states it."""
     frames, tokens = keep.shape[1:]
     out = []
     for t in range(frames):

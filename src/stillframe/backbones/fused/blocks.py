@@ -1,40 +1,33 @@
-"""A stream's blocks on the lean path: static buffers, a few lengths, a graph for each.
+"""A stream's blocks in fused passes: static buffers, a few lengths, a graph for each.
 
 Kept tokens are padded to one of a few lengths (`bucket_lengths`); a length's passes are captured as
 CUDA graphs the first time it comes up, and replayed from then on. Which token lies where, which
-entry stands in for which and how noisy it all is are data in buffers that never move, so no mask
-and no prompt makes a new graph. Padding computes and writes nothing that anyone reads. Without CUDA
-the same passes run eagerly.
+row stands in for which and how noisy it all is are data in buffers that never move, so no mask and
+no prompt makes a new graph. Padding computes and writes nothing that anyone reads. Without CUDA the
+same passes run eagerly.
 
-It does what ``BlockAttention`` and a recovery do together, on the same cache and the same store, so
-that a block may be run either way. Batches, plain pruning, noisy duplicates and merging have only
-the slow path: see `LeanBlocks.serves`.
+It reads the answers that `BlockAttention` does (`Reuse`), on the same cache and the same stores, so
+that a block may be run either way. Batches, absent tokens and merging have only the plain way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
-from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor
 
-from stillframe.attention.cache import KeyValueCache
-from stillframe.attention.rotary import frame_positions, rotary_table
+from stillframe.attention.block import BlockAttention
+from stillframe.attention.reuse import Reuse
+from stillframe.backbones.base import BlockInputs, TextCache
 from stillframe.backbones.fused.buffers import Buffers
-from stillframe.backbones.fused.transformer import LayerRows, LeanTransformer, PassInputs
-from stillframe.backbones.wan import TextCache
+from stillframe.backbones.fused.transformer import FusedTransformer, LayerRows, PassInputs
 from stillframe.kernels.graphs import Graphs
 from stillframe.kernels.placing import place, rotate_rows
-from stillframe.kernels.rows import Entries, Sources, Table
-from stillframe.recovery import Recovery
-from stillframe.recovery.aligned import AlignedRecovery
-from stillframe.recovery.clean import CleanRecovery
-from stillframe.recovery.none import NoRecovery
+from stillframe.kernels.rows import Sources, Table
 from stillframe.tokens.grid import Plan
 
-__all__ = ["BlockInputs", "LeanBlocks", "bucket_lengths"]
+__all__ = ["FusedBlocks", "bucket_lengths"]
 
 
 def bucket_lengths(tokens: int) -> list[int]:
@@ -46,73 +39,40 @@ def bucket_lengths(tokens: int) -> list[int]:
     return [*range(step, tokens, step), tokens]
 
 
-class BlockInputs(NamedTuple):
-    """What a block is denoised from.
-
-    Attributes:
-        source: (S*N, P) source latents.
-        noise: (S*N, P) for each pass.
-        sigmas: noise level of each pass.
-        timestep_scale: the model's timestep at sigma 1.
-        shows_source: whether the model sees the source beside what it denoises.
-    """
-
-    source: Tensor
-    noise: Sequence[Tensor]
-    sigmas: Sequence[float]
-    timestep_scale: float
-    shows_source: bool
-
-
-class LeanBlocks:
-    """The lean path of one stream.
+class FusedBlocks:
+    """The fused passes of one stream.
 
     Args:
         model: the transformer.
-        cache: the stream's; batch of 1.
-        recovery: the stream's, aligned, clean, or none if nothing is ever pruned.
-        rope: the model's rotary module.
-        position_limit: see `rope.frame_positions`.
-        takes_source: whether source latents are concatenated to the input.
-        channels: latent channels.
+        attention: the stream's, of a batch of 1.
+        channels: latent channels of a source that is concatenated to the input, None for none.
         graphs: capture CUDA graphs.
         fp8: multiply in FP8 where it pays.
     """
 
     def __init__(
         self,
-        model: LeanTransformer,
-        cache: KeyValueCache,
-        recovery: Recovery,
-        rope: WanRotaryPosEmbed,
-        position_limit: int,
-        takes_source: bool,
-        channels: int,
+        model: FusedTransformer,
+        attention: BlockAttention,
+        channels: int | None,
+        *,
         graphs: bool,
         fp8: bool = False,
     ) -> None:
         self.model = model
-        self.cache = cache
-        self.recovery = recovery
-        self.lengths = bucket_lengths(cache.shape.grid.tokens)
-        self._rope, self._limit = rope, position_limit
-        self._takes_source, self._channels, self._fp8 = takes_source, channels, fp8
+        self.attention = attention
+        self.cache = attention.cache
+        self.lengths = bucket_lengths(self.cache.shape.grid.tokens)
+        self._channels, self._fp8 = channels, fp8
         self._graphs = Graphs() if graphs else None
         self._static: Buffers | None = None
         self._text: tuple[Tensor, Tensor] | None = None
         self._text_of: TextCache | None = None
         self._placed: tuple[int, ...] | None = None
 
-    @staticmethod
-    def serves(cache: KeyValueCache, recovery: Recovery) -> bool:
-        """Whether the lean path can run a stream's blocks."""
-        kinds = (AlignedRecovery, CleanRecovery, NoRecovery)
-        return cache.shape.batch == 1 and type(recovery) in kinds
-
     def can(self, plan: Plan) -> bool:
         """Whether it can run this block: holes in the cache, or new ones, are not for it."""
-        whole = plan.everything or type(self.recovery) is not NoRecovery
-        return whole and not self.cache.holes
+        return (plan.everything or self.attention.recovery.complete) and not self.cache.holes
 
     @property
     def captured(self) -> int:
@@ -129,13 +89,15 @@ class LeanBlocks:
         count = plan.counts[0]
         length = next(n for n in self.lengths if n >= count)
         slots = static.slots[:length].long()
-        self._length = length
+        self._length, reuse = length, self._reuse
+        # a graph stays with the rows that it was captured with
+        bank = reuse.constant or (*(x.data_ptr() for x in reuse.bank), reuse.out is None)
         for step, sigma in enumerate(inputs.sigmas):
             static.sigma.fill_(sigma)
             static.timestep.fill_(sigma * inputs.timestep_scale)
-            static.entry.fill_(self._entry_of(step))
+            static.entry.fill_(reuse.bank.offset(step))
             static.noise[:length] = inputs.noise[step][slots]
-            self._run(("denoise", length, self.cache.visible_rows()), self._pass, length)
+            self._run(("denoise", length, self.cache.visible_rows(), bank), self._pass, length)
         whole = torch.zeros_like(inputs.source)
         whole[slots[:count]] = static.x0[:count]
         return whole.unsqueeze(0)
@@ -184,7 +146,7 @@ class LeanBlocks:
         return self._text
 
     def _tokens(self, x: Tensor, length: int) -> Tensor:
-        if not self._takes_source:
+        if self._channels is None:
             return x
         assert self._static is not None
         shown = self._static.source[:length]
@@ -192,14 +154,14 @@ class LeanBlocks:
         return torch.cat([x.unflatten(1, pixels), shown.unflatten(1, pixels)], 2).flatten(1)
 
     def _inputs(self, length: int) -> PassInputs:
-        static, cache = self._static, self.cache
+        static, cache, reuse = self._static, self.cache, self._reuse
         assert static is not None
 
         def rows(layer: int) -> LayerRows:
-            entries = None
-            if isinstance(self.recovery, AlignedRecovery):
-                entries = Entries(*self.recovery.entries(layer), static.entry)
-            return LayerRows(*self._rows(layer), entries, entries)
+            if reuse.constant:  # in place since the block began
+                return LayerRows(*self._rows(layer), None, None)
+            entries = reuse.bank.entries(layer, static.entry)
+            return LayerRows(*self._rows(layer), entries, None if reuse.out is None else entries)
 
         slots = static.slots[:length]
         return PassInputs(
@@ -209,14 +171,11 @@ class LeanBlocks:
     def _context_inputs(self, length: int) -> PassInputs:
         static, cache = self._static, self.cache
         assert static is not None
-        start = cache.block_rows
 
         def rows(layer: int) -> LayerRows:
-            keys, values = self._rows(layer)
-            raw = cache.raw(layer)[0].flatten(1)
-            taken = Entries(raw, values[start:], static.zero)
+            taken = cache.bank.entries(layer, static.zero)
             # raw keys can be committed at once; values are still read by this very pass
-            return LayerRows(keys, values, taken, Entries(raw, None, static.zero))
+            return LayerRows(*self._rows(layer), taken, taken._replace(values=None))
 
         def commit(layer: int) -> None:
             values = self._rows(layer)[1]
@@ -232,11 +191,6 @@ class LeanBlocks:
         """Keys and values of a layer, (R, C) each."""
         return self.cache.keys(layer)[0].flatten(1), self.cache.values(layer)[0].flatten(1)
 
-    def _entry_of(self, step: int) -> int:
-        """Row of the aligned store that a pass starts at."""
-        recovery = self.recovery
-        return recovery.rows_before(step) if isinstance(recovery, AlignedRecovery) else 0
-
     def _begin(self, plan: Plan, text: TextCache, inputs: BlockInputs) -> Buffers:
         """Bring all buffers up to date for a block."""
         self._take_text(text)
@@ -251,43 +205,36 @@ class LeanBlocks:
         static.x0.copy_(shown)
         static.source.copy_(shown if inputs.shows_source else torch.zeros_like(shown))
         self._place_context(static)
-        static.point(plan, slots, self.cache, self.recovery)
-        if isinstance(self.recovery, CleanRecovery) and not plan.everything:
-            self._fill_clean(static)
+        self._reuse = self.attention.recovery.reuse(plan, self.cache)
+        static.point(self._reuse, self.attention.context_reuse(plan), self.cache)
+        if self._reuse.constant and not plan.everything:
+            self._fill(static, self._reuse)
         return static
 
     def _place_context(self, static: Buffers) -> None:
         """Positions of the block, and rotated keys of the frames it sees."""
         cache, grid = self.cache, self.cache.shape.grid
-        order = cache.storage_order()
-        own, context = frame_positions(
-            cache.frames, grid.frames, order, cache.shape.sink, self._limit
-        )
+        own, context = self.attention.positions()
         if tuple(own) != self._placed:
-            table = rotary_table(self._rope, own, grid.height, grid.width)
+            table = self.attention.rotary(own, grid.height, grid.width)
             static.table.cos.copy_(table.real)
             static.table.sin.copy_(table.imag)
             self._placed = tuple(own)
         if context:
-            table = rotary_table(self._rope, context, grid.height, grid.width)
+            table = self.attention.rotary(context, grid.height, grid.width)
             seen = Table(table.real.contiguous(), table.imag.contiguous())
-            raw, keys = cache.all_raw()[:, 0].flatten(2), cache.all_keys()[:, 0].flatten(2)
+            raw, keys = cache.bank.keys[0, :, 0].flatten(2), cache.all_keys()[:, 0].flatten(2)
             rotate_rows(raw, seen, keys, cache.block_rows)
 
-    def _fill_clean(self, static: Buffers) -> None:
-        """Pruned rows take the last committed frame's, once for all passes."""
-        cache = self.cache
-        n = cache.shape.grid.frame_tokens
-        last = torch.arange(n, device=static.slots.device, dtype=torch.int32)
-        pruned = static.denoise.new < 0
-        old = torch.where(pruned, last + cache.last_rows().start, -1).to(torch.int32)
-        nowhere = torch.full_like(old, -1)
-        for layer in range(cache.shape.layers):
-            keys, values = self._rows(layer)
-            raw = cache.raw(layer)[0].flatten(1)
-            taken = Entries(raw, values[cache.block_rows :], static.zero)
-            sources = Sources(nowhere, old, nowhere)
-            place(raw, raw, None, 0.0, static.table, sources, (keys, values), taken, None)
+    def _fill(self, static: Buffers, reuse: Reuse) -> None:
+        """Put what all passes take from a bank into its rows, once."""
+        nowhere = torch.full_like(static.denoise.new, -1)
+        old = torch.where(static.denoise.new < 0, static.denoise.old, nowhere)
+        sources = Sources(nowhere, old, nowhere)
+        for layer in range(self.cache.shape.layers):
+            taken = reuse.bank.entries(layer, static.zero)
+            rows = self._rows(layer)
+            place(*rows, None, 0.0, static.table, sources, rows, taken, None)
 
     def _take_text(self, text: TextCache) -> None:
         """Bring a prompt into the buffers that graphs read."""

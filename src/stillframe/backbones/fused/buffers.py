@@ -1,8 +1,7 @@
 """The buffers that a stream's graphs read and write, and what they say of a block.
 
 They never move; a new block changes what is in them. Which slot takes what from where is written
-here once a block, for all its passes: for the denoising passes from the method's plan and the
-recovery's choice of entries, for the context pass from the order of predecessors.
+here once a block, for all its passes, as the recovery and `BlockAttention` say.
 """
 
 from __future__ import annotations
@@ -13,11 +12,8 @@ import torch
 from torch import Tensor
 
 from stillframe.attention.cache import CacheShape, KeyValueCache
+from stillframe.attention.reuse import Reuse
 from stillframe.kernels.rows import Sources, Table
-from stillframe.recovery import Recovery
-from stillframe.recovery.aligned import AlignedRecovery
-from stillframe.tokens.grid import Plan
-from stillframe.tokens.restore import predecessor_rows
 
 __all__ = ["Buffers"]
 
@@ -32,7 +28,7 @@ class Buffers:
         slots: (S*N,) int32 slot of each computed token.
         table: rotations of the slots.
         denoise, context: where keys and values come from in either kind of pass.
-        entry: row of the aligned store that the pass starts at.
+        entry: row of the recovery's bank that the pass starts at.
         zero: 0, where entries start at their first row.
         committed, stored: rows of the cache's values that the block's frames go to, and the rows
             of the block that go there.
@@ -84,41 +80,19 @@ class Buffers:
             stored=indices(0, dtype=torch.int64),
         )
 
-    def point(self, plan: Plan, slots: Tensor, cache: KeyValueCache, recovery: Recovery) -> None:
+    def point(self, reuse: Reuse, context: Reuse, cache: KeyValueCache) -> None:
         """Say where each slot's key and value come from, in denoising and in the context pass.
 
         Args:
-            plan: of the block; batch of 1.
-            slots: (K,) int64 slots of the kept tokens.
-            cache, recovery: the stream's.
+            reuse, context: of either kind of pass; batch of 1.
+            cache: the stream's.
         """
-        n, device = cache.shape.grid.frame_tokens, slots.device
-        new = self.denoise.new
-        new.fill_(-1)
-        new.view(-1)[slots] = torch.arange(len(slots), device=device, dtype=torch.int32)
-        if isinstance(recovery, AlignedRecovery):
-            self._point_entries(plan, recovery)
-        # the context pass: a pruned token takes its predecessor's, in order, else the last frame's
-        rows = predecessor_rows(plan.keep).view_as(new)
-        own = rows >= n
-        provider = new.view(-1)[(rows - n).clamp(min=0).view(-1)].view_as(rows)
-        self.context.new.copy_(torch.where(own, provider, -1))
-        last = cache.last_rows().start if cache.frames else 0
-        self.context.old.copy_(torch.where(own, -1, last + torch.arange(n, device=device)))
+        for buffer, given in ((self.denoise, reuse), (self.context, context)):
+            buffer.new.copy_(given.new[0])
+            buffer.old.copy_(given.old[0])
+        if reuse.out is not None:
+            self.denoise.out.copy_(reuse.out[0])
         self._point_commits(cache)
-
-    def _point_entries(self, plan: Plan, recovery: AlignedRecovery) -> None:
-        """Entries of the aligned store: which stands in for what, and what goes back to it."""
-        frames, n = self.denoise.new.shape
-        device = self.slots.device
-        own = torch.arange(frames * n, device=device, dtype=torch.int32).view(frames, n)
-        if plan.everything or recovery.provider is None:
-            self.denoise.old.fill_(-1)
-            self.denoise.out.copy_(own)
-            return
-        self.denoise.old.copy_(recovery.provider[0] * n + torch.arange(n, device=device))
-        changed = plan.keep[0] | (self.denoise.old != own)
-        self.denoise.out.copy_(torch.where(changed, own, -1))
 
     def _point_commits(self, cache: KeyValueCache) -> None:
         """Rows of the cache that the block's frames go to."""

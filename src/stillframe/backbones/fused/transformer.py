@@ -1,7 +1,7 @@
 """Wan's transformer in as few kernels as pay, over rows of tokens and a cache written in place.
 
 The weights are the stock model's: queries, keys and values are projected at once from one matrix of
-which the model's own three become views, so nothing is held twice and both ways of running stay
+which the model's own three become views, so weights are there once and both ways of running stay
 possible. Text keys and values come from a `TextCache`, modulation is one row a layer, and what
 surrounds the matrix products is fused (``norms``, ``placing``). It does not know blocks of video,
 noise or graphs: ``blocks.py`` does.
@@ -21,14 +21,13 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanTrans
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
-from stillframe.backbones.wan import WanDenoiser
 from stillframe.kernels.attention import Cut, attend, best_cut
 from stillframe.kernels.linear import Linear8, gelu_linear
-from stillframe.kernels.norms import Affine, gelu8, quantise_twin, residual_norm, residual_norm8
+from stillframe.kernels.norms import Affine, gelu8, quantise, residual_norm, residual_norm8
 from stillframe.kernels.placing import place, rotated_queries
 from stillframe.kernels.rows import Entries, Sources, Table
 
-__all__ = ["LayerRows", "LeanTransformer", "PassInputs", "lean_twin", "unsupported"]
+__all__ = ["FusedTransformer", "LayerRows", "PassInputs", "unsupported"]
 
 
 class LayerRows(NamedTuple):
@@ -133,8 +132,8 @@ class _Layer(NamedTuple):
         return fed
 
 
-class LeanTransformer:
-    """The lean twin of a stock model, sharing its weights.
+class FusedTransformer:
+    """A stock model in few kernels, sharing its weights.
 
     Args:
         transformer: `unsupported` says nothing about it.
@@ -275,16 +274,6 @@ class LeanTransformer:
         return attend(q, k, v, cut, self._kernels)
 
 
-def lean_twin(denoiser: WanDenoiser) -> LeanTransformer:
-    """The lean twin of a model: one for all its streams, made anew if its weights were replaced."""
-    twin = denoiser.twin
-    if not isinstance(twin, LeanTransformer) or twin.stale:
-        # the model's weights become views of what is made here, so they must be ordinary tensors
-        with torch.inference_mode(False), torch.no_grad():
-            twin = denoiser.twin = LeanTransformer(denoiser.transformer)
-    return twin
-
-
 def _project(x: Tensor, attn: WanAttention) -> Tensor:
     projected: Tensor = attn.to_out[0](x)
     return projected
@@ -298,7 +287,7 @@ def _before_text(
     if affine is not None:
         return norm(hidden, branch, gate, affine, eps)
     added = hidden.add_(branch * gate)
-    return added if layer.in8 is None else quantise_twin(added)
+    return added if layer.in8 is None else quantise(added)
 
 
 def _weights_of(norm: nn.Module) -> Affine | None:

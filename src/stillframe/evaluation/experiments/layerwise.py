@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from stillframe.engine.settings import StreamSettings
 from stillframe.errors import InputError, ModelError
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, number, span
@@ -19,7 +20,6 @@ from stillframe.evaluation.lineup import RECOVERIES
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import Interval, bootstrap_mean, by_group
 from stillframe.methods import find_method
-from stillframe.settings import StreamSettings
 
 __all__ = ["Layerwise", "readings_of"]
 

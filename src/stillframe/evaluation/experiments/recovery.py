@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stillframe.controls import Control
+from stillframe.controls import Controls
 from stillframe.controls.refresh import Refresh
 from stillframe.errors import InputError, ModelError
 from stillframe.evaluation.alignments import ALIGNMENTS
@@ -113,7 +113,7 @@ def _long(bench: Bench, clip: Clip, blocks: int) -> list[Record]:
     dense = run(settings, full)
     runs = {_YARDSTICK: run(settings, full, seed=1)}
     for name, (recovery, store, refresh) in LONG_RUNS.items():
-        control = None if refresh is None else Control(refresh=Refresh(refresh))
+        control = None if refresh is None else Controls(Refresh(refresh))
         method = InterFramePruning(recovery, detector="latent")
         runs[name] = run(replace(settings, store=store), method, control)
     return [

@@ -1,4 +1,4 @@
-"""Kernels against their torch twins, interpreted: no GPU is needed to know what they compute.
+"""Kernels against their torch references, interpreted: no GPU is needed to know what they compute.
 
 The interpreter is chosen when kernels are defined, so all of it runs in a process of its own.
 """
@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 def test_kernels_equal_their_twins() -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.lean_kernels", "cpu"]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.fused_kernels", "cpu"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "compared" in done.stdout
@@ -24,5 +24,5 @@ def test_kernels_equal_their_twins() -> None:
 
 @pytest.mark.gpu
 def test_compiled_kernels_equal_their_twins() -> None:
-    command = [sys.executable, "-m", "tests.lean_kernels", "cuda"]
+    command = [sys.executable, "-m", "tests.fused_kernels", "cuda"]
     subprocess.run(command, check=True)

@@ -1,4 +1,4 @@
-"""The lean autoencoder against the stock one, through its kernels' twins, in float32."""
+"""The fused autoencoder against the reference one, through its kernels' twins, in float32."""
 
 from __future__ import annotations
 
@@ -30,13 +30,17 @@ def autoencoder(options: dict[str, Any]) -> TinyVideoAutoencoder:
 
 
 @pytest.mark.parametrize("options", WIDTHS, ids=["published kind", "bundled kind"])
-def test_lean_equals_stock_and_either_goes_on_from_the_other(options: dict[str, Any]) -> None:
+def test_fused_equals_reference_and_either_goes_on_from_the_other(options: dict[str, Any]) -> None:
     vae = autoencoder(options)
-    lean = lean_autoencoder(vae)
-    ways: dict[str, Any] = {"stock": vae, "lean": lean}
+    fused = lean_autoencoder(vae)
+    ways: dict[str, Any] = {"reference": vae, "fused": fused}
     frames = torch.rand(2, 12, 3, 32, 48)
     latents, pictures = {}, {}
-    for order in (("stock", "stock", "stock"), ("lean", "lean", "lean"), ("lean", "stock", "lean")):
+    for order in (
+        ("reference", "reference", "reference"),
+        ("fused", "fused", "fused"),
+        ("fused", "reference", "fused"),
+    ):
         encoded: Memory | None = None
         decoded: Memory | None = None
         z, y = [], []
@@ -55,10 +59,10 @@ def test_lean_equals_stock_and_either_goes_on_from_the_other(options: dict[str, 
 
 def test_a_twin_is_kept_until_weights_move() -> None:
     vae = autoencoder(WIDTHS[0])
-    twin = lean_autoencoder(vae)
-    assert lean_autoencoder(vae) is twin
+    fused = lean_autoencoder(vae)
+    assert lean_autoencoder(vae) is fused
     vae.to(torch.float64)
-    assert lean_autoencoder(vae) is not twin
+    assert lean_autoencoder(vae) is not fused
 
 
 def test_it_serves_16_bits_and_widths_in_sixteens() -> None:

@@ -1,4 +1,4 @@
-"""The lean path against the stock one: the same blocks, masks and noise, in float32 on the CPU."""
+"""Fused execution against the reference: the same blocks, masks and noise, in float32 on a CPU."""
 
 from __future__ import annotations
 
@@ -12,19 +12,14 @@ from tests import tiny
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from stillframe.backbones.fused import (
-    LeanBlocks,
-    LeanTransformer,
-    bucket_lengths,
-    lean_twin,
-    unsupported,
-)
-from stillframe.backbones.fused.masks import SteppedMask
-from stillframe.detection.latents import CausalMask, MaskShape, RankedMask, lookbacks
+from stillframe.backbones.fused.blocks import FusedBlocks, bucket_lengths
+from stillframe.backbones.fused.transformer import unsupported
+from stillframe.detection.capture import SteppedMask
+from stillframe.detection.latents import CausalMask, MaskShape, RankedMask
 from stillframe.engine.stream import EditStream
 from stillframe.kernels.attention import Cut, attend, best_cut
 from stillframe.kernels.linear import Linear8
-from stillframe.kernels.norms import quantise_twin
+from stillframe.kernels.norms import quantise
 from stillframe.methods import Method, Selector
 from stillframe.methods.full import Full
 from stillframe.methods.prune import InterFramePruning
@@ -91,28 +86,28 @@ METHODS = [
 
 @pytest.mark.parametrize("source", [False, True], ids=["sdedit", "source"])
 @pytest.mark.parametrize("method", METHODS, ids=repr)
-def test_lean_equals_stock(method: Method, source: bool) -> None:
+def test_fused_equals_reference(method: Method, source: bool) -> None:
     pipe = tiny.pipeline(source=source, position_limit=10)
-    stock = run(pipe, method, "stock", sigmas=(0.9, 0.5))
-    lean = run(pipe, method, "lean", sigmas=(0.9, 0.5))
-    torch.testing.assert_close(lean, stock, atol=2e-5, rtol=0)
+    reference = run(pipe, method, "reference", sigmas=(0.9, 0.5))
+    fused = run(pipe, method, "fused", sigmas=(0.9, 0.5))
+    torch.testing.assert_close(fused, reference, atol=2e-5, rtol=0)
 
 
-def test_lean_equals_stock_with_an_fp8_store() -> None:
+def test_fused_equals_reference_with_an_fp8_store() -> None:
     pipe = tiny.pipeline()
     method = RandomMask(recovery="aligned")
-    stock = run(pipe, method, "stock", sigmas=(0.9, 0.5), store="fp8")
-    lean = run(pipe, method, "lean", sigmas=(0.9, 0.5), store="fp8")
-    exact = run(pipe, method, "stock", sigmas=(0.9, 0.5), store="exact")
+    reference = run(pipe, method, "reference", sigmas=(0.9, 0.5), store="fp8")
+    fused = run(pipe, method, "fused", sigmas=(0.9, 0.5), store="fp8")
+    exact = run(pipe, method, "reference", sigmas=(0.9, 0.5), store="exact")
     # a rounding that falls the other way is worth one step of the format at most
-    assert (lean - stock).abs().mean() < 0.05 * (exact - stock).abs().mean()
+    assert (fused - reference).abs().mean() < 0.05 * (exact - reference).abs().mean()
 
 
 def test_products_in_fp8_are_near_the_exact_ones() -> None:
     pipe = tiny.pipeline()
     for method in (Full(), RandomMask(recovery="aligned")):
-        exact = run(pipe, method, "lean", sigmas=(0.9, 0.5))
-        fp8 = run(pipe, method, "lean", sigmas=(0.9, 0.5), products="fp8")
+        exact = run(pipe, method, "fused", sigmas=(0.9, 0.5))
+        fp8 = run(pipe, method, "fused", sigmas=(0.9, 0.5), products="fp8")
         difference = ((fp8 - exact).norm() / exact.norm()).item()
         # not nothing, and no more than a few roundings of 3 bits
         assert 1e-5 < difference < 0.03, difference
@@ -134,7 +129,7 @@ def test_a_product_in_fp8_of_what_fp8_holds_is_exact() -> None:
         return x * 2.0 ** torch.randint(-9, 9, (rows, 1), generator=generator)
 
     x, weight, bias = held(5, 32), held(48, 32), torch.randn(48, generator=generator)
-    product = Linear8(weight, bias)(quantise_twin(x))
+    product = Linear8(weight, bias)(quantise(x))
     torch.testing.assert_close(product, torch.nn.functional.linear(x, weight, bias))
     with pytest.raises(ValueError, match="multiples of 16"):
         Linear8(weight[:, :20], bias)
@@ -189,7 +184,6 @@ def test_a_mask_in_steps_is_the_mask(select: Any) -> None:
         return run
 
     plain, stepped = select(), SteppedMask(select(), copying)
-    assert lookbacks(plain)
     grid, generator = Grid(3, 6, 8), torch.Generator().manual_seed(0)
     tokens = torch.randn(2, 12, 48, 16, generator=generator)
     tokens[:, 3:] = tokens[:, 2:3] + 0.1 * tokens[:, 3:]
@@ -205,36 +199,42 @@ def test_a_mask_in_steps_is_the_mask(select: Any) -> None:
 
 
 @pytest.mark.parametrize("window", [3, 4, 9])
-def test_lean_equals_stock_for_any_window(window: int) -> None:
+def test_fused_equals_reference_for_any_window(window: int) -> None:
     for sink in (0, 2):
         pipe = tiny.pipeline(window_frames=window, sink_frames=sink, position_limit=12)
         method = RandomMask(recovery="aligned")
-        stock = run(pipe, method, "stock", sigmas=(0.8,))
-        lean = run(pipe, method, "lean", sigmas=(0.8,))
-        torch.testing.assert_close(lean, stock, atol=2e-5, rtol=0)
+        reference = run(pipe, method, "reference", sigmas=(0.8,))
+        fused = run(pipe, method, "fused", sigmas=(0.8,))
+        torch.testing.assert_close(fused, reference, atol=2e-5, rtol=0)
 
 
-def test_lean_serves_what_it_says() -> None:
-    """Counts the blocks that ran lean: the equality above must not be stock against stock."""
+def test_fused_serves_what_it_says() -> None:
+    """Counts the blocks that ran fused: the equality above must not be of a path with itself."""
     pipe = tiny.pipeline()
-    for method, expected in ((METHODS[0], 7), (METHODS[1], 6), (METHODS[3], 6), (METHODS[4], 0)):
+    for method, expected in (
+        (METHODS[0], 7),
+        (METHODS[1], 6),
+        (METHODS[3], 6),
+        (METHODS[4], 6),
+        (METHODS[5], 1),
+    ):
         ran = 0
-        plain = LeanBlocks.denoise
+        plain = FusedBlocks.denoise
 
-        def counted(self: LeanBlocks, *args: Any, plain: Any = plain) -> Tensor:
+        def counted(self: FusedBlocks, *args: Any, plain: Any = plain) -> Tensor:
             nonlocal ran
             ran += 1
             return plain(self, *args)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(LeanBlocks, "denoise", counted)
-            run(pipe, method, "lean", sigmas=(0.8,))
+            patch.setattr(FusedBlocks, "denoise", counted)
+            run(pipe, method, "fused", sigmas=(0.8,))
         assert ran == expected, method
 
 
-def test_a_new_prompt_and_method_reach_the_lean_path() -> None:
+def test_a_new_prompt_and_method_reach_the_fused_path() -> None:
     outputs = []
-    for execution in ("stock", "lean"):
+    for execution in ("reference", "fused"):
         pipe = tiny.pipeline()
         generator = torch.Generator().manual_seed(5)
         stream = pipe.stream("oil", generator=generator, execution=execution, sigmas=(0.9, 0.4))
@@ -250,15 +250,15 @@ def test_weights_are_held_once_and_the_stock_model_stays_what_it_was() -> None:
     pipe = tiny.pipeline()
     model = pipe.transformer
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    twin = lean_twin(pipe.denoiser)
-    assert lean_twin(pipe.denoiser) is twin
+    fused = pipe.denoiser.fused_transformer()
+    assert pipe.denoiser.fused_transformer() is fused
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(weight, before[name], atol=0, rtol=0)
     attn = model.blocks[0].attn1
     storages = {layer.weight.untyped_storage().data_ptr() for layer in (attn.to_q, attn.to_v)}
     assert len(storages) == 1
     attn.to_q.weight.data = attn.to_q.weight.data.clone()
-    assert lean_twin(pipe.denoiser) is not twin
+    assert pipe.denoiser.fused_transformer() is not fused
 
 
 def test_what_cannot_be_run_lean_is_said() -> None:
@@ -276,9 +276,10 @@ def test_models_without_the_second_norm() -> None:
     for block in model.blocks:
         block.norm2 = torch.nn.Identity()
     pipe = CausalWanPipeline(**{**tiny.parts(), "transformer": model}, text_length=12)
-    stock = run(pipe, Full(), "stock", sigmas=(0.8,))
-    assert isinstance(lean_twin(pipe.denoiser), LeanTransformer)
-    torch.testing.assert_close(run(pipe, Full(), "lean", sigmas=(0.8,)), stock, atol=2e-5, rtol=0)
+    reference = run(pipe, Full(), "reference", sigmas=(0.8,))
+    torch.testing.assert_close(
+        run(pipe, Full(), "fused", sigmas=(0.8,)), reference, atol=2e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 390, 1170, 4680, 10920])

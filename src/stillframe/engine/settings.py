@@ -5,14 +5,13 @@ Knows which of them fit together, not the model they are meant for: the engine c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
-__all__ = ["EXECUTIONS", "FP8", "PRODUCTS", "STORES", "StreamSettings", "check_store"]
+from stillframe.kernels.rows import FP8
 
-#: One byte a number: 4 bits of exponent and 3 of mantissa, up to 448.
-FP8 = torch.float8_e4m3fn
+__all__ = ["EXECUTIONS", "PRODUCTS", "STORES", "StreamSettings", "check_store"]
 
 #: What `StreamSettings.store` may be.
 STORES = ("auto", "exact", "fp8")
@@ -21,7 +20,7 @@ STORES = ("auto", "exact", "fp8")
 PRODUCTS = ("exact", "fp8")
 
 #: What `StreamSettings.execution` may be.
-EXECUTIONS = ("auto", "graphs", "lean", "stock")
+EXECUTIONS = ("auto", "graphs", "fused", "reference")
 
 
 def check_store(store: str) -> str:
@@ -50,11 +49,12 @@ class StreamSettings:
         timestep_scale: the model's timestep at sigma 1.
         store: how a recovery stores keys and values beyond the cache: "exact" in the weights'
             format, "fp8" in one byte a number, "auto" in fp8 where weights have 16 bits.
-        execution: how passes are run: "stock" through diffusers' modules, "lean" in fewer kernels,
-            "graphs" as CUDA graphs of those, "auto" the last on CUDA and the first elsewhere. What
-            a model or method does not allow is run the first way, whatever this says.
-        products: the matrix products of lean passes: "exact" in the weights' format, or "fp8" where
-            it pays, on cards that have it (Hopper and later).
+        execution: how passes are run: "reference" through the model's own modules, "fused" in fewer
+            kernels, "graphs" as CUDA graphs of those, "auto" the last on CUDA and the first
+            elsewhere. What a model or method does not allow is run the first way, whatever this
+            says.
+        products: the matrix products of fused passes: "exact" in the weights' format, or "fp8"
+            where it pays, on cards that have it (Hopper and later).
 
     Raises:
         ValueError: if the window cannot hold a block or the positions cannot hold the window.
@@ -95,6 +95,13 @@ class StreamSettings:
                 f"{self.position_limit} positions cannot hold {self.sink_frames} sink and "
                 f"{self.window_frames} window frames"
             )
+
+    def check_change(self, after: StreamSettings) -> None:
+        """Raise a ValueError unless a stream that runs can go on with other settings."""
+        for name in (f.name for f in fields(self)):
+            old, new = getattr(self, name), getattr(after, name)
+            if old != new and name not in ("sigmas", "conditioning"):
+                raise ValueError(f"{name} of a stream cannot change, from {old} to {new}")
 
     def store_dtype(self, weights: torch.dtype) -> torch.dtype:
         """Format of what a recovery stores, for weights of a format."""

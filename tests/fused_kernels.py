@@ -1,4 +1,4 @@
-"""Every kernel against its twin on random rows; run by test_lean_kernels.py.
+"""Every kernel against its reference on random rows; run by test_fused_kernels.py.
 
 Widths are no powers of 2, rows are strided views, some slots take entries that others overwrite.
 """
@@ -15,23 +15,23 @@ from torch import Tensor
 
 from stillframe.detection.pixels import Anchors, VisibleChange, appearance, changed
 from stillframe.kernels import visible as visible_kernels
-from stillframe.kernels.attention import join, join_twin
-from stillframe.kernels.convolution import Convolution, convolve, convolve_twin
+from stillframe.kernels.attention import join, join_reference
+from stillframe.kernels.convolution import Convolution, convolve, convolve_reference
 from stillframe.kernels.norms import (
     Affine,
     Rows8,
     gelu8,
     residual_norm,
     residual_norm8,
-    residual_norm_twin,
+    residual_norm_reference,
 )
 from stillframe.kernels.placing import (
     place,
-    place_twin,
+    place_reference,
     rotate_rows,
-    rotate_rows_twin,
+    rotate_rows_reference,
     rotated_queries,
-    rotated_queries_twin,
+    rotated_queries_reference,
 )
 from stillframe.kernels.rows import Entries, Sources, Table
 from stillframe.tokens.grid import Grid
@@ -55,9 +55,9 @@ class Compare:
     def random(self, *shape: int) -> Tensor:
         return torch.randn(shape).to(self.device, self.dtype)
 
-    def equal(self, kernel: Tensor, twin: Tensor) -> None:
+    def equal(self, kernel: Tensor, reference: Tensor) -> None:
         limit = self.tolerance
-        torch.testing.assert_close(kernel.float(), twin.float(), atol=limit, rtol=limit)
+        torch.testing.assert_close(kernel.float(), reference.float(), atol=limit, rtol=limit)
         self.count += 1
 
     def rounded(self, mine: Rows8, exact: Tensor) -> None:
@@ -74,7 +74,7 @@ class Compare:
     def convolved(self, convolution: Convolution, frames: Tensor, **others: Any) -> None:
         mine = convolve(convolution, frames, **others)
         assert mine.shape == convolution.shape(frames)
-        self.equal(mine, convolve_twin(convolution, frames, **others))
+        self.equal(mine, convolve_reference(convolution, frames, **others))
 
 
 def compare_norms(c: Compare) -> None:
@@ -88,11 +88,11 @@ def compare_norms(c: Compare) -> None:
     ):
         mine, other = hidden.clone(), hidden.clone()
         out = residual_norm(mine, branch, factor, affine, EPS)
-        c.equal(out, residual_norm_twin(other, branch, factor, affine, EPS))
+        c.equal(out, residual_norm_reference(other, branch, factor, affine, EPS))
         c.equal(mine, other)
     for branch, factor, affine in ((added, gate, modulated), (added, None, weighted)):
         rows8 = residual_norm8(hidden.clone(), branch, factor, affine, EPS)
-        c.rounded(rows8, residual_norm_twin(hidden.clone(), branch, factor, affine, EPS))
+        c.rounded(rows8, residual_norm_reference(hidden.clone(), branch, factor, affine, EPS))
     c.rounded(gelu8(3 * hidden), F.gelu(3 * hidden.float(), approximate="tanh"))
 
 
@@ -109,7 +109,7 @@ def compare_queries(c: Compare) -> None:
     for norm in (weight, None):
         for rotation, at in ((turned, slots), (turned, None), (None, None)):
             arguments = (queries, norm, rotation, at, EPS)
-            c.equal(rotated_queries(*arguments), rotated_queries_twin(*arguments))
+            c.equal(rotated_queries(*arguments), rotated_queries_reference(*arguments))
 
 
 def sources(c: Compare, nowhere: bool) -> Sources:
@@ -145,7 +145,7 @@ def compare_places(c: Compare, fp8: bool) -> None:
         at = sources(c, nowhere)
         for takes, keeps, both in ((1, 1, 1), (1, 0, 0), (0, 1, 1), (0, 0, 0), (1, 1, 0)):
             results = []
-            for run in (place, place_twin):
+            for run in (place, place_reference):
                 keys, values = (x.clone() for x in entries)
                 taken = Entries(keys, values, offset) if takes else None
                 kept = Entries(keys, values if both else None, offset) if keeps else None
@@ -162,7 +162,7 @@ def compare_rows(c: Compare) -> None:
     mine = torch.zeros(2, 20, WIDTH).to(c.device, c.dtype)
     other = mine.clone()
     rotate_rows(raw, turned, mine, 4)
-    rotate_rows_twin(raw, turned, other, 4)
+    rotate_rows_reference(raw, turned, other, 4)
     c.equal(mine, other)
 
 
@@ -170,7 +170,7 @@ def compare_joins(c: Compare) -> None:
     # strides as attention kernels leave them: rows before heads
     parts = c.random(3, KEPT, WIDTH // HEAD, HEAD).transpose(1, 2)
     logs = 3 * torch.randn(3, WIDTH // HEAD, KEPT, device=c.device)
-    c.equal(join(parts, logs), join_twin(parts, logs))
+    c.equal(join(parts, logs), join_reference(parts, logs))
 
 
 def compare_convolutions(c: Compare) -> None:
@@ -230,9 +230,9 @@ def compare_seen(c: Compare, grid: Grid, times: int, noise: float, batch: int) -
 
     mine = stream(True)
     with patch.object(visible_kernels, "supported", lambda *_: False):
-        twin = stream(False)
-    assert (twin[-1][2].amax() > 0) == (noise > 0 and times >= 3)
-    for ours, theirs in zip(mine, twin, strict=True):
+        reference = stream(False)
+    assert (reference[-1][2].amax() > 0) == (noise > 0 and times >= 3)
+    for ours, theirs in zip(mine, reference, strict=True):
         assert torch.equal(ours[0], theirs[0])
         # roots of what noise leaves of a difference: errors of a millionth become a thousandth
         for a, b, limit in zip(ours[1:], theirs[1:], (3e-3, 1e-4, 1e-4, 1e-6, 1e-3), strict=True):
@@ -263,7 +263,7 @@ def compare_visible(c: Compare) -> None:
 def main(device: str) -> None:
     """Compare everything; one line at the end."""
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = False  # the twin's float32 is to be float32
+    torch.backends.cudnn.allow_tf32 = False  # the reference's float32 is to be float32
     count = 0
     for dtype in (torch.float32, torch.bfloat16):
         c = Compare(device, dtype)

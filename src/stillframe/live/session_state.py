@@ -1,6 +1,6 @@
-"""How a live session stands: its parts and counts under one lock, and what may be read of them.
+"""State of a live session: its parts and counts under one lock, and what may be read of them.
 
-What changes any of it is ``session``'s business.
+What changes any of it is in ``session``.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from typing import Literal
 from stillframe.live.editor import Editor
 from stillframe.live.intake import Intake
 from stillframe.live.outbox import Outbox
-from stillframe.live.wishes import Wishes
+from stillframe.live.request import EditRequest
 from stillframe.live.worker import SessionError
 
-__all__ = ["Standing", "State"]
+__all__ = ["SessionState", "State"]
 
 State = Literal["ready", "running", "closed"]
 
 
-class Standing:
-    """What a session holds. Its properties may be read from any thread.
+class SessionState:
+    """Parts and counts of a session. Its properties may be read from any thread.
 
     Args:
-        wishes: how blocks are edited.
+        request: how blocks are edited.
         editor: the session's own, dropped when it is closed.
         intake: frames that wait to be edited.
         out: edited frames that wait to be read.
     """
 
-    def __init__(self, wishes: Wishes, editor: Editor, intake: Intake, out: Outbox) -> None:
-        self._wishes = wishes
+    def __init__(self, request: EditRequest, editor: Editor, intake: Intake, out: Outbox) -> None:
+        self._request = request
         self._editor: Editor | None = editor
         self._intake, self._out = intake, out
         self._changed = threading.Condition()
@@ -71,9 +71,9 @@ class Standing:
             return self._intake.dropped + self._turned_away + self._lost
 
     @property
-    def wishes(self) -> Wishes:
-        """How the next block is edited: its ``method`` and ``settings``."""
-        return self._wishes
+    def request(self) -> EditRequest:
+        """How the next block is edited: its ``config``, ``method`` and ``settings``."""
+        return self._request
 
     @property
     def memory(self) -> dict[str, int]:
