@@ -114,7 +114,7 @@ def test_who_does_not_read_stops_his_own_session_only(process: WorkerProcess) ->
         while deaf.push(levels(1)[0], float(number), timeout=0.5):
             number += 1
             assert number < 12 * BLOCK
-        # on their way, in the outbox, and before the model: not more than two blocks of each
+        # on their way, in the output queue, and before the model: not more than two blocks of each
         assert 3 * BLOCK <= number <= 6 * BLOCK
         assert deaf.unread <= BLOCK
         assert len(play(other, levels(2 * BLOCK))) == 2 * BLOCK

@@ -172,7 +172,7 @@ class ProcessSupervisor:
             return
         process = WorkerProcess(self._load)
         process.start()
-        self._height = process.facts.default_height
+        self._height = process.model.default_height
         self._process = process
         self._thread = threading.Thread(
             target=self._supervise, name="stillframe-supervisor", daemon=True
