@@ -23,7 +23,6 @@ from torch import Tensor
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.controls import CodecDetector, ControlledBlock, MotionMap
 from stillframe.controls.codec import CodecTrack
-from stillframe.controls.mask_video import FrameClock
 from stillframe.detection.frames import PixelBlocks
 from stillframe.detection.pixels import Anchors
 from stillframe.loading.load import load_pipeline
@@ -90,7 +89,7 @@ def compare(pipe: CausalWanPipeline, clip: Path, height: int, frames: int) -> Re
         InputError: its decoder tells no motion vectors.
     """
     coder = open_autoencoder(pipe.vae, pipe.config.block_frames)
-    shown = PixelBlocks(coder.next_frames - coder.trim, coder.block_frames, coder.temporal)
+    shown = PixelBlocks(coder.timeline)
     patch = pipe.denoiser.patch
     masks = _Masks(find_method("prune")())
     kept: list[Tensor] = []
@@ -102,8 +101,7 @@ def compare(pipe: CausalWanPipeline, clip: Path, height: int, frames: int) -> Re
             target_height=min(height, reader.height),
         )
         extent = (fit.width / fit.padded_width, fit.height / fit.padded_height)
-        clock = FrameClock(coder.temporal, coder.block_frames * coder.temporal - coder.next_frames)
-        tracks = [CodecTrack(CodecDetector(k, extent=extent, clock=clock)) for k in _KINDS]
+        tracks = [CodecTrack(CodecDetector(k, extent=extent, clock=coder.timeline)) for k in _KINDS]
         for frame in islice(reader, frames):
             for track in tracks:
                 track.frame(None if frame.motion is None else MotionMap(*frame.motion))

@@ -45,7 +45,7 @@ class _Taken:
     """Stands for the decoder of a copy; only takes what it is given."""
 
     def __init__(self, stream: EditStream) -> None:
-        self.spatial, self.temporal = stream._autoencoder.spatial, stream._autoencoder.temporal
+        self.timeline = stream._autoencoder.timeline
         self.tokens = torch.empty(0)
         self._patch = stream._backbone.patch
 

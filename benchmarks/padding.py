@@ -36,7 +36,7 @@ def blocks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Source latents of a clip by block, and their pixels."""
     coder = open_autoencoder(pipe.vae, pipe.config.block_frames)
-    shown = PixelBlocks(coder.next_frames - coder.trim, coder.block_frames, coder.temporal)
+    shown = PixelBlocks(coder.timeline)
     with VideoReader(clip) as reader:
         fit = fit_to_grid(
             reader.width,

@@ -79,8 +79,7 @@ class Bench:
             self.pipe = load_pipeline("tiny")
             self.embeds = self.pipe.encode_prompt(options.prompt)
         self.steps = options.steps
-        self.coder = open_autoencoder(self.pipe.vae, self.pipe.config.block_frames)
-        self.block_frames = self.coder.block_frames * self.coder.temporal
+        self.block_frames = self.pipe.timeline.later_frames
         self.device = self.pipe.compute_device
         multiple = self.pipe.frame_multiple
         self.height = options.height // multiple * multiple
@@ -137,8 +136,7 @@ class Bench:
 
     def pixels(self, frames: Tensor) -> list[Tensor]:
         """Source pixels of the same blocks, see ``SourceBlock.pixels``."""
-        coder = open_autoencoder(self.pipe.vae, self.pipe.config.block_frames)
-        shown = PixelBlocks(coder.next_frames - coder.trim, coder.block_frames, coder.temporal)
+        shown = PixelBlocks(self.pipe.timeline)
         shown.add(frames.to(self.device).unsqueeze(0).float() / 255)
         return [shown.take() for _ in range(len(frames) // self.block_frames)]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stillframe.config import EditConfig
 from stillframe.controls import Controls
-from stillframe.jobs.loop import Lane
+from stillframe.jobs.loop import EditRun
 from stillframe.live import EditedFrame, LiveSession, Worker
 from stillframe.methods import Method
 from stillframe.methods.prune import InterFramePruning
@@ -127,7 +127,7 @@ def file_path(
         target_width=width,
     )
     prompt = embeds() if text is None else text
-    stream = Lane(pipe, prompt, EditConfig(method, control, seed=0, **settings)).stream
+    stream = EditRun(pipe, prompt, EditConfig(method, control, seed=0, **settings)).stream
     parts = []
     for frame in frames:
         picture = fit.to_grid(torch.from_numpy(np.array(frame)).unsqueeze(0)).unsqueeze(0)

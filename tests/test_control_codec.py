@@ -20,8 +20,9 @@ from tests.test_engine import H, W
 from tests.video_samples import Pixels, make_video
 from typer.testing import CliRunner
 
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.cli.app import app
-from stillframe.controls import CodecDetector, ControlledBlock, Controls, FrameClock, MotionMap
+from stillframe.controls import CodecDetector, ControlledBlock, Controls, MotionMap
 from stillframe.controls.codec import CodecTrack
 from stillframe.errors import InputError
 from stillframe.jobs.edit import edit_file
@@ -121,7 +122,7 @@ def test_cells_of_any_size_touch_the_patches_that_they_overlap() -> None:
     cells = np.zeros((3, 5), np.bool_)
     cells[1, 3] = True
     track = CodecTrack(
-        CodecDetector(share=0, spread=0, extent=(40 / 48, 24 / 32), clock=FrameClock(1))
+        CodecDetector(share=0, spread=0, extent=(40 / 48, 24 / 32), clock=Timeline(temporal=1))
     )
     track.frame(MotionMap(cells, np.zeros_like(cells), (1.0, 1.0)))
     block = ControlledBlock(torch.zeros(1, 1, 6, 4), Grid(1, 2, 3), [track])

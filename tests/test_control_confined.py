@@ -20,8 +20,9 @@ from tests.video_samples import LOSSLESS, decode, make_video
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.config import EditConfig
-from stillframe.controls import Box, Controls, Cuts, FrameClock, Gop, MaskVideo, Refresh, Region
+from stillframe.controls import Box, Controls, Cuts, Gop, MaskVideo, Refresh, Region
 from stillframe.jobs.edit import edit_file
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
@@ -147,12 +148,12 @@ def test_a_film_goes_by_number_or_by_time_and_holds_its_end() -> None:
     pictures = moving_square(8)
     film = MaskVideo.pack(pictures, fps=25)
     assert [film.number(i) for i in (0, 3, 7, 8, 99)] == [0, 3, 7, 7, 7]
-    twice = film.fitted(FrameClock(fps=50))
+    twice = film.fitted(Timeline(fps=50))
     assert [twice.number(i) for i in range(6)] == [0, 0, 1, 1, 2, 2]
-    alike = film.fitted(FrameClock(fps=25.02))
+    alike = film.fitted(Timeline(fps=25.02))
     assert [alike.number(i) for i in range(8)] == list(range(8))
     # every time that a clock of thirds gives must find its picture
-    thirds = MaskVideo.pack(pictures * 9, fps=30 / 3).fitted(FrameClock(fps=30))
+    thirds = MaskVideo.pack(pictures * 9, fps=30 / 3).fitted(Timeline(fps=30))
     assert [thirds.number(3 * i) for i in range(72)] == list(range(72))
     assert all(torch.equal(film.picture(i), torch.from_numpy(p)) for i, p in enumerate(pictures))
     with pytest.raises(ValueError, match="1 or more pictures, got 0"):
@@ -162,13 +163,13 @@ def test_a_film_goes_by_number_or_by_time_and_holds_its_end() -> None:
 
 
 def test_latent_frames_stand_for_the_frames_that_they_become() -> None:
-    film = MaskVideo.pack(moving_square(30)).fitted(FrameClock(4, 3, 3))
+    film = MaskVideo.pack(moving_square(30)).fitted(Timeline(pad=3))
     assert [film.numbers(i) for i in range(3)] == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
     # the frames of a latent frame have two places: both are meant, and neither may go stale
     for mode, count in (("always", 2), ("only", 2), ("never", 0)):
         assert int(Region(film, mode).places(Grid(1, 4, 6), 1).sum()) == count
-    assert FrameClock(4, 0, 9).shown(0) == range(0)
-    assert film.fitted(FrameClock(4, 0, 9)).numbers(0) == [0]
+    assert Timeline(trim=9).output_frames(0) == range(0)
+    assert film.fitted(Timeline(trim=9)).numbers(0) == [0]
 
 
 def test_a_file_is_edited_where_a_mask_video_is_white(

@@ -20,12 +20,12 @@ from tests.tiny import clip
 from tests.video_samples import LOSSLESS, decode, make_video
 from typer.testing import CliRunner
 
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.cli.app import app
 from stillframe.controls import (
     Box,
     Controls,
     Cuts,
-    FrameClock,
     GivenMasks,
     Gop,
     MaskHeader,
@@ -113,7 +113,7 @@ def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it has not 14 bytes"):
         GivenMasks(HEADER, blocks).block(0)
     with pytest.raises(InputError, match=r"3x5x7 patches of 16 pixels, 4 .*3x5x7 patches of 8 "):
-        masks.fitted(SourceFacts(56, 40, clock=FrameClock(4), grid=Grid(3, 5, 7), patch=8))
+        masks.fitted(SourceFacts(56, 40, timeline=Timeline(4), grid=Grid(3, 5, 7), patch=8))
     with pytest.raises(ValueError, match="height=5"):
         Run(Controls(masks)).feed(scene(0, 3))
     recorder = MaskRecorder()

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from stillframe.cli.app import app
 from stillframe.controls import GivenMasks, RateTrace
 from stillframe.errors import InputError, ModelError, OutputError, StillframeError
-from stillframe.jobs.report import check_report_path, write_json
+from stillframe.jobs.report import write_json
 from stillframe.loading.adapt import parse_lora
 from stillframe.loading.assemble import Source
 from stillframe.loading.load import find_model, find_source
@@ -28,7 +28,7 @@ from stillframe.loading.styles import load_styles
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.untrusted.numbers import check_number
 from stillframe.untrusted.small_files import parse_toml
-from stillframe.video import VideoReader, VideoWriter, check_output
+from stillframe.video import VideoReader, VideoWriter, check_file, check_output
 from stillframe.video.demuxing import Demuxer
 
 DEEP = "[" * 100_000
@@ -183,7 +183,7 @@ def test_paths_that_no_system_takes(name: str, tmp_path: Path) -> None:
         lambda: parse_lora(str(place)),
         lambda: parse_lora(f"{place}:0.5"),
         lambda: GivenMasks.read(place),
-        lambda: check_report_path(place),
+        lambda: check_file(place),
         lambda: check_output(place.with_suffix(".mp4")),
         lambda: check_output(f"{place}/a.mp4"),
     ):

@@ -89,7 +89,9 @@ def open_stream(
         autoencoder,
         denoiser.text(embeds() if prompt is None else prompt),
         method,
-        StreamSettings(**{"sigmas": SIGMAS, "block_frames": autoencoder.block_frames, **settings}),
+        StreamSettings(
+            **{"sigmas": SIGMAS, "block_frames": autoencoder.timeline.block_frames, **settings}
+        ),
         generators[0] if isinstance(seed, int) else generators,
         on_block,
     )

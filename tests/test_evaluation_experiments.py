@@ -113,7 +113,7 @@ def test_latents_are_those_of_a_stream(plan: Plan, out: Path) -> None:
     frames = bench.matrix.source("one").frames
     coded = encode(plan.pipe, frames)
     assert [block.shape for block in coded.blocks] == [(1, tiny.CHANNELS, 3, 6, 16)] * 3
-    assert (coded.lead, coded.temporal) == (0, 4)
+    assert (coded.timeline.pad, coded.timeline.temporal) == (0, 4)
     assert torch.equal(coded.whole[:, :, 3:6], coded.blocks[1])
     again = decode(plan.pipe, coded.whole, frames)
     assert again.shape == (36, 3, 48, 128)
@@ -127,7 +127,7 @@ def test_wans_autoencoder_has_a_shorter_first_latent_frame() -> None:
     pipe = tiny.pipeline(wan=True)
     frames = np.random.default_rng(0).integers(0, 255, (21, 32, 32, 3), dtype=np.uint8)
     coded = encode(pipe, frames)
-    assert (coded.lead, coded.temporal, coded.whole.shape[2]) == (3, 4, 6)
+    assert (coded.timeline.pad, coded.timeline.temporal, coded.whole.shape[2]) == (3, 4, 6)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0])

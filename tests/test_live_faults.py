@@ -212,7 +212,8 @@ def test_memory_can_be_asked_for_at_any_moment_of_a_cut() -> None:
     """A cut forgets the state on the model's thread, between any two steps of who asks."""
     pipe = pipeline()
     for asked in (EditStream.memory, EditStream.graphs):
-        steps, at = 1, 0
+        # at -1 nothing is forgotten: Python 3.12 traces operations from the second call on
+        steps, at = 1, -1
         while at < steps:
             stream = pipe.stream(
                 prompt_embeds=embeds(), method=InterFramePruning(), control=Controls(Cuts())
@@ -221,7 +222,7 @@ def test_memory_can_be_asked_for_at_any_moment_of_a_cut() -> None:
             stream.push(torch.from_numpy(video))
             assert stream._state is not None
             value, steps = asked_while(stream, asked, at)
-            assert value in (0, {"cache": 0, "recovery": 0}) or at > 0
+            assert value in (0, {"cache": 0, "recovery": 0}) or at != 0
             assert isinstance(value, int | dict)
             at += 1
         assert steps > 5

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stillframe.controls import control_kinds
 from stillframe.methods import methods
 from stillframe.options import Option
 from stillframe.recovery import recoveries
@@ -38,7 +39,11 @@ def test_values_are_of_their_kind_and_within_bounds(
 
 @pytest.mark.parametrize(
     ("package", "registered"),
-    [("stillframe.methods", methods), ("stillframe.recovery", recoveries)],
+    [
+        ("stillframe.methods", methods),
+        ("stillframe.recovery", recoveries),
+        ("stillframe.controls", control_kinds),
+    ],
 )
 def test_the_catalogue_says_what_importing_would(package: str, registered: object) -> None:
     kinds = registered()  # type: ignore[operator]
@@ -47,12 +52,14 @@ def test_the_catalogue_says_what_importing_would(package: str, registered: objec
     assert set(found) == set(own)
     for name, declared in found.items():
         assert declared.attributes["summary"] == own[name].summary
+        assert declared.options == getattr(own[name], "options", {})
 
 
 def test_the_catalogue_imports_nothing_heavy() -> None:
     code = (
         "import sys; from stillframe.registry import catalogue; "
-        "assert catalogue('stillframe.methods'); assert 'torch' not in sys.modules"
+        "assert catalogue('stillframe.methods') and catalogue('stillframe.controls'); "
+        "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -74,3 +81,8 @@ def test_options_are_declared_as_literals(tmp_path: Path, monkeypatch: pytest.Mo
     assert declared.attributes["summary"] == "first"
     assert "made" not in declared.attributes
     assert declared.options == {"one": Option("int", "So many.", least=1, live=True)}
+    (package / "two.py").write_text(
+        "@register('two')\nclass Two:\n    options = {'two': Option('int', '', most=10**6)}\n"
+    )
+    with pytest.raises(ValueError, match="options of 'two' are no literals"):
+        catalogue("declaring")

@@ -12,7 +12,7 @@ from tests import tiny
 from tests.video_samples import noise
 
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.jobs.loop import missing_frames
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.video.overlay import MaskTrack, draw_map
 
 
@@ -24,7 +24,7 @@ def _autoencoders() -> list[Any]:
 @pytest.mark.parametrize("block", [1, 3])
 def test_masks_belong_to_the_frames_that_their_block_decodes_to(vae: Any, block: int) -> None:
     stream = open_autoencoder(vae, block)
-    track = MaskTrack(stream.temporal, missing_frames(vae, stream))
+    track = MaskTrack(stream.timeline)
     clip = tiny.clip(26, 16, 16)
     made = 0
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_masks_belong_to_the_frames_that_their_block_decodes_to(vae: Any, block:
 
 def test_a_latent_frame_stands_for_four_but_the_first_may_be_short() -> None:
     masks: Any = np.arange(6)[:, None, None]
-    whole, short = MaskTrack(4), MaskTrack(4, missing=3)
+    whole, short = MaskTrack(Timeline()), MaskTrack(Timeline(trim=3))
     whole.add(masks)
     short.add(masks)
     assert [int(whole.at(i)[0, 0]) for i in range(9)] == [0, 0, 0, 0, 1, 1, 1, 1, 2]
@@ -49,7 +49,7 @@ def test_a_latent_frame_stands_for_four_but_the_first_may_be_short() -> None:
 
 
 def test_masks_are_let_go_and_cannot_be_invented() -> None:
-    track = MaskTrack(4)
+    track = MaskTrack(Timeline())
     track.add(np.ones((3, 2, 2), bool))
     track.at(8)
     with pytest.raises(IndexError, match="latent frame 1 of frame 4"):

@@ -155,6 +155,9 @@ def test_what_offers_nothing_stays_as_it_is() -> None:
     wrapper = plug_ins.Alternating(select)
     assert captured(wrapper) is wrapper
     assert wrapper.detector is select
+    circle: Any = plug_ins.Alternating(CausalMask(0.1, 0.2))
+    circle.itself = circle
+    assert isinstance(captured(circle).detector, SteppedMask)
     assert not isinstance(VisibleChange(3.0), Stateful)
     assert isinstance(captured(CausalMask(0.1, 0.2)), SteppedMask)
 

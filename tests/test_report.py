@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from stillframe.errors import OutputError
-from stillframe.jobs.report import STAGES, Report, check_report_path
+from stillframe.jobs.outputs import check_outputs
+from stillframe.jobs.report import STAGES, Report
+from stillframe.video import check_file
 
 
 def test_the_report_file_holds_what_the_report_holds(tmp_path: Path) -> None:
@@ -65,10 +67,23 @@ def _tuples(read: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("place", ["missing/report.json", ".", "/dev/full"])
 def test_reports_that_cannot_be_written(tmp_path: Path, place: str) -> None:
     with pytest.raises(OutputError):
-        check_report_path(tmp_path / place)
+        check_file(tmp_path / place)
 
 
 def test_every_field_of_the_report_is_documented() -> None:
     text = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
     for name in [*(field.name for field in fields(Report)), *STAGES, "load", "total"]:
         assert f"`{name}`" in text, name
+
+
+def test_no_two_results_are_the_same_file(tmp_path: Path) -> None:
+    """Whichever of them they are, and by whatever name."""
+    names = [tmp_path / f"{name}.mkv" for name in "abcde"]
+    (tmp_path / "link.mkv").symlink_to(tmp_path / "e.mkv")
+    check_outputs(*names)
+    check_outputs(names[0], names[1], None, None, names[2])
+    for place in range(4):
+        others = [*names[:place], tmp_path / "link.mkv", *names[place + 1 :]]
+        check_outputs(*others[:4], None)
+        with pytest.raises(OutputError, match="is the same file as"):
+            check_outputs(*others)

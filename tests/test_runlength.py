@@ -15,6 +15,7 @@ from tests.tiny import clip
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.controls import Controls, Guard, Rate
 from stillframe.controls.guard import Watch
 from stillframe.detection.frames import PixelBlocks
@@ -93,7 +94,7 @@ def test_distances_are_means_over_the_pixels_of_a_token() -> None:
 def test_blocks_of_pixels_have_the_frames_of_their_latents(first: int) -> None:
     video = torch.arange(50.0).view(1, -1, 1, 1, 1).expand(-1, -1, 3, 2, 2)
     for chunks in (video.split(1, 1), [video], video.split(7, 1)):
-        blocks = PixelBlocks(first, 3, 4)
+        blocks = PixelBlocks(Timeline(block_frames=3, trim=12 - first))
         for chunk in chunks:
             blocks.add(chunk)
         taken = [blocks.take()[0, :, 0, 0, 0].int().tolist() for _ in range(5)]

@@ -10,9 +10,10 @@ import torch
 from tests.test_control import Run, scene
 from tests.video_samples import LOSSLESS, gradient, make_video, noise
 
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.cli.command import flag
 from stillframe.config import EditConfig
-from stillframe.controls import Controls, FrameClock, GivenCuts, SourceFacts
+from stillframe.controls import Controls, GivenCuts, SourceFacts
 from stillframe.errors import InputError
 from stillframe.methods.prune import InterFramePruning
 from stillframe.video import Source
@@ -44,7 +45,7 @@ def test_nothing_of_the_old_scene_survives_a_given_cut(at: int) -> None:
 
 def test_given_cuts_go_by_the_frames_that_are_encoded() -> None:
     """Where the first latent frame stands for one pixel frame, frame 25 is in latent frame 7."""
-    control = Controls(GivenCuts((25,))).fitted(SourceFacts(64, 64, clock=FrameClock(4, 3, 3)))
+    control = Controls(GivenCuts((25,))).fitted(SourceFacts(64, 64, timeline=Timeline(pad=3)))
     run = Run(control)
     run.feed(scene(0, 12))
     assert run.stream.control_state is not None

@@ -347,7 +347,7 @@ def test_addresses_can_be_opened() -> None:
     assert address("fe80::1%eth0", 80) == "http://[fe80::1%25eth0]:80/"
 
 
-@pytest.mark.parametrize("token", TOKENS)
+@pytest.mark.parametrize("token", TOKENS, ids=range(len(TOKENS)))
 def test_a_token_comes_out_of_an_address_as_it_went_in(token: str) -> None:
     parts = urlsplit(address("192.168.0.2", 80, token))
     # a fragment is not sent

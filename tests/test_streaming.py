@@ -41,7 +41,7 @@ def roundtrip(stream: StreamingAutoencoder, chunks: Sequence[Tensor]) -> tuple[T
         for block in stream.flush():
             latents.append(block)
             frames.append(stream.decode(block))
-    assert all(x.shape[2] == stream.block_frames for x in latents)
+    assert all(x.shape[2] == stream.timeline.block_frames for x in latents)
     return torch.cat(latents, 2), torch.cat(frames, 1)
 
 

@@ -172,7 +172,7 @@ def test_rates_from_the_command_line_to_the_report(tmp_path: Path, model_folder:
     [
         (["--two-pass"], "--two-pass needs --target-fps"),
         (["--rate-mode", "capped"], "--rate-mode needs --target-fps"),
-        (["--guard-target", "1"], "give --guard SHARE"),
+        (["--guard-target", "1"], "--guard-target needs --guard"),
         (["--target-fps", "1", "--target-kept", "1"], "got 2 of them"),
         (["--target-fps", "1", "--rate-mode", "fast"], "got 'fast'"),
         (["--target-latency", "1", "--two-pass"], "two passes need a target"),

@@ -12,14 +12,15 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from stillframe.cli.control import build_control
 from tests.video_samples import gradient, make_video
 from typer.testing import CliRunner
 
 from stillframe.cli.app import app
+from stillframe.controls import build
 from stillframe.errors import InputError
 from stillframe.methods.prune import InterFramePruning
 from stillframe.video import Source, VideoReader
+from stillframe.video.control_files import VideoControlFiles
 from stillframe.video.formats import MAX_PIXELS, open_options
 
 HLS = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{0}\n#EXT-X-ENDLIST\n"
@@ -206,14 +207,14 @@ def test_a_region_is_painted_in_a_picture_that_runs_nothing(tmp_path: Path) -> N
     path = tmp_path / "a.png"
     Image.new("L", (64, 48), 255).save(path, format="EPS")
     with pytest.raises(InputError, match="neither"):
-        build_control(InterFramePruning(), roi=str(path))
+        build({"roi": str(path)}, InterFramePruning(), files=VideoControlFiles())
 
 
 def test_a_region_is_painted_in_a_picture_of_bounded_size(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("1", (8192, 4321), 1).save(path)
     with pytest.raises(InputError, match="8192x4321"):
-        build_control(InterFramePruning(), roi=str(path))
+        build({"roi": str(path)}, InterFramePruning(), files=VideoControlFiles())
 
 
 def test_the_command_takes_a_limit(tmp_path: Path) -> None:

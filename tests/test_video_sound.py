@@ -35,7 +35,7 @@ def test_sound_reaches_the_sink_once_and_from_the_start(tmp_path: Path) -> None:
     )
     met: list[tuple[float, bytes]] = []
     with VideoReader(path) as reader:
-        assert reader.has_audio
+        assert reader.companions.sounds
         reader.connect_audio(lambda p: met.append((float((p.pts or 0) * p.time_base), bytes(p))))
         assert len(list(reader)) == 50
     assert met == packets(path, "audio")
@@ -94,7 +94,7 @@ def test_sound_that_no_container_of_its_kind_holds_is_left_out_with_a_warning(
         writer = copy(path, out)
     assert writer.audio_dropped is not None
     with VideoReader(out) as reader:
-        assert (len(list(reader)), reader.has_audio) == (10, False)
+        assert (len(list(reader)), reader.companions.sounds) == (10, ())
     out.unlink()
     with pytest.raises(UserWarning, match="no sound"):
         copy(path, out)

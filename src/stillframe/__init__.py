@@ -10,6 +10,7 @@ import typing
 if typing.TYPE_CHECKING:
     from stillframe.autoencoders.tiny import TinyVideoAutoencoder
     from stillframe.config import EditConfig
+    from stillframe.controls import Box, Controls, Cuts, Gop, Guard, Rate, Refresh, Region
     from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
     from stillframe.errors import InputError, ModelError, OutputError, StillframeError
     from stillframe.jobs.edit import edit_file
@@ -23,17 +24,25 @@ if typing.TYPE_CHECKING:
 
 __all__ = [
     "BlockStats",
+    "Box",
     "CausalWanPipeline",
     "CausalWanPipelineOutput",
+    "Controls",
+    "Cuts",
     "EditConfig",
     "EditStream",
+    "Gop",
+    "Guard",
     "InputError",
     "InterFramePruning",
     "LiveSession",
     "Method",
     "ModelError",
     "OutputError",
+    "Rate",
     "Recovery",
+    "Refresh",
+    "Region",
     "StillframeError",
     "StreamSettings",
     "TinyVideoAutoencoder",
@@ -46,6 +55,7 @@ __all__ = [
 _HOMES = {
     "autoencoders.tiny": ("TinyVideoAutoencoder",),
     "config": ("EditConfig",),
+    "controls": ("Box", "Controls", "Cuts", "Gop", "Guard", "Rate", "Refresh", "Region"),
     "engine.stream": ("BlockStats", "EditStream", "StreamSettings"),
     "errors": ("InputError", "ModelError", "OutputError", "StillframeError"),
     "jobs.edit": ("edit_file",),

@@ -113,8 +113,10 @@ def _declared(module: ast.Module) -> list[Declared]:
             if isinstance(target, ast.Name) and line.value is not None:
                 try:
                     attributes[target.id] = _literal(line.value)
-                except ValueError:
-                    continue  # made by running something, which is not done here
+                except ValueError as error:
+                    # made by running something, which is not done here
+                    if target.id == "options":
+                        raise ValueError(f"options of {name!r} are no literals") from error
         found.append(Declared(name, attributes, attributes.get("options", {})))
     return found
 

@@ -174,8 +174,7 @@ class KeyValueCache:
         Call it for every layer, then `advance` once.
         """
         n = self.shape.grid.frame_tokens
-        for j, frame in self._stored():
-            rows = self._rows_of(frame)
+        for j, rows in self.stored():
             start = self.block_rows
             own = slice(j * n, (j + 1) * n)
             self._raw[layer, :, rows] = keys[:, own]
@@ -192,19 +191,17 @@ class KeyValueCache:
         """Count the block as committed; ``present`` (B, S*N) marks its holes, None: no holes."""
         n = self.shape.grid.frame_tokens
         self.holes |= present is not None
-        for j, frame in self._stored():
+        for j, rows in self.stored():
             own = slice(j * n, (j + 1) * n)
-            self._present[:, self._rows_of(frame)] = True if present is None else present[:, own]
+            self._present[:, rows] = True if present is None else present[:, own]
         self.frames += self.shape.grid.frames
 
     def stored(self) -> list[tuple[int, slice]]:
-        """Index in the block, and rows of `bank`, of the block's frames that will be kept."""
-        return [(j, self._rows_of(frame)) for j, frame in self._stored()]
-
-    def _stored(self) -> list[tuple[int, int]]:
-        """(index in block, absolute frame) of the block's frames that will be needed later."""
+        """Index in the block, and rows of `bank`, of the block's frames that are needed later."""
         s = self.shape
         end = self.frames + s.grid.frames
         return [
-            (f - self.frames, f) for f in range(self.frames, end) if f < s.sink or f >= end - s.ring
+            (frame - self.frames, self._rows_of(frame))
+            for frame in range(self.frames, end)
+            if frame < s.sink or frame >= end - s.ring
         ]

@@ -2,7 +2,7 @@
 
 The weights stay stateless; a stream object remembers what the causal layers need. Blocks are always
 encoded and decoded in the same pieces, however the frames arrive, so chunking never shows in the
-result. Latents handed out are normalised. It does not know what happens to latents in between.
+result. Latents handed out are normalised.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from torch import Tensor, nn
 
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.autoencoders.tiny import Memory, TinyVideoAutoencoder
-from stillframe.autoencoders.tiny_fused import LeanAutoencoder, lean_autoencoder
+from stillframe.autoencoders.tiny_fused import FusedAutoencoder, fused_autoencoder
 from stillframe.errors import ModelError
 from stillframe.kernels.graphs import CapturedStep
 
-__all__ = ["StreamingAutoencoder", "TinyStream", "WanStream", "open_autoencoder"]
+__all__ = ["StreamingAutoencoder", "TinyStream", "WanStream", "open_autoencoder", "timeline_of"]
 
 
 class StreamingAutoencoder(ABC):
     """One stream through an autoencoder.
 
     Args:
+        vae: the autoencoder.
         block_frames: S, latent frames handed out at a time.
-        temporal, spatial: pixel frames of one latent frame, pixels of one latent pixel.
-        trim: pixel frames the decoder leaves out at the start of a stream.
+
+    Attributes:
+        timeline: how frames, latent frames and blocks go together.
     """
 
-    def __init__(self, block_frames: int, temporal: int, spatial: int, trim: int) -> None:
-        self.block_frames = block_frames
-        self.temporal = temporal
-        self.spatial = spatial
-        self.trim = trim
+    def __init__(self, vae: Any, block_frames: int) -> None:
+        self.vae = vae
+        self.timeline = self.timeline_of(vae, block_frames)
         self.reset()
 
     def reset(self) -> None:
@@ -51,7 +52,7 @@ class StreamingAutoencoder(ABC):
     @property
     def next_frames(self) -> int:
         """Pixel frames that the next block takes."""
-        return self._frames_for(self._encoded)
+        return self.timeline.taken_by(self._encoded)
 
     @property
     def pending_frames(self) -> int:
@@ -94,7 +95,7 @@ class StreamingAutoencoder(ABC):
         """
         self._ended = True
         blocks = []
-        while self._decodable(self._encoded) < self._received:
+        while self.timeline.decoded_from(self._encoded) < self._received:
             last = self._pending[-1] if self._pending else self._last
             missing = self.next_frames - self.pending_frames
             self._pending.append(last[:, -1:].expand(-1, missing, -1, -1, -1))
@@ -108,7 +109,7 @@ class StreamingAutoencoder(ABC):
         """
         frames = self._decode_block(latents, first=self._decoded == 0)
         if self._decoded == 0:
-            frames = frames[:, self.trim :]
+            frames = frames[:, self.timeline.trim :]
         self._decoded += 1
         if self._ended:
             frames = frames[:, : max(self._received - self._emitted, 0)]
@@ -125,12 +126,10 @@ class StreamingAutoencoder(ABC):
         self._encoded += 1
         return latents
 
-    def _decodable(self, blocks: int) -> int:
-        return blocks * self.block_frames * self.temporal - (self.trim if blocks else 0)
-
+    @staticmethod
     @abstractmethod
-    def fresh(self) -> StreamingAutoencoder:
-        """Another stream through the same autoencoder."""
+    def timeline_of(vae: Any, block_frames: int) -> Timeline:
+        """The geometry of any stream through ``vae``, from its configuration."""
 
     @torch.inference_mode()
     def channel_gains(self) -> Tensor:
@@ -146,8 +145,10 @@ class StreamingAutoencoder(ABC):
         """
         channels = self.latent_channels
         steps = torch.cat([torch.zeros(1, channels), torch.eye(channels) * _PROBE])
-        latents = steps.view(-1, channels, 1, 1, 1).expand(-1, -1, self.block_frames, 8, 8)
-        frames = self.fresh().decode(latents.to(self.device).contiguous())[:, -self.temporal :]
+        latents = steps.view(-1, channels, 1, 1, 1).expand(-1, -1, self.timeline.block_frames, 8, 8)
+        fresh = type(self)(self.vae, self.timeline.block_frames)
+        frames = fresh.decode(latents.to(self.vae.device).contiguous())
+        frames = frames[:, -self.timeline.temporal :]
         moved = (frames[1:] - frames[:1]).float().flatten(1) * (255 / _PROBE)
         form = (moved @ moved.T / moved.shape[1]).double()
         values, vectors = torch.linalg.eigh(form)
@@ -158,15 +159,6 @@ class StreamingAutoencoder(ABC):
     @abstractmethod
     def latent_channels(self) -> int:
         """C."""
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Of the autoencoder."""
-
-    @abstractmethod
-    def _frames_for(self, block: int) -> int:
-        """Pixel frames that block number ``block`` is encoded from."""
 
     @abstractmethod
     def _encode_block(self, frames: Tensor, first: bool) -> Tensor: ...
@@ -181,8 +173,8 @@ _PROBE = 0.5
 # More pixels than this at once make the widest layers the largest thing in memory by far, and are
 # no faster; less leaves a GPU idle. A block of 240x416 is below, one latent frame of 480x832 is.
 _PIXELS_AT_ONCE = 2**21
-# The lean autoencoder keeps less in between.
-_PIXELS_AT_ONCE_LEAN = 2**23
+# The fused autoencoder keeps less in between.
+_PIXELS_AT_ONCE_FUSED = 2**23
 
 
 class TinyStream(StreamingAutoencoder):
@@ -190,19 +182,16 @@ class TinyStream(StreamingAutoencoder):
 
     def __init__(self, vae: TinyVideoAutoencoder, block_frames: int) -> None:
         # convolutions run fastest with channels last, on CPUs and GPUs alike
-        self.vae = vae.to(memory_format=torch.channels_last)
-        super().__init__(block_frames, vae.temporal_factor, vae.spatial_factor, vae.frames_to_trim)
+        super().__init__(vae.to(memory_format=torch.channels_last), block_frames)
 
-    def fresh(self) -> TinyStream:
-        return TinyStream(self.vae, self.block_frames)
+    @staticmethod
+    def timeline_of(vae: TinyVideoAutoencoder, block_frames: int) -> Timeline:
+        factors = vae.temporal_factor, vae.spatial_factor
+        return Timeline(*factors, block_frames, trim=vae.frames_to_trim)
 
     @property
     def latent_channels(self) -> int:
         return int(self.vae.config.latent_channels)
-
-    @property
-    def device(self) -> torch.device:
-        return self.vae.device
 
     def reset(self) -> None:
         super().reset()
@@ -212,20 +201,17 @@ class TinyStream(StreamingAutoencoder):
         # a hundred small kernels is what costs
         kinds = {"cpu": _Remembered, "cuda": CapturedStep}
         faster: Any = kinds.get(self.vae.device.type, lambda step: step)
-        lean = self.vae.device.type == "cuda" and LeanAutoencoder.supports(self.vae)
-        coder = lean_autoencoder(self.vae) if lean else self.vae
-        self._most_pixels = _PIXELS_AT_ONCE_LEAN if lean else _PIXELS_AT_ONCE
+        fused = self.vae.device.type == "cuda" and FusedAutoencoder.supports(self.vae)
+        coder = fused_autoencoder(self.vae) if fused else self.vae
+        self._most_pixels = _PIXELS_AT_ONCE_FUSED if fused else _PIXELS_AT_ONCE
         self._encode_chunk = faster(coder.encode_chunk)
         self._decode_chunk = faster(coder.decode_chunk)
-
-    def _frames_for(self, block: int) -> int:
-        return self.block_frames * self.temporal
 
     def _encode_block(self, frames: Tensor, first: bool) -> Tensor:
         frames = frames.to(self.vae.device, self.vae.dtype)
         batch, _, _, height, width = frames.shape
         parts = []
-        for part in frames.split(self.temporal * self._at_once(batch * height * width), 1):
+        for part in frames.split(self.timeline.temporal * self._at_once(batch * height * width), 1):
             latents, self._encoder_memory = self._encode_chunk(part, self._encoder_memory)
             parts.append(latents)
         return torch.cat(parts, 2)
@@ -234,18 +220,18 @@ class TinyStream(StreamingAutoencoder):
         latents = latents.to(self.vae.dtype)
         batch, _, _, h, w = latents.shape
         parts = []
-        for part in latents.split(self._at_once(batch * h * w * self.spatial**2), 2):
+        for part in latents.split(self._at_once(batch * h * w * self.timeline.spatial**2), 2):
             frames, self._decoder_memory = self._decode_chunk(part, self._decoder_memory)
             parts.append(frames)
         return torch.cat(parts, 1)
 
     def _at_once(self, pixels: int) -> int:
         """Latent frames to code at once, given the pixels of a frame."""
-        return max(1, self._most_pixels // (self.temporal * pixels))
+        return max(1, self._most_pixels // (self.timeline.temporal * pixels))
 
 
 class _Remembered:
-    """A step of the autoencoder that answers from memory when it is asked the same thing again.
+    """A step of the autoencoder that answers from memory when its input is the same again.
 
     Where nothing changes for a few blocks, input and what the layers remember come round exactly,
     and so must the output.
@@ -253,19 +239,19 @@ class _Remembered:
 
     def __init__(self, step: Callable[[Tensor, Memory | None], tuple[Tensor, Memory]]) -> None:
         self._step = step
-        self._asked: tuple[Tensor, Memory | None] | None = None
+        self._input: tuple[Tensor, Memory | None] | None = None
         self._answer: tuple[Tensor, Memory] | None = None
 
     def __call__(self, x: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         if self._answer is None or not self._again(x, memory):
-            self._asked, self._answer = (x, memory), self._step(x, memory)
+            self._input, self._answer = (x, memory), self._step(x, memory)
         output, after = self._answer
         # whoever gets it may write to it
         return output.clone(), after
 
     def _again(self, x: Tensor, memory: Memory | None) -> bool:
-        assert self._asked is not None
-        before, remembered = self._asked
+        assert self._input is not None
+        before, remembered = self._input
         if memory is None or remembered is None or not _same(x, before):
             return False
         return all(_same(now, then) for now, then in zip(memory, remembered, strict=True))
@@ -281,23 +267,15 @@ class WanStream(StreamingAutoencoder):
     Wan's first latent frame stands for a single pixel frame, every later one for four.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, block_frames: int) -> None:
-        self.vae = vae
-        # the decoder makes 1 frame of the first latent, 4 of the others: nothing is left to trim
+    @staticmethod
+    def timeline_of(vae: AutoencoderKLWan, block_frames: int) -> Timeline:
         factors = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
-        self._missing = factors[0] - 1
-        super().__init__(block_frames, *factors, trim=0)
-
-    def fresh(self) -> WanStream:
-        return WanStream(self.vae, self.block_frames)
+        # the decoder makes 1 frame of the first latent, 4 of the others: nothing is left to trim
+        return Timeline(*factors, block_frames, pad=factors[0] - 1)
 
     @property
     def latent_channels(self) -> int:
         return int(self.vae.config.z_dim)
-
-    @property
-    def device(self) -> torch.device:
-        return self.vae.device
 
     def reset(self) -> None:
         super().reset()
@@ -313,19 +291,13 @@ class WanStream(StreamingAutoencoder):
             like.new_tensor(config.latents_std).view(shape),
         )
 
-    def _decodable(self, blocks: int) -> int:
-        return blocks * self.block_frames * self.temporal - (self._missing if blocks else 0)
-
-    def _frames_for(self, block: int) -> int:
-        return self.block_frames * self.temporal - (self._missing if block == 0 else 0)
-
     def _encode_block(self, frames: Tensor, first: bool) -> Tensor:
         vae = self.vae
         x = frames.to(vae.device, vae.dtype).transpose(1, 2) * 2 - 1
         if vae.config.patch_size is not None:
             x = patchify(x, vae.config.patch_size)
         out = []
-        for piece in _pieces(x, 1 if first else 0, self.temporal):
+        for piece in _pieces(x, 1 if first else 0, self.timeline.temporal):
             out.append(vae.encoder(piece, feat_cache=self._encoder_cache, feat_idx=[0]))
         mean_of_posterior = vae.quant_conv(torch.cat(out, 2)).chunk(2, dim=1)[0]
         mean, std = self._statistics(mean_of_posterior)
@@ -359,10 +331,22 @@ def open_autoencoder(vae: nn.Module, block_frames: int) -> StreamingAutoencoder:
     Raises:
         ModelError: if it is neither a `TinyVideoAutoencoder` nor an ``AutoencoderKLWan``.
     """
-    if isinstance(vae, TinyVideoAutoencoder):
-        return TinyStream(vae, block_frames)
-    if isinstance(vae, AutoencoderKLWan):
-        return WanStream(vae, block_frames)
+    return _stream_class(vae)(vae, block_frames)
+
+
+def timeline_of(vae: nn.Module, block_frames: int) -> Timeline:
+    """How frames go together in any stream through ``vae``, with blocks of so many latent frames.
+
+    Raises:
+        ModelError: as `open_autoencoder`.
+    """
+    return _stream_class(vae).timeline_of(vae, block_frames)
+
+
+def _stream_class(vae: nn.Module) -> type[StreamingAutoencoder]:
+    for kind, stream in ((TinyVideoAutoencoder, TinyStream), (AutoencoderKLWan, WanStream)):
+        if isinstance(vae, kind):
+            return stream
     raise ModelError(
         f"autoencoders are TinyVideoAutoencoder or AutoencoderKLWan, got {type(vae).__name__}"
     )

@@ -1,9 +1,9 @@
-"""The tiny autoencoder in as few kernels as pays, with the weights of the stock one.
+"""The tiny autoencoder in as few kernels as pays, with the same weights.
 
 What is linear in a row becomes one convolution: pooling time and halving the picture; growing time,
 enlarging the picture and the convolution after it. The products of their weights are rounded once,
-where the stock model rounds what lies between. Memory is the stock model's, so a stream may go on
-either way. It does not know streams or graphs.
+where the model itself rounds what lies between. Memory is the model's own, so a stream may go on
+either way.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from stillframe.autoencoders.tiny import (
 )
 from stillframe.kernels.convolution import Convolution, available, convolve
 
-__all__ = ["LeanAutoencoder", "lean_autoencoder"]
+__all__ = ["FusedAutoencoder", "fused_autoencoder"]
 
 _CHANNELS = 16  # of a convolution's input, at least, and a multiple of it
 
@@ -43,8 +43,8 @@ class _Residual:
 Step = _Residual | Convolution | nn.Module
 
 
-class LeanAutoencoder:
-    """The lean twin of a tiny autoencoder.
+class FusedAutoencoder:
+    """A tiny autoencoder in fused kernels.
 
     Args:
         vae: `supports` says yes to it.
@@ -100,14 +100,14 @@ class LeanAutoencoder:
         return frames.unflatten(0, (-1, batch)).transpose(0, 1), remembered
 
 
-def lean_autoencoder(vae: TinyVideoAutoencoder) -> LeanAutoencoder:
-    """The lean twin of an autoencoder: one for all its streams."""
-    twin = vae.__dict__.get("twin")
-    if not isinstance(twin, LeanAutoencoder) or twin.stale:
+def fused_autoencoder(vae: TinyVideoAutoencoder) -> FusedAutoencoder:
+    """An autoencoder in fused kernels: one for all its streams."""
+    fused = vae.__dict__.get("fused")
+    if not isinstance(fused, FusedAutoencoder) or fused.stale:
         with torch.inference_mode(False), torch.no_grad():
-            twin = LeanAutoencoder(vae)
-        vae.__dict__["twin"] = twin  # no module, so not among the model's parts
-    return twin
+            fused = FusedAutoencoder(vae)
+        vae.__dict__["fused"] = fused  # no module, so not among the model's parts
+    return fused
 
 
 def _identity(vae: TinyVideoAutoencoder) -> tuple[object, ...]:

@@ -51,7 +51,7 @@ def generate(given: Given) -> None:
     """Make a video file from a prompt."""
     from stillframe.jobs.outputs import check_outputs
 
-    check_outputs(None, given["out"], report_path=given["report"])
+    check_outputs(None, given["out"], None, given["report"])
     from stillframe.loading.prompts import clean_prompt
 
     prompt = clean_prompt(given["prompt"])

@@ -17,7 +17,7 @@ from stillframe.controls.cuts import Cuts, GivenCuts
 from stillframe.controls.from_options import build
 from stillframe.controls.gop import Gop
 from stillframe.controls.guard import Guard
-from stillframe.controls.mask_video import FrameClock, MaskVideo
+from stillframe.controls.mask_video import MaskVideo
 from stillframe.controls.masks import GivenMasks, MaskHeader, MaskRecorder
 from stillframe.controls.rate import Rate
 from stillframe.controls.refresh import Refresh
@@ -39,7 +39,6 @@ __all__ = [
     "Cuts",
     "Demands",
     "Forecast",
-    "FrameClock",
     "GivenCuts",
     "GivenMasks",
     "Gop",

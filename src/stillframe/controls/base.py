@@ -10,6 +10,7 @@ under `register`, and one of `RunningControl`, which overrides what it needs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -18,8 +19,8 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch import Tensor
 
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.controls.given import Given
-from stillframe.controls.mask_video import FrameClock
 from stillframe.controls.shapes import MotionMap
 from stillframe.controls.trace import Timing
 from stillframe.methods import Method
@@ -55,7 +56,7 @@ class Order(NamedTuple):
 
 
 _NO_ORDER = Order()
-_CLOCK = FrameClock()
+_TIMELINE = Timeline()
 
 
 class Demands(NamedTuple):
@@ -79,13 +80,11 @@ class StreamFacts(NamedTuple):
 
     Attributes:
         method: that makes the masks; None if there is none.
-        frames: pixel frames of a block.
-        clock: how its latent frames and pixel frames go together.
+        timeline: how its blocks, latent frames and pixel frames go together.
     """
 
     method: Method | None = None
-    frames: int = 1
-    clock: FrameClock = _CLOCK
+    timeline: Timeline = _TIMELINE
 
 
 class SourceFacts(NamedTuple):
@@ -94,7 +93,7 @@ class SourceFacts(NamedTuple):
     Attributes:
         width, height: of the source, in pixels.
         extent: shares of the model's frames, across and down, that the picture fills.
-        clock: of the stream's frames; None if it is not known.
+        timeline: of the stream; None if it is not known.
         grid: of a block; None if it is not known.
         patch: side of a token in pixels of the model's frames.
     """
@@ -102,7 +101,7 @@ class SourceFacts(NamedTuple):
     width: int
     height: int
     extent: tuple[float, float] = (1.0, 1.0)
-    clock: FrameClock | None = None
+    timeline: Timeline | None = None
     grid: Grid | None = None
     patch: int = 0
 
@@ -161,7 +160,7 @@ _C = TypeVar("_C", bound="Control")
 _R = TypeVar("_R", bound="Control")
 
 
-class Control:
+class Control(ABC):
     """Base of all controls.
 
     Class attributes:
@@ -205,7 +204,7 @@ class Control:
         pairs = zip(names, values, strict=False)
         return cls(**{name: value for name, value in pairs if value is not None})
 
-    def check(self, method: Method, controls: Controls) -> None:
+    def check(self, method: Method, controls: Controls) -> None:  # noqa: B027 - most fit any
         """Raise a ValueError if a method cannot be controlled like this, or not beside others."""
 
     def fitted(self, source: SourceFacts) -> Self:
@@ -222,9 +221,9 @@ class Control:
         """Whether its masks take the place of the method's, whatever that finds."""
         return False
 
+    @abstractmethod
     def start(self, facts: StreamFacts) -> RunningControl[Any]:
         """A fresh state for one stream."""
-        raise NotImplementedError
 
 
 class Controls(tuple[Control, ...]):

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.controls.base import (
     Control,
     ControlledBlock,
@@ -39,7 +40,6 @@ from stillframe.controls.base import (
     register,
 )
 from stillframe.controls.given import Given
-from stillframe.controls.mask_video import FrameClock
 from stillframe.controls.masks import GivenMasks
 from stillframe.controls.shapes import MotionMap, Painting, cell_edges
 from stillframe.methods import Method
@@ -53,7 +53,7 @@ __all__ = ["KINDS", "Agreement", "CodecDetector", "CodecTrack"]
 KINDS = ("codec", "both")
 
 _ROUNDING = 1e-6
-_CLOCK = FrameClock()
+_TIMELINE = Timeline()
 
 
 @register("codec")
@@ -79,12 +79,11 @@ class CodecDetector(Control):
     options: ClassVar = {
         "detector": Option(
             "str",
-            "What shows that a patch changed: the source's pixels (default), latents as in the "
-            "papers, the source's codec, or both pixels and codec.",
-            choices=("pixels", "latent", "codec", "both"),
-            group="What is recomputed",
-        )
-    }
+            "What shows that a patch changed: the source's pixels (default), latents as in "
+            "the papers, the source's codec, or both pixels and codec.",
+            choices=("pixels", "latent", "codec", "both"), group="What is recomputed",
+        ),
+    }  # fmt: skip
     unused: ClassVar = {"detector": None, "agreement": None}
     order = 20
     needs_motion = True
@@ -93,7 +92,7 @@ class CodecDetector(Control):
     share: float = 0.5
     spread: int = 1
     extent: tuple[float, float] = (1.0, 1.0)
-    clock: FrameClock = _CLOCK
+    clock: Timeline = _TIMELINE
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -119,7 +118,7 @@ class CodecDetector(Control):
             raise ValueError("given masks leave nothing to detect: give them or a detector")
 
     def fitted(self, source: SourceFacts) -> CodecDetector:
-        return replace(self, extent=source.extent, clock=source.clock or self.clock)
+        return replace(self, extent=source.extent, clock=source.timeline or self.clock)
 
     def start(self, facts: StreamFacts) -> CodecTrack:
         return CodecTrack(self)
@@ -164,7 +163,7 @@ class CodecTrack(RunningControl[CodecDetector]):
         first, self._latent = self._latent, self._latent + grid.frames
         moved, unknown = [], []
         for latent in range(first, self._latent):
-            frames = clock.taken(latent)
+            frames = clock.source_frames(latent)
             # beyond the end, an autoencoder is fed the last frame again, in which nothing moves
             maps = [self._maps[f] for f in frames if f < self._added]
             here = _on_grid(maps, grid, self.control)
@@ -172,7 +171,7 @@ class CodecTrack(RunningControl[CodecDetector]):
             moved.append(here[0] | before[0])
             unknown.append(here[1] | before[1])
             self._before = here
-        last = clock.taken(self._latent - 1)
+        last = clock.source_frames(self._latent - 1)
         self._maps = {f: m for f, m in self._maps.items() if f not in range(last.stop)}
         self._moved = _spread(torch.stack(moved), self.control.spread)
         self._unknown = torch.stack(unknown) & ~self._moved

@@ -14,14 +14,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from stillframe.autoencoders.timeline import Timeline
+
 __all__ = ["Confinement", "Decoder"]
 
 
 class Decoder(Protocol):
     """What of an autoencoder's stream is needed, see ``StreamingAutoencoder``."""
 
-    temporal: int
-    spatial: int
+    timeline: Timeline
 
     def decode(self, latents: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W) of the next block (B, C, S, h, w)."""
@@ -52,11 +53,11 @@ class Confinement:
         inside = _enlarged(places, edited.shape[-2] // places.shape[1])
         frames = decoder.decode(torch.where(inside, edited, source.to(edited.dtype)))
         around = self._source_decoder.decode(source)
-        missing = places.shape[0] * decoder.temporal - around.shape[1]
-        by_frame = inside.repeat_interleave(decoder.temporal, 0)[missing:]
+        missing = places.shape[0] * decoder.timeline.temporal - around.shape[1]
+        by_frame = inside.repeat_interleave(decoder.timeline.temporal, 0)[missing:]
         # at the end of a stream some of the frames are not wanted
         count = frames.shape[1]
-        pixels = _enlarged(by_frame[:count], decoder.spatial).unsqueeze(1)
+        pixels = _enlarged(by_frame[:count], decoder.timeline.spatial).unsqueeze(1)
         return torch.where(pixels, frames, around[:, :count])
 
 

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.controls.base import (
     Control,
     ControlledBlock,
@@ -33,7 +34,6 @@ from stillframe.controls.base import (
     register,
 )
 from stillframe.controls.given import Given
-from stillframe.controls.mask_video import FrameClock
 from stillframe.detection.latents import patch_distance
 from stillframe.options import Option
 from stillframe.untrusted.numbers import check_number
@@ -41,7 +41,7 @@ from stillframe.untrusted.numbers import check_number
 __all__ = ["CutDetector", "CutFinder", "Cuts", "CutsOfBlock", "GivenCuts", "RunningCuts"]
 
 _QUANTILES = (0.1, 0.5)
-_CLOCK = FrameClock()
+_TIMELINE = Timeline()
 _NORMAL_MAD = 1.4826  # standard deviations to a median absolute deviation, of a normal distribution
 
 
@@ -66,20 +66,14 @@ class Cuts(Control):
     summary = "scene cuts make a block whole and forget what came before"
     options: ClassVar = {
         "cuts": Option(
-            "bool",
-            "Begin anew where a scene does.",
-            default=False,
-            group="What is recomputed",
+            "bool", "Begin anew where a scene does.", default=False, group="What is recomputed",
             live=True,
         ),
         "cuts_by": Option(
-            "str",
-            "What finds scene cuts: latents, or, in files, TransNet V2.",
-            default="latents",
-            choices=("latents", "transnetv2"),
-            group="What is recomputed",
+            "str", "What finds scene cuts: latents, or, in files, TransNet V2.", default="latents",
+            choices=("latents", "transnetv2"), group="What is recomputed",
         ),
-    }
+    }  # fmt: skip
     unused: ClassVar = {"cuts": False, "cut_frames": []}
     makes_whole = True
 
@@ -109,7 +103,7 @@ class Cuts(Control):
         return GivenCuts(given.reading("cuts_by").scenes())
 
     def start(self, facts: StreamFacts) -> RunningCuts:
-        return RunningCuts(self, CutDetector(self), facts.clock)
+        return RunningCuts(self, CutDetector(self), facts.timeline)
 
     @property
     def unpruned(self) -> Cuts:
@@ -156,13 +150,13 @@ class GivenCuts(Control):
     makes_whole = True
 
     frames: tuple[int, ...]
-    clock: FrameClock = _CLOCK
+    clock: Timeline = _TIMELINE
 
     def start(self, facts: StreamFacts) -> RunningCuts:
-        return RunningCuts(self, _Announcer(self), facts.clock)
+        return RunningCuts(self, _Announcer(self), facts.timeline)
 
     def fitted(self, source: SourceFacts) -> GivenCuts:
-        return self if source.clock is None else replace(self, clock=source.clock)
+        return self if source.timeline is None else replace(self, clock=source.timeline)
 
     @property
     def unpruned(self) -> GivenCuts:
@@ -181,7 +175,7 @@ class RunningCuts(RunningControl[Cuts | GivenCuts]):
         found: latent frames, from 0, with which a scene begins.
     """
 
-    def __init__(self, control: Cuts | GivenCuts, find: CutFinder, clock: FrameClock) -> None:
+    def __init__(self, control: Cuts | GivenCuts, find: CutFinder, clock: Timeline) -> None:
         super().__init__(control)
         self.found: list[int] = []
         self._find, self._clock = find, clock
@@ -199,8 +193,8 @@ class RunningCuts(RunningControl[Cuts | GivenCuts]):
 
     def report(self) -> dict[str, Any]:
         """Asks also for pixel frames of the result with which a scene begins."""
-        temporal, missing = self._clock.temporal, self._clock.missing
-        return {"cuts": True, "cut_frames": [max(j * temporal - missing, 0) for j in self.found]}
+        begun = [self._clock.output_frames(latent).start for latent in self.found]
+        return {"cuts": True, "cut_frames": begun}
 
 
 class _Announcer:
@@ -215,7 +209,7 @@ class _Announcer:
         begun: list[int] = []
         last: int | None = None
         for j in range(tokens.shape[1]):
-            taken = self._clock.taken(self._latent)
+            taken = self._clock.source_frames(self._latent)
             here = self._frames.intersection(taken)
             # within a latent frame, a cut mixes two scenes; and the encoder remembers the old one
             # for a latent frame more

@@ -38,15 +38,10 @@ class Gop(Control):
     summary = "a whole block at regular distances"
     options: ClassVar = {
         "gop": Option(
-            "int",
-            "Compute a whole block every N blocks.",
-            least=1,
-            most=65536,
-            metavar="N",
-            group="What is recomputed",
-            live=True,
-        )
-    }
+            "int", "Compute a whole block every N blocks.", least=1, most=65536, metavar="N",
+            group="What is recomputed", live=True,
+        ),
+    }  # fmt: skip
     unused: ClassVar = {"gop": None}
     makes_whole = True
 

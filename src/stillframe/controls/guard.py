@@ -82,21 +82,13 @@ class Guard(Control):
         "guard": Option(
             "float",
             "Recompute this share of the patches at random to see how wrong reuse is: 0.02.",
-            above=0,
-            most=0.5,
-            metavar="SHARE",
-            group="Speed and quality",
-            live=True,
+            above=0, most=0.5, metavar="SHARE", group="Speed and quality", live=True,
         ),
         "guard_target": Option(
-            "float",
-            "Move the tolerance towards this error of reused patches.",
-            above=0,
-            most=1000000,
-            metavar="ERROR",
-            group="Speed and quality",
+            "float", "Move the tolerance towards this error of reused patches.", above=0,
+            most=1000000, metavar="ERROR", group="Speed and quality",
         ),
-    }
+    }  # fmt: skip
     unused: ClassVar = {"guard": None}
     order = 70
 

@@ -16,44 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["FrameClock", "MaskVideo"]
+from stillframe.autoencoders.timeline import Timeline
+
+__all__ = ["MaskVideo"]
 
 # rates that differ by less are meant to be the same: 29.97 and 30
 _SAME_RATE = 0.005
 # a frame's time is a rounded number, and must not fall just before the picture that goes with it
 _EARLY = 1e-6
-
-
-@dataclass(frozen=True)
-class FrameClock:
-    """How latent frames and pixel frames of a stream go together.
-
-    Attributes:
-        temporal: pixel frames of a latent frame.
-        untaken: pixel frames by which the first block that goes in is short of a full one.
-        missing: pixel frames by which the first block that comes out is.
-        fps: pixel frames a second, None if nobody says.
-    """
-
-    temporal: int = 4
-    untaken: int = 0
-    missing: int = 0
-    fps: float | None = None
-
-    def shown(self, latent: int) -> range:
-        """Frames of the result, from 0, that are decoded from a latent frame; may be none."""
-        return self._span(latent, self.missing)
-
-    def taken(self, latent: int) -> range:
-        """Frames of the source, from 0, that a latent frame is encoded from."""
-        return self._span(latent, self.untaken)
-
-    def _span(self, latent: int, short: int) -> range:
-        start = latent * self.temporal - short
-        return range(max(start, 0), max(start + self.temporal, 0))
-
-
-_CLOCK = FrameClock()
+_TIMELINE = Timeline()
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +42,7 @@ class MaskVideo:
     height: int
     width: int
     fps: float | None = None
-    clock: FrameClock = _CLOCK
+    clock: Timeline = _TIMELINE
 
     @classmethod
     def pack(cls, pictures: Iterable[NDArray[np.bool_]], fps: float | None = None) -> MaskVideo:
@@ -97,7 +68,7 @@ class MaskVideo:
             raise ValueError("a mask video has 1 or more pictures, got 0")
         return cls(tuple(packed), size[0], size[1], fps)
 
-    def fitted(self, clock: FrameClock) -> MaskVideo:
+    def fitted(self, clock: Timeline) -> MaskVideo:
         """The same for a stream of such frames."""
         return replace(self, clock=clock)
 
@@ -110,7 +81,7 @@ class MaskVideo:
 
     def numbers(self, latent: int) -> list[int]:
         """Pictures that concern a latent frame, in order, at least one."""
-        frames = self.clock.shown(latent) or range(1)
+        frames = self.clock.output_frames(latent) or range(1)
         return sorted({self.number(frame) for frame in frames})
 
     def picture(self, number: int) -> Tensor:

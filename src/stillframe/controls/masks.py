@@ -118,18 +118,14 @@ class GivenMasks(Control):
     summary = "masks of another run instead of the method's"
     options: ClassVar = {
         "masks_in": Option(
-            "path",
-            "Recompute what this file of masks says.",
-            metavar="FILE",
+            "path", "Recompute what this file of masks says.", metavar="FILE",
             group="What is recomputed",
         ),
         "masks_out": Option(
-            "path",
-            "Write which patches were recomputed.",
-            metavar="FILE",
+            "path", "Write which patches were recomputed.", metavar="FILE",
             group="What is recomputed",
         ),
-    }
+    }  # fmt: skip
     alone = ("masks_out",)
     unused: ClassVar = {"masks_in": False}
     order = 10
@@ -172,8 +168,8 @@ class GivenMasks(Control):
     def fitted(self, source: SourceFacts) -> GivenMasks:
         """The same, if it is of such blocks; length and thresholds may differ."""
         grid = source.grid
-        if grid is not None and source.clock is not None:
-            sizes = (grid.frames, grid.height, grid.width, source.patch, source.clock.temporal)
+        if grid is not None and source.timeline is not None:
+            sizes = (grid.frames, grid.height, grid.width, source.patch, source.timeline.temporal)
             wanted = MaskHeader(*sizes)
             if str(wanted) != str(self.header):
                 raise InputError(f"the masks are of {self.header}, and the video has {wanted}")

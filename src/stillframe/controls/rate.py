@@ -67,64 +67,40 @@ class Rate(RateTarget, Control):
     summary = "as many patches as a speed, a latency or a share allows"
     options: ClassVar = {
         "target_fps": Option(
-            "float",
-            "Hold so many frames a second.",
-            least=0.001,
-            most=1000000,
-            metavar="FPS",
-            group="Speed and quality",
-            live=True,
+            "float", "Hold so many frames a second.", least=0.001, most=1000000, metavar="FPS",
+            group="Speed and quality", live=True,
         ),
         "target_latency": Option(
-            "float",
-            "Hold so many seconds a block, from encoding to decoding.",
-            least=0.001,
-            most=3600,
-            metavar="SECONDS",
-            group="Speed and quality",
-            live=True,
+            "float", "Hold so many seconds a block, from encoding to decoding.", least=0.001,
+            most=3600, metavar="SECONDS", group="Speed and quality", live=True,
         ),
         "target_kept": Option(
-            "float",
-            "Recompute this share of the patches.",
-            above=0,
-            most=1,
-            metavar="SHARE",
-            group="Speed and quality",
-            live=True,
+            "float", "Recompute this share of the patches.", above=0, most=1, metavar="SHARE",
+            group="Speed and quality", live=True,
         ),
         "rate_mode": Option(
             "str",
-            "Spend the whole budget (constant, the default), or no more than the tolerance asks "
-            "for (capped).",
-            choices=("constant", "capped"),
-            group="Speed and quality",
+            "Spend the whole budget (constant, the default), or no more than the tolerance "
+            "asks for (capped).", choices=("constant", "capped"), group="Speed and quality",
             live=True,
         ),
         "rate_limit": Option(
             "float",
             "Recompute what changed by so many times the tolerance even if the target is missed.",
-            least=1,
-            most=1000000,
-            metavar="TIMES",
-            group="Speed and quality",
+            least=1, most=1000000, metavar="TIMES", group="Speed and quality",
         ),
         "rate_trace_in": Option(
-            "path",
-            "Decide by the times in this file, not by measured ones.",
-            metavar="FILE",
+            "path", "Decide by the times in this file, not by measured ones.", metavar="FILE",
             group="Speed and quality",
         ),
         "rate_trace_out": Option(
-            "path",
-            "Write the times that the rate was decided by.",
-            metavar="FILE",
+            "path", "Write the times that the rate was decided by.", metavar="FILE",
             group="Speed and quality",
         ),
         "two_pass": Option(
-            "bool", "Look at the whole file first.", default=False, group="Speed and quality"
+            "bool", "Look at the whole file first.", default=False, group="Speed and quality",
         ),
-    }
+    }  # fmt: skip
     needs = ("target_fps", "target_latency", "target_kept")
     unused: ClassVar = {"rate": None}
     order = 30
@@ -175,7 +151,7 @@ class Rate(RateTarget, Control):
     def start(self, facts: StreamFacts) -> RateController:
         if facts.method is None:
             raise ValueError("a rate is held by a method's thresholds, and there is none")
-        return RateController(self, facts.method, facts.frames)
+        return RateController(self, facts.method, facts.timeline.later_frames)
 
 
 def most_changed(score: Tensor, count: int, forced: Tensor, barred: Tensor) -> Tensor:

@@ -60,15 +60,10 @@ class Refresh(Control):
     summary = "every patch recomputed at least once in so many blocks"
     options: ClassVar = {
         "refresh": Option(
-            "int",
-            "Recompute every patch at least once in R blocks.",
-            least=1,
-            most=65536,
-            metavar="R",
-            group="What is recomputed",
-            live=True,
-        )
-    }
+            "int", "Recompute every patch at least once in R blocks.", least=1, most=65536,
+            metavar="R", group="What is recomputed", live=True,
+        ),
+    }  # fmt: skip
     unused: ClassVar = {"refresh": None, "refreshed_tokens": 0, "oldest_blocks": None}
     order = 60
 

@@ -61,22 +61,17 @@ class Region(Control):
     options: ClassVar = {
         "roi": Option(
             "str",
-            "A region: in shares of the picture, in pixels of the source, or what is white in an "
-            "image or a video.",
-            metavar="X,Y,W,H|FILE",
-            group="What is recomputed",
+            "A region: in shares of the picture, in pixels of the source, or what is white in "
+            "an image or a video.", metavar="X,Y,W,H|FILE", group="What is recomputed",
         ),
         "roi_mode": Option(
-            "str",
-            "Recompute the region always or never, or edit only there.",
-            default="always",
-            choices=("always", "never", "only"),
-            group="What is recomputed",
+            "str", "Recompute the region always or never, or edit only there.", default="always",
+            choices=("always", "never", "only"), group="What is recomputed",
         ),
         "roi_invert": Option(
-            "bool", "Mean everything but the region.", default=False, group="What is recomputed"
+            "bool", "Mean everything but the region.", default=False, group="What is recomputed",
         ),
-    }
+    }  # fmt: skip
     unused: ClassVar = {"roi": None}
     order = 50
 
@@ -115,8 +110,8 @@ class Region(Control):
         shape = self.shape
         if isinstance(shape, Box):
             shape = shape.in_shares(source.width, source.height)
-        elif isinstance(shape, MaskVideo) and source.clock is not None:
-            shape = shape.fitted(source.clock)
+        elif isinstance(shape, MaskVideo) and source.timeline is not None:
+            shape = shape.fitted(source.timeline)
         return replace(self, shape=shape, extent=source.extent)
 
     @property

@@ -160,6 +160,8 @@ class ControlState:
         block.keep, block.whole, block.timing = keep, whole, timing
         for each in self:
             each.end(block)
+        # its source is not to be kept in memory until the next one
+        self._block = None
 
     def frame(self, motion: MotionMap | None) -> None:
         """Take what the source's codec says of the next frame that is pushed, None if nothing."""

@@ -81,17 +81,25 @@ def captured(selector: Any, faster: Faster = CapturedStep) -> Any:
 
     What a selector calls, and keeps as an attribute or in a list of them, is replaced in it.
     """
-    if isinstance(selector, Capturable):
-        return selector.captured(faster)
-    if isinstance(selector, Stateful):
-        return SteppedMask(selector, faster)
-    for name, part in list(getattr(selector, "__dict__", {}).items()):
-        if isinstance(part, list):
-            part[:] = [captured(one, faster) if _is_detector(one) else one for one in part]
-        elif _is_detector(part):
+    return _captured(selector, faster, set())
+
+
+def _captured(part: Any, faster: Faster, seen: set[int]) -> Any:
+    """`captured`, each object once: they may refer to each other in a circle."""
+    if not _is_detector(part) or id(part) in seen:
+        return part
+    seen.add(id(part))
+    if isinstance(part, Capturable):
+        return part.captured(faster)
+    if isinstance(part, Stateful):
+        return SteppedMask(part, faster)
+    for name, inner in list(getattr(part, "__dict__", {}).items()):
+        if isinstance(inner, list):
+            inner[:] = [_captured(one, faster, seen) for one in inner]
+        elif _is_detector(inner):
             # frozen dataclasses, too
-            object.__setattr__(selector, name, captured(part, faster))
-    return selector
+            object.__setattr__(part, name, _captured(inner, faster, seen))
+    return part
 
 
 def _is_detector(part: object) -> bool:

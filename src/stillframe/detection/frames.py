@@ -1,7 +1,7 @@
 """Source frames by block, for whoever looks at pixels beside latents.
 
 An autoencoder takes frames as they come and hands out latents by the block; this keeps the frames
-that each latent frame is shown as. It does not know the autoencoder, nor what is looked for.
+that each latent frame is shown as.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from stillframe.autoencoders.timeline import Timeline
+
 __all__ = ["PixelBlocks"]
 
 
 class PixelBlocks:
     """The pixel frames that blocks of latents stand for. Add what is encoded, take once a block.
 
+    Where the first block is decoded to fewer frames than others, its first frame is repeated in
+    front.
+
     Args:
-        first: pixel frames that the first block shows. Fewer than ``frames * temporal`` where its
-            first latent stands for fewer, or the decoder leaves some out; the first frame is
-            repeated in front then.
-        frames: S, latent frames of a block.
-        temporal: pixel frames of a latent frame.
+        timeline: of the stream.
     """
 
-    def __init__(self, first: int, frames: int, temporal: int) -> None:
-        self._count = first
-        self._size, self._temporal = frames * temporal, temporal
+    def __init__(self, timeline: Timeline) -> None:
+        self._count = timeline.decoded_from(1)
+        self._size, self._temporal = timeline.later_frames, timeline.temporal
         self._pending: deque[Tensor] = deque()
         self._before: Tensor | None = None
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stillframe.autoencoders.streaming import StreamingAutoencoder
 from stillframe.backbones.base import Backbone, TextCache
-from stillframe.controls import Controls, ControlState, FrameClock, StreamFacts, Timing
+from stillframe.controls import Controls, ControlState, StreamFacts, Timing
 from stillframe.detection.frames import PixelBlocks
 from stillframe.detection.pixels import appearance
 from stillframe.detection.staleness import Staleness
@@ -86,10 +86,7 @@ class EditStream:
     ) -> None:
         check_settings(backbone, settings)
         check_generators(generator)
-        frames = autoencoder.block_frames * autoencoder.temporal
-        untaken = frames - autoencoder.next_frames
-        self._timeline = FrameClock(autoencoder.temporal, untaken, untaken + autoencoder.trim)
-        self._block_frames = frames
+        self._autoencoder = autoencoder
         self.control_state: ControlState | None = None
         if control is not None:
             control.check(method)
@@ -101,17 +98,12 @@ class EditStream:
         self.clock = StageClock()
         self._captured = 0
         self._backbone = backbone
-        self._autoencoder = autoencoder
         self._text = text
         self._generator = generator
         self._on_block = on_block
         self._state: StreamState | None = None
         self._whole = True
-        self._pixels = PixelBlocks(
-            autoencoder.next_frames - autoencoder.trim,
-            autoencoder.block_frames,
-            autoencoder.temporal,
-        )
+        self._pixels = PixelBlocks(autoencoder.timeline)
 
     @property
     def memory(self) -> dict[str, int]:
@@ -134,7 +126,7 @@ class EditStream:
         self._whole = True
 
     def _set_controls(self, controls: Controls, method: Method) -> None:
-        facts = StreamFacts(method, self._block_frames, self._timeline)
+        facts = StreamFacts(method, self._autoencoder.timeline)
         state = ControlState(controls, facts, self.control_state) if controls else None
         self.control_state = state
 
@@ -190,7 +182,7 @@ class EditStream:
             ValueError: if they are no such frames, H or W does not fit the model's grid, or frames
                 change size. Nothing was taken then.
         """
-        frames = read_frames(frames, self._autoencoder.spatial * self._backbone.patch)
+        frames = read_frames(frames, self._autoencoder.timeline.spatial * self._backbone.patch)
         check_generators(self._generator, frames.shape[0])
         with device_turn(self._text.embeds.device), self.clock("encode"):
             blocks = self._autoencoder.encode(frames)
@@ -242,7 +234,11 @@ class EditStream:
                 self._obey(self.control_state, source, latents)
         if self._state is None:
             self._state = StreamState(
-                self._backbone, self.settings, self.method, latents, self._autoencoder.temporal
+                self._backbone,
+                self.settings,
+                self.method,
+                latents,
+                self._autoencoder.timeline.temporal,
             )
         state = self._state
         with self.clock("mask"):
@@ -265,7 +261,7 @@ class EditStream:
         keep = plan.keep.unflatten(2, (grid.height, grid.width))
         # what lies around a region that alone is edited shows its source
         source = None if self.control_state is None else self.control_state.unedited(keep)
-        lacking = self._timeline.missing if self.blocks == 0 else 0
+        lacking = self._autoencoder.timeline.missing_frames if self.blocks == 0 else 0
         return state.shown.compose(frames, keep, plan.everything, lacking, source)
 
     def _obey(self, controls: ControlState, source: Tensor, latents: Tensor) -> None:

@@ -23,8 +23,9 @@ from stillframe.config import EditConfig
 from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError
 from stillframe.evaluation.cells import Block, Conditions
+from stillframe.evaluation.latents import frame_fit
 from stillframe.evaluation.sources import Clip
-from stillframe.jobs.loop import Comparison, FileLoop, Lane, MapVideo
+from stillframe.jobs.loop import Comparison, EditRun, FileLoop, MapVideo
 from stillframe.jobs.report import DENOISING_STAGES, RunReport
 from stillframe.methods import Method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
@@ -171,9 +172,7 @@ def edit_frames(
         ValueError: the method or a setting does not fit the model.
     """
     _, height, width, _ = clip.frames.shape
-    fit = fit_to_grid(
-        width, height, multiple=pipe.frame_multiple, target_height=height, target_width=width
-    )
+    fit = frame_fit(pipe, clip.frames)
     blocks: list[Block] = []
 
     def note(stats: BlockStats) -> None:
@@ -190,16 +189,16 @@ def edit_frames(
             drawn = VideoWriter(map_path, width, height, Fraction(1, _TICKS), clip.fps)
             maps = MapVideo(pipe, stack.enter_context(drawn))
         config = EditConfig(method, seed=seed, **settings)
-        lanes = [Lane(pipe, embeds, config, note)]
+        runs = [EditRun(pipe, embeds, config, note)]
         if paired:
-            lanes.append(Lane(pipe, embeds, replace(config, method="full")))
+            runs.append(EditRun(pipe, embeds, replace(config, method="full")))
         comparison = Comparison() if paired else None
-        loop = FileLoop(fit, pipe.compute_device, lanes, writer, maps, comparison)
+        loop = FileLoop(fit, pipe.compute_device, runs, writer, maps, comparison)
         loop.run(_timed(clip), stop)
         if loop.interrupted:
             raise KeyboardInterrupt
         loop.close()
     files = loop.clock.lap()
-    runs = [lane.report(files, writer.frames_written, None) for lane in lanes]
+    reports = [run.report(files, writer.frames_written, None) for run in runs]
     frames = np.stack(writer.frames)
-    return Edit(frames, runs[0], runs[1] if paired else None, tuple(blocks))
+    return Edit(frames, reports[0], reports[1] if paired else None, tuple(blocks))

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.errors import InputError
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video.fit import Fit, fit_to_grid
@@ -22,13 +23,11 @@ class ClipLatents:
 
     Args:
         blocks: (1, C, S, h, w) each, normalised.
-        lead: pixel frames by which the first latent frame is short of a whole one (3 for Wan's
-            autoencoder, whose first latent frame stands for a single frame).
-        temporal: pixel frames of a latent frame.
+        timeline: how they go together with the clip's frames.
     """
 
-    def __init__(self, blocks: list[Tensor], lead: int, temporal: int) -> None:
-        self.blocks, self.lead, self.temporal = blocks, lead, temporal
+    def __init__(self, blocks: list[Tensor], timeline: Timeline) -> None:
+        self.blocks, self.timeline = blocks, timeline
 
     @property
     def whole(self) -> Tensor:
@@ -52,13 +51,11 @@ def encode(pipe: CausalWanPipeline, frames: Pixels) -> ClipLatents:
         InputError: they fill no block.
     """
     stream = open_autoencoder(pipe.vae, pipe.config.block_frames)
-    lead = stream.block_frames * stream.temporal - stream.next_frames
-    needed = stream.next_frames
     pixels = torch.from_numpy(np.array(frames)).to(pipe.compute_device)
     blocks = stream.encode(frame_fit(pipe, frames).to_grid(pixels).unsqueeze(0))
     if not blocks:
-        raise InputError(f"{len(frames)} frames are too few: a block takes {needed}")
-    return ClipLatents([block.float() for block in blocks], lead, stream.temporal)
+        raise InputError(f"{len(frames)} frames are too few: a block takes {stream.next_frames}")
+    return ClipLatents([block.float() for block in blocks], stream.timeline)
 
 
 @torch.inference_mode()
@@ -71,6 +68,6 @@ def decode(pipe: CausalWanPipeline, latents: Tensor, frames: Pixels) -> Tensor:
     """
     stream = open_autoencoder(pipe.vae, pipe.config.block_frames)
     fit = frame_fit(pipe, frames)
-    parts = [stream.decode(block) for block in latents.split(stream.block_frames, 2)]
+    parts = [stream.decode(block) for block in latents.split(stream.timeline.block_frames, 2)]
     pictures = torch.cat(parts, 1)[0, :, :, : fit.height, : fit.width]
     return pictures.float().clamp(0, 1)

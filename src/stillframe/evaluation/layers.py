@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.engine.settings import StreamSettings
 from stillframe.engine.state import StreamState
 from stillframe.engine.stream import BlockStats, EditStream
@@ -126,8 +127,7 @@ class Undecoded:
         blocks: (1, C, S, h, w) each.
     """
 
-    pending_frames = next_frames = trim = 0
-    block_frames = temporal = 1  # only pixels would tell
+    timeline = Timeline(temporal=1, pad=1)  # only pixels would tell
 
     def __init__(self) -> None:
         self.blocks: list[Tensor] = []

@@ -76,8 +76,7 @@ def still_frames(clip: Pixels, count: int, multiple: int, seed: int = 0) -> Pixe
 
 def encoded_still(pipe: CausalWanPipeline, clip: Pixels, blocks: int) -> list[Tensor]:
     """Latents (1, C, S, h, w) of so many blocks of `still_frames`."""
-    # room for autoencoders whose latent frames are of another length
-    count = blocks * pipe.config.block_frames * 4
+    count = blocks * pipe.timeline.later_frames
     return encode(pipe, still_frames(clip, count, pipe.frame_multiple)).blocks[:blocks]
 
 

@@ -22,7 +22,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    _replace(path, text.encode())
+    _replace(path, text.encode(errors="backslashreplace"))
 
 
 def _replace(path: Path, content: bytes) -> None:

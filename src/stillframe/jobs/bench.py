@@ -1,8 +1,7 @@
 """How fast the engine is, stage by stage, against the share of tokens that is kept.
 
 The engine's own block loop runs on random latents, or on random frames, with masks of a given
-share; nothing is read from disk or the network. Warm-up is apart, figures are medians. It knows
-the engine, not which models there are or the command line.
+share; nothing is read from disk or the network. Warm-up is apart, figures are medians.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.engine.stream import BlockStats, EditStream
 from stillframe.methods import Method, Selector
 from stillframe.pipelines.causal_wan import CausalWanPipeline
@@ -58,7 +56,7 @@ class Row:
     """One share of kept tokens; times are medians over blocks, in milliseconds.
 
     Attributes:
-        share: asked for.
+        share: of tokens to keep.
         tokens: kept tokens of a block.
         pass_ms, context_ms: one denoising pass, the context pass.
         pass_spread_ms: between the quartiles of ``pass_ms``.
@@ -67,7 +65,7 @@ class Row:
         fps: pixel frames a second of the stages that were run.
         speedup: against the same run's largest share.
         of_ceiling: arithmetic of a denoising pass / its time / the measured ceiling; None on CPUs.
-        peak_bytes: most memory held; 0 where nobody counts.
+        peak_bytes: most memory in use; 0 where it is not counted.
     """
 
     share: float
@@ -156,7 +154,7 @@ class _Bench:
         self.pipe, self.pixels = pipe, pixels
         self.device = pipe.compute_device
         self.sigmas, self.recovery = tuple(sigmas), recovery
-        self.coder = open_autoencoder(pipe.vae, pipe.config.block_frames)
+        self.timeline = pipe.timeline
         self.size = height, width
         self.blocks: list[BlockStats] = []
         embeds = torch.randn(1, pipe.config.text_length, pipe.transformer.config.text_dim)
@@ -168,7 +166,7 @@ class _Bench:
             sigmas=self.sigmas,
             **options,
         )
-        shape = (self.coder.block_frames * self.coder.temporal, 3, height, width)
+        shape = (self.timeline.later_frames, 3, height, width)
         generator = torch.Generator(self.device).manual_seed(1)
         self._frames = torch.randint(
             0, 256, (1, *shape), generator=generator, device=self.device, dtype=torch.uint8
@@ -188,9 +186,9 @@ class _Bench:
         return time.perf_counter() - start
 
     def _latents(self) -> Tensor:
-        spatial, channels = self.coder.spatial, self.pipe.denoiser.latent_channels
-        height, width = (side // spatial for side in self.size)
-        return torch.randn(1, channels, self.coder.block_frames, height, width, device=self.device)
+        height, width = (side // self.timeline.spatial for side in self.size)
+        shape = (self.pipe.denoiser.latent_channels, self.timeline.block_frames, height, width)
+        return torch.randn(1, *shape, device=self.device)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -199,6 +197,15 @@ class _Bench:
     def use(self, share: float) -> None:
         """Keep that share from the next block on."""
         self.stream.update(method=Share(recovery=self.recovery, share=share))
+
+    def warm_up(self, shares: Sequence[float]) -> None:
+        """Fill the window, and run every share."""
+        for _ in range(4):
+            self.block()
+        for share in shares:
+            self.use(share)
+            self.block()
+            self.block()
 
     @property
     def graphs(self) -> int:
@@ -243,21 +250,11 @@ def run_bench(
     Raises:
         ValueError: a share or another number is out of range.
     """
-    if not shares or any(not 0 < share <= 1 for share in shares):
-        raise ValueError(f"shares lie above 0 and up to 1, got {list(shares)}")
-    if height % pipe.frame_multiple or width % pipe.frame_multiple:
-        raise ValueError(
-            f"height and width must be multiples of {pipe.frame_multiple}, got {height}x{width}"
-        )
+    _check(pipe, height, width, shares)
     options = dict(options or {})
     started = time.perf_counter()
     bench = _Bench(pipe, height, width, sigmas, recovery, pixels, options)
-    for _ in range(4):
-        bench.block()
-    for share in shares:
-        bench.use(share)
-        bench.block()
-        bench.block()
+    bench.warm_up(shares)
     warm = time.perf_counter() - started
     captured = bench.graphs
     gpu = bench.device.type == "cuda"
@@ -284,13 +281,21 @@ def run_bench(
     )
 
 
+def _check(pipe: CausalWanPipeline, height: int, width: int, shares: Sequence[float]) -> None:
+    if not shares or any(not 0 < share <= 1 for share in shares):
+        raise ValueError(f"shares lie above 0 and up to 1, got {list(shares)}")
+    multiple = pipe.frame_multiple
+    if height % multiple or width % multiple:
+        raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
+
+
 def _rows(
     bench: _Bench,
     measured: Sequence[tuple[float, list[float], list[BlockStats]]],
     ceiling: float | None,
 ) -> list[Row]:
     steps = len(bench.sigmas)
-    frames = bench.coder.block_frames * bench.coder.temporal
+    frames = bench.timeline.later_frames
     slowest = median(measured[max(range(len(measured)), key=lambda i: measured[i][0])][1])
     rows = []
     for share, seconds, blocks in measured:
@@ -323,9 +328,7 @@ def _of_ceiling(bench: _Bench, tokens: int, ms: float, ceiling: float | None) ->
     if ceiling is None:
         return None
     config = bench.pipe.config
-    height, width = (
-        side // (bench.coder.spatial * bench.pipe.denoiser.patch) for side in bench.size
-    )
+    height, width = (side // bench.pipe.frame_multiple for side in bench.size)
     keys = (config.sink_frames + config.window_frames) * height * width
     flops = pass_flops(bench.pipe.transformer.config, tokens, keys, config.text_length)
     return flops / (ms * 1e-3) / (ceiling * 1e12)

@@ -1,7 +1,7 @@
 """Edit a video file or stream: open it, choose the size, run the loop, complete the files, report.
 
-Knows files, sizes and what a caller may ask for. The loop itself is `loop`, what to recompute the
-engine's business, and how progress is shown the caller's.
+The loop itself is in `loop`, what to recompute the engine's business, and how progress is shown the
+caller's.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.config import EditConfig
-from stillframe.controls import Controls, FrameClock, MaskHeader, MaskRecorder, SourceFacts
-from stillframe.controls.rate import Rate, RateController
+from stillframe.controls import Controls, MaskHeader, MaskRecorder, SourceFacts
+from stillframe.controls.rate import Rate
 from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError
-from stillframe.jobs.edit_report import EditJob, edit_report
+from stillframe.jobs.edit_report import edit_report
 from stillframe.jobs.first_pass import check_two_pass, foretold
-from stillframe.jobs.loop import Comparison, FileLoop, Lane, MapVideo, missing_frames
+from stillframe.jobs.job import Job
+from stillframe.jobs.loop import Comparison, EditRun, FileLoop, MapVideo
 from stillframe.jobs.outputs import check_outputs
 from stillframe.jobs.report import Report
 from stillframe.loading.device_memory import forget_peak
@@ -122,8 +122,7 @@ def edit_file(
     if max_frames is not None and max_frames < 1:
         raise ValueError(f"at least 1 frame must be edited, got {max_frames}")
     source, target = Source.of(source), Sink.of(target)
-    check_outputs(source, target, map_path, masks_out)
-    check_outputs(source, target, map_path, rate_trace_out)
+    check_outputs(source, target, map_path, masks_out, rate_trace_out)
     if rate_trace_out is not None and (control is None or control.find(Rate) is None):
         raise ValueError(f"{rate_trace_out} would be empty: there is no rate to write a trace of")
     if two_pass:
@@ -141,7 +140,7 @@ def edit_file(
             max_short_side=pipe.config.default_height,
         )
         header = _mask_header(pipe, fit, method)
-        control = _fitted(control, fit, header, _frame_clock(pipe, reader))
+        control = _fitted(control, fit, header, replace(pipe.timeline, fps=reader.fps))
         if two_pass and control is not None:
             control = foretold(pipe, source, fit, method, control, max_frames, stop)
         embeds = pipe.encode_prompt(prompt)
@@ -159,61 +158,43 @@ def edit_file(
             if masks_out is not None:
                 recorder.add(stats.keep)
 
-        lanes = [Lane(pipe, embeds, replace(config, control=control), note)]
+        runs = [EditRun(pipe, embeds, replace(config, control=control), note)]
         if compare:
             full = replace(
                 config, method="full", control=None if control is None else control.unpruned
             )
             for other in (seed, seed + 1):
-                lanes.append(Lane(pipe, embeds, replace(full, seed=other)))
-        comparison = Comparison(_first_frames(pipe)) if compare else None
-        loop = FileLoop(fit, pipe.compute_device, lanes, writer, map_video, comparison)
+                runs.append(EditRun(pipe, embeds, replace(full, seed=other)))
+        comparison = Comparison(pipe.timeline.decoded_from(1)) if compare else None
+        loop = FileLoop(fit, pipe.compute_device, runs, writer, map_video, comparison)
         forget_peak(pipe.compute_device)
-        tell = _teller(on_progress, loop, reader, max_frames)
-        loop.run(iter(reader), stop, tell)
+        loop.run(iter(reader), stop, _progress(on_progress, loop, reader, max_frames))
         loop.close()
         if masks_out is not None and writer.frames_written:
             recorder.masks(replace(header, frames=writer.frames_written)).write(masks_out)
-        state = lanes[0].stream.control_state
-        rate = None if state is None else state.find(RateController)
-        if rate_trace_out is not None and rate is not None:
-            rate.recorded().write(rate_trace_out)
-        name = model or Path(pipe.name_or_path or type(pipe).__name__).name
-        job = EditJob(pipe, prompt, seed, name, load_seconds)
+        if rate_trace_out is not None:
+            runs[0].write_rate_trace(rate_trace_out)
+        job = Job(pipe, model, prompt, seed, load_seconds)
         return edit_report(job, reader, fit, loop, comparison)
 
 
 def _mask_header(pipe: CausalWanPipeline, fit: Fit, method: Method) -> MaskHeader:
     """What masks of an edit are of."""
-    stream = open_autoencoder(pipe.vae, pipe.config.block_frames)
     patch = pipe.frame_multiple
     return MaskHeader(
-        stream.block_frames,
+        pipe.timeline.block_frames,
         fit.padded_height // patch,
         fit.padded_width // patch,
         patch,
-        stream.temporal,
+        pipe.timeline.temporal,
         tolerance=getattr(method, "tolerance", None) if method.visible else None,
         tau1=getattr(method, "tau1", None) if method.prunes else None,
         tau2=method.tau2 if method.prunes and not method.visible else None,
     )
 
 
-def _first_frames(pipe: CausalWanPipeline) -> int:
-    """Pixel frames of a stream's first block."""
-    fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
-    return fresh.next_frames - fresh.trim
-
-
-def _frame_clock(pipe: CausalWanPipeline, reader: VideoReader) -> FrameClock:
-    """How latent frames and the reader's go together."""
-    fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
-    untaken = fresh.block_frames * fresh.temporal - fresh.next_frames
-    return FrameClock(fresh.temporal, untaken, missing_frames(pipe.vae, fresh), reader.fps)
-
-
 def _fitted(
-    control: Controls | None, fit: Fit, header: MaskHeader, clock: FrameClock
+    control: Controls | None, fit: Fit, header: MaskHeader, timeline: Timeline
 ) -> Controls | None:
     """The control for frames of this size.
 
@@ -224,7 +205,7 @@ def _fitted(
         return None
     extent = (fit.width / fit.padded_width, fit.height / fit.padded_height)
     size = fit.source_width, fit.source_height
-    return control.fitted(SourceFacts(*size, extent, clock, header.grid, header.patch))
+    return control.fitted(SourceFacts(*size, extent, timeline, header.grid, header.patch))
 
 
 def _open_reader(
@@ -249,7 +230,7 @@ def _open_writer(
 ) -> VideoWriter:
     """A writer of frames that are timed and shaped as the reader's."""
     with warnings.catch_warnings():
-        # that the sound cannot be kept is told in the report
+        # the report says that the sound cannot be kept
         warnings.simplefilter("ignore", UserWarning)
         return VideoWriter(
             path,
@@ -264,22 +245,22 @@ def _open_writer(
         )
 
 
-def _teller(
+def _progress(
     on_progress: Callable[[Progress], None] | None,
     loop: FileLoop,
     reader: VideoReader,
     max_frames: int | None,
 ) -> Callable[[], None] | None:
-    """What the loop calls after every block, None if nobody wants to know."""
+    """What the loop calls after every block, None without a callback."""
     if on_progress is None:
         return None
     started = time.perf_counter()
     known = [count for count in (reader.frames_estimate, max_frames) if count is not None]
     total = min(known) if reader.frames_estimate is not None else None
 
-    def tell() -> None:
+    def call() -> None:
         out = loop.writer.frames_written
         fps = out / max(time.perf_counter() - started, 1e-9)
-        on_progress(Progress(loop.frames_in, out, total, fps, loop.lanes[0].kept_share))
+        on_progress(Progress(loop.frames_in, out, total, fps, loop.runs[0].kept_share))
 
-    return tell
+    return call

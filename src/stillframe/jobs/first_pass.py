@@ -81,7 +81,7 @@ def _blocks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Source latents of a file, block by block, and the pixels that they stand for."""
     coder = open_autoencoder(pipe.vae, pipe.config.block_frames)
-    shown = PixelBlocks(coder.next_frames - coder.trim, coder.block_frames, coder.temporal)
+    shown = PixelBlocks(coder.timeline)
     with VideoReader(source) as reader:
         for frame in islice(reader, max_frames):
             if stop is not None and stop():

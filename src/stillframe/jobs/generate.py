@@ -1,7 +1,6 @@
 """Make a video file from a prompt: open the stream, write the frames as they come, report.
 
-Knows files and what a caller may ask for. How video is made is the pipeline's business, and how
-progress is shown the caller's.
+How video is made is the pipeline's business, and how progress is shown the caller's.
 """
 
 from __future__ import annotations
@@ -10,17 +9,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from importlib.metadata import version
 from os import PathLike
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from stillframe.config import EditConfig
 from stillframe.engine.stream import BlockStats, StageClock
 from stillframe.jobs.edit import Progress
+from stillframe.jobs.job import Job
 from stillframe.jobs.outputs import check_outputs
 from stillframe.jobs.report import write_json
-from stillframe.loading.device_memory import forget_peak, peak_memory
+from stillframe.loading.device_memory import forget_peak
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.pipelines.generation import GenerateStream
 from stillframe.video import VideoWriter
@@ -54,7 +52,7 @@ class GenerateReport:
         fps_made: frames out / total seconds.
         cache_bytes: keys and values of committed frames.
         peak_memory_bytes: torch's on a GPU, the process's on a CPU; None if unknown.
-        interrupted: whether it was told to stop before all frames were made.
+        interrupted: whether ``stop`` came before all frames were made.
     """
 
     stillframe: str
@@ -84,17 +82,6 @@ class GenerateReport:
             OutputError: it cannot be written.
         """
         write_json(asdict(self), path)
-
-
-class _Job(NamedTuple):
-    """What was asked for."""
-
-    pipe: CausalWanPipeline
-    prompt: str
-    rate: Fraction
-    seed: int
-    model: str
-    load_seconds: float
 
 
 def generate_file(
@@ -166,9 +153,8 @@ def generate_file(
         with clock("write"):
             writer.close(keep=writer.frames_written > 0 or not interrupted)
     spent["write"] = clock.lap()["write"]
-    name = model or Path(pipe.name_or_path or type(pipe).__name__).name
-    job = _Job(pipe, prompt, rate, config.seed or 0, name, load_seconds)
-    return _report(job, stream, writer, spent, interrupted)
+    job = Job(pipe, model, prompt, config.seed or 0, load_seconds)
+    return _report(job, rate, stream, writer, spent, interrupted)
 
 
 def _rate(fps: float | Fraction) -> Fraction:
@@ -179,7 +165,7 @@ def _rate(fps: float | Fraction) -> Fraction:
 
 
 def _count(num_frames: int | None, seconds: float | None, rate: Fraction) -> int:
-    """How many frames were asked for."""
+    """How many frames to make."""
     if num_frames is not None and seconds is not None:
         raise ValueError(f"give either frames, {num_frames}, or seconds, {seconds}")
     if seconds is not None:
@@ -215,7 +201,8 @@ def _write_all(
 
 
 def _report(
-    job: _Job,
+    job: Job,
+    rate: Fraction,
     stream: GenerateStream,
     writer: VideoWriter,
     spent: dict[str, float],
@@ -223,23 +210,15 @@ def _report(
 ) -> GenerateReport:
     total = sum(spent.values())
     return GenerateReport(
-        stillframe=version("stillframe"),
-        output=writer.name,
-        frames_out=writer.frames_written,
-        fps=float(job.rate),
+        **job.facts(writer),
+        fps=float(rate),
         width=stream.width,
         height=stream.height,
-        model=job.model,
-        prompt=job.prompt,
-        seed=job.seed,
-        device=str(job.pipe.compute_device),
-        dtype=str(job.pipe.transformer.dtype).removeprefix("torch."),
         sigmas=stream.settings.sigmas,
         window_frames=stream.settings.window_frames,
         sink_frames=stream.settings.sink_frames,
         seconds={"load": job.load_seconds, **spent, "total": total},
         fps_made=writer.frames_written / total if total else 0.0,
         cache_bytes=stream.memory["cache"],
-        peak_memory_bytes=peak_memory(job.pipe.compute_device),
         interrupted=interrupted,
     )

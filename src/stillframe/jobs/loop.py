@@ -1,13 +1,14 @@
 """Frames of one file through one or two streams, to the files that come of it.
 
 What waits between reading and writing is bounded by what the autoencoder holds back, about a block.
-Knows frames, streams and clocks. It does not open files, choose sizes or make reports.
+Files are opened, and sizes chosen, elsewhere.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.autoencoders.streaming import StreamingAutoencoder, open_autoencoder
 from stillframe.config import EditConfig
 from stillframe.controls import MotionMap
+from stillframe.controls.rate import RateController
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
 from stillframe.errors import OutputClosedError
 from stillframe.jobs.report import STAGES, RunReport
@@ -28,7 +29,7 @@ from stillframe.video import Frame, VideoWriter
 from stillframe.video.fit import Fit
 from stillframe.video.overlay import MaskTrack, draw_map
 
-__all__ = ["Comparison", "FileLoop", "Lane", "MapVideo", "missing_frames"]
+__all__ = ["Comparison", "EditRun", "FileLoop", "MapVideo"]
 
 Pixels = NDArray[np.uint8]
 
@@ -41,7 +42,7 @@ class Waiting(NamedTuple):
     source: Pixels | None
 
 
-class Lane:
+class EditRun:
     """One way of editing the clip: a stream, and what it costs.
 
     Args:
@@ -92,11 +93,22 @@ class Lane:
         state = self.stream.control_state
         return None if state is None else state.report()
 
+    def write_rate_trace(self, path: str | PathLike[str]) -> None:
+        """Write the times that a rate went by, if there is one.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        state = self.stream.control_state
+        rate = None if state is None else state.find(RateController)
+        if rate is not None:
+            rate.recorded().write(path)
+
     def report(self, files: dict[str, float], frames: int, flicker: float | None) -> RunReport:
         """What it cost.
 
         Args:
-            files: seconds of reading and writing, which both lanes have in common.
+            files: seconds of reading and writing, which all runs have in common.
             frames: frames that came out.
             flicker: of static regions, if measured.
         """
@@ -122,16 +134,6 @@ class Lane:
         )
 
 
-def missing_frames(vae: Any, fresh: StreamingAutoencoder) -> int:
-    """Pixel frames by which a stream's first block is short of a full one; ``fresh`` is unused yet.
-
-    Either the encoder takes fewer frames for it (Wan's first latent frame stands for one), or the
-    decoder drops some that it makes.
-    """
-    not_taken = fresh.block_frames * fresh.temporal - fresh.next_frames
-    return not_taken + int(getattr(vae, "frames_to_trim", 0))
-
-
 class MapVideo:
     """The map as a video: masks come from the engine, source frames from the loop.
 
@@ -142,9 +144,8 @@ class MapVideo:
 
     def __init__(self, pipe: CausalWanPipeline, writer: VideoWriter) -> None:
         self.writer = writer
-        stream = open_autoencoder(pipe.vae, pipe.config.block_frames)
-        self._patch = stream.spatial * pipe.denoiser.patch
-        self._track = MaskTrack(stream.temporal, missing_frames(pipe.vae, stream))
+        self._patch = pipe.frame_multiple
+        self._track = MaskTrack(pipe.timeline)
 
     def note(self, stats: BlockStats) -> None:
         """Take the mask of a finished block."""
@@ -159,7 +160,7 @@ class MapVideo:
 
 
 class Comparison:
-    """Measures of the first lane, which may prune, against the second, which does not, and of that
+    """Measures of the first run, which may prune, against the second, which does not, and of that
     against a third, if there is one: the same with another seed.
 
     Args:
@@ -183,19 +184,19 @@ class Comparison:
 
 
 class FileLoop:
-    """The loop over one file: ``lanes[0]`` is written, the others compared to it.
+    """The loop over one file: ``runs[0]`` is written, the others compared to it.
 
     Args:
         fit: from the file's frames to the model's and back.
         device: of the model.
-        lanes: one, or two or three if there is a ``comparison``.
+        runs: one, or two or three if there is a ``comparison``.
         writer: the output.
         map_video, comparison: what else to make, if anything.
 
     Attributes:
         frames_in: frames read so far.
-        interrupted: whether it was told to stop, or nobody reads the output any more.
-        closed: what happened to the output in that case, else None.
+        interrupted: whether ``stop`` said so, or nobody reads the output any more.
+        closed: the error of the output in that case, else None.
         clock: seconds of ``decode_video`` (with fitting) and ``write``.
     """
 
@@ -203,7 +204,7 @@ class FileLoop:
         self,
         fit: Fit,
         device: torch.device,
-        lanes: Sequence[Lane],
+        runs: Sequence[EditRun],
         writer: VideoWriter,
         map_video: MapVideo | None = None,
         comparison: Comparison | None = None,
@@ -213,7 +214,7 @@ class FileLoop:
         self.closed: OutputClosedError | None = None
         self.clock = StageClock()
         self.writer = writer
-        self.lanes = lanes
+        self.runs = runs
         self._fit, self._device = fit, device
         self._map, self._comparison = map_video, comparison
         self._waiting: deque[Waiting] = deque()
@@ -245,7 +246,7 @@ class FileLoop:
             if frame is not None and picture is not None:
                 self._wait(frame, picture)
             elif stop is not None and stop():
-                # a pipe ends when it is told to
+                # nothing more is read from a pipe then
                 self.interrupted = True
                 return
             edited = self._advance(picture)
@@ -259,8 +260,8 @@ class FileLoop:
             self.interrupted = stop is not None and stop()
 
     def _count_outside(self) -> None:
-        """Reading and writing count towards a rate that is to be held."""
-        controls = self.lanes[0].stream.control_state
+        """Reading and writing count towards a target rate."""
+        controls = self.runs[0].stream.control_state
         spent = sum(self.clock.seconds.values())
         if controls is not None:
             controls.outside(spent - self._outside)
@@ -276,27 +277,27 @@ class FileLoop:
         self.frames_in += 1
         source = self._pixels(picture)[0] if self._watched else None
         self._waiting.append(Waiting(frame.pts, frame.duration, source))
-        for lane in self.lanes:
-            controls = lane.stream.control_state
+        for run in self.runs:
+            controls = run.stream.control_state
             if controls is not None:
                 controls.frame(None if frame.motion is None else MotionMap(*frame.motion))
 
     def _advance(self, picture: Tensor | None) -> list[Tensor] | None:
-        """Push a frame (None: the end) through every lane; what came out, None if nothing did."""
-        order = list(range(len(self.lanes)))
-        # files are encoded in the background: no lane shall be the one that always runs beside that
-        if len(self.lanes[0].shares) % 2:
+        """Push a frame (None: the end) through every run; what came out, None if nothing did."""
+        order = list(range(len(self.runs)))
+        # files are encoded in the background: no run shall always be the one beside that
+        if len(self.runs[0].shares) % 2:
             # of the two that are compared; a third one comes last
             order[:2] = order[1::-1]
         edited: dict[int, Tensor | None] = {}
         for i in order:
-            stream = self.lanes[i].stream
+            stream = self.runs[i].stream
             edited[i] = stream.flush() if picture is None else stream.push(picture)
         done = [x for _, x in sorted(edited.items()) if x is not None]
         return done or None
 
     def _output(self, edited: Sequence[Tensor]) -> None:
-        """Write the frames of the first lane, (1, T, 3, H, W), and compare the second's."""
+        """Write the frames of the first run, (1, T, 3, H, W), and compare the others'."""
         with self.clock("write"):
             frames = self._pixels(edited[0])
         others = [] if self._comparison is None else [self._pixels(x) for x in edited[1:]]

@@ -1,4 +1,4 @@
-"""The files a job will write, checked before any work is done. Knows paths, not contents."""
+"""The files a job will write, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from os import PathLike
 from pathlib import Path
 
 from stillframe.errors import OutputError
-from stillframe.jobs.report import check_report_path
-from stillframe.video import Sink, Source, check_output
+from stillframe.video import Sink, Source, check_file, check_output
 
 __all__ = ["check_outputs"]
 
@@ -19,7 +18,7 @@ def check_outputs(
     source: StrPath | Source | None,
     target: StrPath | Sink,
     map_path: StrPath | None = None,
-    report_path: StrPath | None = None,
+    *files: StrPath | None,
 ) -> None:
     """Refuse outputs that cannot be written. Touches nothing, neither pipes nor the network.
 
@@ -27,10 +26,10 @@ def check_outputs(
         source: the video or stream that is read; None if there is none.
         target: the video or stream that is written.
         map_path: the video of what was recomputed, if wanted.
-        report_path: the report, if wanted.
+        files: what else is written, as a report; None where it is not wanted.
 
     Raises:
-        OutputError: one of them cannot be written, or two of the four are the same file.
+        OutputError: one of them cannot be written, or two of them are the same file.
     """
     if isinstance(source, Source):
         source = source.text if source.kind == "file" else None
@@ -43,8 +42,7 @@ def check_outputs(
         places.append((sink.text, check_output(sink.text, source=read)))
     if map_path is not None:
         places.append((map_path, check_output(map_path, source=read)))
-    if report_path is not None:
-        places.append((report_path, check_report_path(report_path)))
+    places += [(file, check_file(file)) for file in files if file is not None]
     for path, real in places:
         if real in taken:
             raise OutputError(f"{path} is the same file as {taken[real]}; choose another name")

@@ -1,27 +1,24 @@
 """What an edit did and what it cost, as numbers: the report.
 
-Every field is described in ``docs/report.md``. Knows JSON and files; not where numbers come from.
+Every field is described in ``docs/report.md``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-from stillframe.errors import OutputError
-from stillframe.whole_file import check_name, write_whole
+from stillframe.video.targets import check_file
+from stillframe.whole_file import write_whole
 
 __all__ = [
     "DENOISING_STAGES",
     "STAGES",
     "Report",
     "RunReport",
-    "check_report_path",
     "write_json",
 ]
 
@@ -131,27 +128,7 @@ def write_json(values: dict[str, Any], path: str | PathLike[str]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    check_report_path(path)
+    check_file(path)
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # a name in bytes that are not UTF-8 is kept as JSON's escapes
     write_whole(path, (text.encode(errors="backslashreplace"),))
-
-
-def check_report_path(path: str | PathLike[str]) -> Path:
-    """The real path of a report to be written; touches nothing.
-
-    Raises:
-        OutputError: the folder is missing or not writable, or something that is not a regular file
-            is in the way.
-    """
-    target = Path(os.path.realpath(path))
-    if os.path.isdir(target):
-        raise OutputError(f"{path} is a folder, not a file that can be written")
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise OutputError(f"{path} is not a regular file and cannot be replaced")
-    if not os.path.isdir(target.parent):
-        raise OutputError(f"{path} cannot be written: there is no folder {target.parent}")
-    check_name(target)
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path} cannot be written: no permission in {target.parent}")
-    return target

@@ -3,7 +3,7 @@
 Around each of its convolutions the autoencoder joins frames with their predecessors, pools or grows
 time, enlarges the picture, adds and cuts off; apart, these move more memory than the convolutions
 themselves. Here they are part of how a convolution reads and writes. It knows frames with channels
-last, not the autoencoder: ``lean_autoencoder.py`` does.
+last, not the autoencoder: ``autoencoders/tiny_fused.py`` does.
 """
 
 from __future__ import annotations

@@ -14,10 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.controls import Controls
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
-from stillframe.jobs.loop import missing_frames
 from stillframe.live.input_queue import Batch, InputFrame
 from stillframe.live.noise_gate import NoiseGate
 from stillframe.live.request import EditRequest
@@ -132,11 +130,10 @@ class Editor:
     """
 
     def __init__(self, pipe: CausalWanPipeline, size: FrameSize, noise: float = 0.0) -> None:
-        fresh = open_autoencoder(pipe.vae, pipe.config.block_frames)
-        self.first, self.later = fresh.next_frames, fresh.block_frames * fresh.temporal
-        self.patch = fresh.spatial * pipe.denoiser.patch
+        self._timeline = pipe.timeline
+        self.first, self.later = self._timeline.first_frames, self._timeline.later_frames
+        self.patch = pipe.frame_multiple
         self.lost = 0
-        self._temporal, self._missing = fresh.temporal, missing_frames(pipe.vae, fresh)
         self._pipe, self._size = pipe, size
         self._noise, self._noise_gate = noise, NoiseGate(noise)
         self._clock = StageClock()
@@ -183,7 +180,7 @@ class Editor:
         self._in_stream.clear()
         self._number = batch.stream
         self._fit = self._size.fit(*batch.frames[0].pixels.shape[:2])
-        self._track = MaskTrack(self._temporal, self._missing)
+        self._track = MaskTrack(self._timeline)
         self._frames_out = 0
         self._noise_gate = NoiseGate(self._noise)
         self._request = request

@@ -37,17 +37,17 @@ def parse_lora(text: str) -> tuple[Path, float]:
     Raises:
         ValueError: the file is missing, or what follows the last colon is no number.
     """
-    path, colon, scale = text.rpartition(":")
+    name, scale = text, 1.0
+    before, colon, number = text.rpartition(":")
     if colon and not os.path.exists(text):
         try:
-            chosen = Path(path).expanduser(), float(scale)
+            name, scale = before, float(number)
         except ValueError as error:
             raise ValueError(f"--lora takes FILE or FILE:SCALE, got {text!r}") from error
-    else:
-        chosen = Path(text).expanduser(), 1.0
-    if not os.path.isfile(chosen[0]):
-        raise ValueError(f"LoRA file {chosen[0]} is not there")
-    return chosen
+    path = Path(name).expanduser()
+    if not os.path.isfile(path):
+        raise ValueError(f"LoRA file {path} is not there")
+    return path, scale
 
 
 def add_lora(pipe: CausalWanPipeline, path: Path, scale: float = 1.0) -> None:

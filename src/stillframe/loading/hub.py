@@ -250,11 +250,11 @@ def _folder(repo: str) -> Path | None:
 
 def _matching(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
     """Names in the order of the patterns; a pattern that matches nothing stands for itself."""
-    chosen: dict[str, None] = {}
+    matches: dict[str, None] = {}
     ordered = sorted(names)
     for pattern in patterns:
-        chosen.update(dict.fromkeys([n for n in ordered if fnmatchcase(n, pattern)] or [pattern]))
-    return list(chosen)
+        matches.update(dict.fromkeys([n for n in ordered if fnmatchcase(n, pattern)] or [pattern]))
+    return list(matches)
 
 
 def _missing_in(folder: Path, name: str) -> str:

@@ -310,14 +310,14 @@ def plan_pipeline(
     from stillframe.loading.assemble import Task, plan
     from stillframe.loading.device_memory import free_memory
 
-    chosen = pick_device(device)
+    picked = pick_device(device)
     source = find_source(name, vae)
     configs = source.configurations
     if not all(file.present for file in hub.on_disk(configs)):
         hub.fetch(configs)
     task = Task(height, width, recovery, store=store)
-    needs = plan(source, pick_dtype(dtype, chosen), task, chosen)
-    return needs, free_memory(chosen)
+    needs = plan(source, pick_dtype(dtype, picked), task, picked)
+    return needs, free_memory(picked)
 
 
 def model_styles(name: str) -> tuple[Style, ...]:

@@ -92,7 +92,7 @@ class MemoryPlan:
         return self.text_encoder + self.text_activations
 
     @property
-    def held(self) -> int:
+    def resident(self) -> int:
         """What stays from block to block of the second phase."""
         weights = self.transformer + self.autoencoder
         states = self.cache + self.recovery + self.text_cache + self.stream + self.frames
@@ -101,7 +101,7 @@ class MemoryPlan:
     @property
     def editing(self) -> int:
         """Peak of the second phase, in which blocks are encoded, denoised and decoded in turn."""
-        return self.held + max(self.activations, self.encode, self.decode)
+        return self.resident + max(self.activations, self.encode, self.decode)
 
     @property
     def peak(self) -> int:
@@ -167,7 +167,7 @@ def plan_memory(
         recovery: name of the recovery.
         batch: B, videos at once.
         text_length: tokens of a prompt.
-        on_cpu: whether all of it is held by the process itself, see ``MemoryPlan.kept``.
+        on_cpu: whether all of it is in the process itself, see ``MemoryPlan.kept``.
 
     Raises:
         ModelError: a configuration is not one of the model it is meant for.
@@ -177,7 +177,8 @@ def plan_memory(
     vae = typed(_autoencoder(vae_config, vae_kind), dtype)
     denoiser = WanDenoiser(transformer)
     stream = open_autoencoder(vae, settings.block_frames)
-    multiple = stream.spatial * denoiser.patch
+    timeline = stream.timeline
+    multiple = timeline.spatial * denoiser.patch
     if min(height, width) < multiple or height % multiple or width % multiple:
         raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
     grid = Grid(settings.block_frames, height // multiple, width // multiple)
@@ -188,7 +189,7 @@ def plan_memory(
     cache, fill = job.state(denoiser)
     text = denoiser.text(job.embeds(denoiser))
     # float32, in and out
-    frames = 2 * 4 * batch * settings.block_frames * stream.temporal * 3 * height * width
+    frames = 2 * 4 * batch * timeline.later_frames * 3 * height * width
     compared = frames + remembered if vae_kind == "tiny" else 0
     return MemoryPlan(
         text_encoder=text_encoder,
@@ -199,7 +200,7 @@ def plan_memory(
         recovery=fill.nbytes,
         text_cache=sum(x.nbytes for x in (*text.keys, *text.values, text.embeds)),
         stream=remembered,
-        frames=job.seen(stream.temporal),
+        frames=job.seen(timeline.temporal),
         kept=frames + compared if on_cpu else 0,
         process=_LIBRARIES if on_cpu else 0,
         activations=_activations(transformer_config, job),
@@ -212,7 +213,7 @@ def plan_memory(
 
 @dataclass(frozen=True)
 class _Job:
-    """What `plan_memory` was asked for."""
+    """What `plan_memory` plans for."""
 
     grid: Grid
     batch: int
@@ -250,7 +251,7 @@ class _Job:
         grid, layers, heads, dim = self.grid, denoiser.layers, denoiser.heads, denoiser.head_dim
         sees = self.settings.sink_frames, self.settings.window_frames
         shape = CacheShape(layers, self.batch, grid, heads, dim, *sees)
-        # which distances count as equal does not change what is held
+        # which distances count as equal does not change sizes
         store = self.settings.store_dtype(self.dtype)
         setup = RecoverySetup(shape, self.steps, META, self.dtype, 0.0, 0.0, store)
         fill = find_recovery(self.recovery)(setup)

@@ -27,7 +27,7 @@ from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.base import TextCache
 from stillframe.config import EditConfig
-from stillframe.controls import Controls, FrameClock, SourceFacts
+from stillframe.controls import Controls, SourceFacts
 from stillframe.engine.inputs import Generators, check_embeds, check_generators
 from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
 from stillframe.methods import as_method
@@ -333,11 +333,9 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
 
     def _fitted(self, control: Controls, frames: Tensor) -> Controls:
         """The control for a clip (B, T, 3, H, W)."""
-        fresh = open_autoencoder(self.vae, self.config.block_frames)
-        untaken = fresh.block_frames * fresh.temporal - fresh.next_frames
-        trimmed = int(getattr(self.vae, "frames_to_trim", 0))
-        clock = FrameClock(fresh.temporal, untaken, untaken + trimmed)
-        return control.fitted(SourceFacts(frames.shape[-1], frames.shape[-2], clock=clock))
+        return control.fitted(
+            SourceFacts(frames.shape[-1], frames.shape[-2], timeline=self.timeline)
+        )
 
     def _expanded(
         self, prompt: str | Sequence[str] | None, embeds: Tensor | None, batch: int

@@ -19,7 +19,8 @@ from diffusers import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from torch import nn
 
-from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.autoencoders.streaming import timeline_of
+from stillframe.autoencoders.timeline import Timeline
 from stillframe.backbones.finite import check_model
 from stillframe.backbones.model_folder import check_classes
 from stillframe.backbones.wan import WanDenoiser
@@ -113,9 +114,14 @@ class SettableParts(DiffusionPipeline):
         return self._denoiser
 
     @property
+    def timeline(self) -> Timeline:
+        """How pixel frames, latent frames and blocks go together in its streams."""
+        return timeline_of(self.vae, self.config.block_frames)
+
+    @property
     def frame_multiple(self) -> int:
         """Frames must have sides in multiples of this many pixels."""
-        return open_autoencoder(self.vae, 1).spatial * self.denoiser.patch
+        return self.timeline.spatial * self.denoiser.patch
 
     @property
     def video_processor(self) -> VideoProcessor:
@@ -177,7 +183,7 @@ def _check_part(name: str, value: Any) -> None:
         ModelError: it is not what its name says.
     """
     if name == "vae":
-        open_autoencoder(value, 1)
+        timeline_of(value, 1)
     elif name == "scheduler" and not hasattr(value, "config"):
         raise ModelError(f"a scheduler has a configuration, got {type(value).__name__}")
     elif name in ("text_encoder", "tokenizer", _ENCODER) and not (value is None or callable(value)):

@@ -63,7 +63,8 @@ class GenerateStream(Iterator[Tensor]):
         generator: Generators = None,
         on_block: OnBlock | None = None,
     ) -> None:
-        multiple = autoencoder.spatial * denoiser.patch
+        spatial = autoencoder.timeline.spatial
+        multiple = spatial * denoiser.patch
         for side in (height, width):
             if side < 1 or side % multiple:
                 raise ValueError(f"height and width must be multiples of {multiple}, got {side}")
@@ -78,7 +79,7 @@ class GenerateStream(Iterator[Tensor]):
         self.frames_left = num_frames
         full = find_method("full")()
         self._loop = EditStream(denoiser, autoencoder, text, full, settings, generator, on_block)
-        size = (height // autoencoder.spatial, width // autoencoder.spatial)
+        size = (height // spatial, width // spatial)
         shape = (text.embeds.shape[0], denoiser.latent_channels, settings.block_frames, *size)
         self._nothing = torch.zeros(shape, device=text.embeds.device)
 
@@ -114,6 +115,9 @@ class TextToVideo:
 
         @property
         def denoiser(self) -> Backbone: ...
+
+        @property
+        def frame_multiple(self) -> int: ...
 
         @property
         def video_processor(self) -> VideoProcessor: ...
@@ -185,8 +189,7 @@ class TextToVideo:
         """
         config = EditConfig.of_generation(config, options)
         settings = self.generation_settings(**config.generation_settings)
-        autoencoder = open_autoencoder(self.vae, settings.block_frames)
-        multiple = autoencoder.spatial * self.denoiser.patch
+        multiple = self.frame_multiple
         if height is None:
             height = _whole(self.config.default_height, multiple)
         if width is None:
@@ -194,7 +197,7 @@ class TextToVideo:
             width = _whole(height * 16 / 9, 2 * multiple)
         return GenerateStream(
             self.denoiser,
-            autoencoder,
+            open_autoencoder(self.vae, settings.block_frames),
             self.text(prompt, prompt_embeds),
             settings,
             height,

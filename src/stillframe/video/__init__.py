@@ -9,7 +9,7 @@ from __future__ import annotations
 from stillframe.video.pipes import video_on_stdout
 from stillframe.video.places import Sink, Source
 from stillframe.video.reading import Frame, VideoReader
-from stillframe.video.targets import check_output
+from stillframe.video.targets import check_file, check_output
 from stillframe.video.vectors import BlockMotion
 from stillframe.video.writing import VideoWriter
 
@@ -20,6 +20,7 @@ __all__ = [
     "Source",
     "VideoReader",
     "VideoWriter",
+    "check_file",
     "check_output",
     "video_on_stdout",
 ]

@@ -12,6 +12,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from stillframe.autoencoders.timeline import Timeline
+
 __all__ = ["MaskTrack", "draw_map"]
 
 Pixels = NDArray[np.uint8]
@@ -27,18 +29,14 @@ _TRACK = np.array([20, 20, 20], dtype=np.uint8)
 class MaskTrack:
     """Keep masks by output frame. Holds the masks of unfinished blocks only.
 
-    A latent frame stands for ``temporal`` pixel frames, except that the first ones of a stream may
-    lack ``missing`` of them: an autoencoder may trim its first frames, or let its first latent
-    stand for a single frame. Ask for frames in order.
+    Ask for frames in order.
 
     Args:
-        temporal: pixel frames of a latent frame.
-        missing: pixel frames by which the first block is short.
+        timeline: of the stream.
     """
 
-    def __init__(self, temporal: int, missing: int = 0) -> None:
-        self._temporal = temporal
-        self._missing = missing
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
         self._masks: deque[Mask] = deque()
         self._first = 0
 
@@ -52,7 +50,7 @@ class MaskTrack:
         Raises:
             IndexError: if its block has not been added, or it lies before a frame asked for.
         """
-        latent = (frame + self._missing) // self._temporal
+        latent = self._timeline.output_latent(frame)
         if not self._first <= latent < self._first + len(self._masks):
             held = f"{self._first} to {self._first + len(self._masks) - 1}"
             raise IndexError(f"latent frame {latent} of frame {frame} is not among {held}")

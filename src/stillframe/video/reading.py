@@ -205,16 +205,6 @@ class VideoReader:
         return found if self._end is None else found.until(self._end)
 
     @property
-    def has_audio(self) -> bool:
-        """Whether there is a sound track that a `VideoWriter` may keep."""
-        return bool(self._demuxer.companions.sounds)
-
-    @property
-    def lost_packets(self) -> int:
-        """Packets of video that could not be decoded so far."""
-        return self._damage.undecoded.count
-
-    @property
     def damage(self) -> str | None:
         """What was lost so far and where, in one sentence without a full stop; None if nothing."""
         return self._damage.sentence()

@@ -19,7 +19,14 @@ from stillframe.video.containers import CONTAINERS, SEQUENCES, STREAMS
 from stillframe.video.places import Pattern, Sink, split_pattern
 from stillframe.whole_file import WholeFile, check_name, own_folder
 
-__all__ = ["FileTarget", "SequenceTarget", "StreamTarget", "check_output", "find_target"]
+__all__ = [
+    "FileTarget",
+    "SequenceTarget",
+    "StreamTarget",
+    "check_file",
+    "check_output",
+    "find_target",
+]
 
 _CONNECT_S = 10.0
 _RTMP_PORT = 1935
@@ -28,6 +35,30 @@ _RTMP_HANDSHAKE_BYTES = 1536
 # Seven packets of a transport stream, which fit into one of Ethernet.
 _UDP_PACKET_BYTES = 1316
 _GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ESHUTDOWN})
+
+
+def check_file(path: str | PathLike[str]) -> Path:
+    """The real path of a file to be written, of any kind; touches nothing.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or something that is not a regular file
+            is in the way.
+    """
+    target = Path(os.path.realpath(path))
+    if os.path.isdir(target):
+        raise OutputError(f"{path} is a folder, not a file that can be written")
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OutputError(f"{path} is not a regular file and cannot be replaced")
+    check_name(target)
+    _check_folder(path, target.parent)
+    return target
+
+
+def _check_folder(path: str | PathLike[str], folder: Path) -> None:
+    if not os.path.isdir(folder):
+        raise OutputError(f"{path} cannot be written: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path} cannot be written: no permission in {folder}")
 
 
 def check_output(path: str | PathLike[str], *, source: str | PathLike[str] | None = None) -> Path:
@@ -54,16 +85,7 @@ def check_output(path: str | PathLike[str], *, source: str | PathLike[str] | Non
         raise OutputError(
             f"{path} has no known video extension; known are {known}, and {sequences} for pictures"
         )
-    target = Path(os.path.realpath(path))
-    if os.path.isdir(target):
-        raise OutputError(f"{path} is a folder, not a file that can be written")
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise OutputError(f"{path} is not a regular file and cannot be replaced")
-    if not os.path.isdir(target.parent):
-        raise OutputError(f"{path} cannot be written: there is no folder {target.parent}")
-    check_name(target)
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path} cannot be written: no permission in {target.parent}")
+    target = check_file(path)
     if source is not None and os.path.exists(target) and os.path.samefile(source, target):
         raise OutputError(f"{path} is the video being read; choose another output")
     return target
@@ -73,10 +95,7 @@ def _check_sequence(path: Path, pattern: Pattern) -> Path:
     """The real path of a pattern, whose folder may be missing, but not the one around it."""
     folder = Path(os.path.realpath(pattern.folder))
     around = folder if folder.is_dir() else folder.parent
-    if not around.is_dir():
-        raise OutputError(f"{path} cannot be written: there is no folder {around}")
-    if not os.access(around, os.W_OK | os.X_OK):
-        raise OutputError(f"{path} cannot be written: no permission in {around}")
+    _check_folder(path, around)
     if folder.exists():
         if not folder.is_dir():
             raise OutputError(f"{path} cannot be written: {folder} is not a folder")

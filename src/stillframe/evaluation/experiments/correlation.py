@@ -63,14 +63,13 @@ def _change(x: Tensor, sides: tuple[int, ...]) -> Tensor:
 def _of_clip(bench: Bench, clip: Clip) -> list[list[float]]:
     frames = bench.matrix.source(clip.name).frames
     coded = encode(bench.pipe, frames)
-    latents, temporal = coded.whole[0], coded.temporal
+    latents, timeline = coded.whole[0], coded.timeline
     # the first latent frame may stand for fewer frames than the others: those are compared
-    skipped = 1 if coded.lead else 0
-    start = skipped * temporal - coded.lead
+    skipped = 1 if timeline.pad else 0
+    start = timeline.source_frames(skipped).start
     fit = frame_fit(bench.pipe, frames)
     padded = fit.to_grid(torch.from_numpy(np.array(frames[start:])))
-    spatial = padded.shape[-1] // latents.shape[-1]
-    found = changes(latents[:, skipped:].cpu(), padded, spatial, temporal)
+    found = changes(latents[:, skipped:].cpu(), padded, timeline.spatial, timeline.temporal)
     return [row.tolist() for row in found.round(6)]
 
 
