@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -323,3 +324,4 @@ def test_a_token_that_cannot_be_used_is_refused(
     options = ["serve", "--host", "0.0.0.0", "--port", "0", "--token-file", str(file)]
     done = CliRunner().invoke(command_line, options)
     assert (done.exit_code, sentence in " ".join(done.stderr.split())) == (2, True), done.stderr
+    assert multiprocessing.active_children() == []  # no model was loaded for it

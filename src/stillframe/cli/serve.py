@@ -119,18 +119,24 @@ def serve(given: Given) -> None:
 
     How sessions edit holds for clients that do not say otherwise."""
     _check_packages()
+    from stillframe.server.access import AccessPolicy
     from stillframe.server.serving import address, listen
 
     edits = {name: given[name] for name in _edits()}
     # refused here, as for `edit`, and not when the first client comes
     EditConfig.from_options(edits, named=flag)
     token = _token(given["host"], given["token_file"])
+    AccessPolicy(given["host"], token)  # refused before a model is loaded
     with listen(given["host"], given["port"]) as place:
         app = _app(given, edits, token)
-        url = address(given["host"], place.getsockname()[1], token)
-        say(f"live editing at {url} (Ctrl-C ends it)")
-        with _opened(url) if given["open"] else nullcontext():
-            _run(app, place)
+        try:
+            url = address(given["host"], place.getsockname()[1], token)
+            say(f"live editing at {url} (Ctrl-C ends it)")
+            with _opened(url) if given["open"] else nullcontext():
+                _run(app, place)
+        finally:
+            # the application does this as well, if it got as far as to begin
+            app.state.server.supervisor.stop()
     say("the server has ended")
 
 
