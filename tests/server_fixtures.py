@@ -78,8 +78,8 @@ class Server:
         return f"ws://127.0.0.1:{self.port}/live"
 
     @property
-    def house(self) -> Any:
-        return self.app.state.house
+    def state(self) -> Any:
+        return self.app.state.server
 
     @contextmanager
     def client(self, hello: dict[str, Any] | None = None, **options: Any) -> Iterator[Client]:

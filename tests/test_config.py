@@ -44,7 +44,7 @@ from stillframe.methods import as_method, find_method, methods, split_methods
 from stillframe.methods.prune import InterFramePruning
 from stillframe.options import Option
 from stillframe.server.client_config import ClientConfig
-from stillframe.server.messages import Update
+from stillframe.server.messages import Update, parse_message
 
 
 def commands(found: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -302,11 +302,11 @@ def test_changes_keep_the_rest() -> None:
 def test_a_client_keeps_what_another_method_does_not_use() -> None:
     first = ClientConfig({"tau1": 0.1, "recovery": "clean", "seed": 4})
     assert first.config == EditConfig(InterFramePruning(recovery="clean", tau1=0.1), seed=4)
-    full = first.changed(Update(method="full"))
+    full = first.changed(parse_message(Update, {"method": "full"}))
     assert full.config == EditConfig(find_method("full")(), seed=4)
-    back = full.changed(Update(method="runlength:threshold=0.2"))
+    back = full.changed(parse_message(Update, {"method": "runlength:threshold=0.2"}))
     assert back.config.method == as_method("runlength:threshold=0.2", recovery="clean")
-    assert back.changed(Update(method="prune")).config == first.config
+    assert back.changed(parse_message(Update, {"method": "prune"})).config == first.config
 
 
 # sessions

@@ -23,7 +23,7 @@ from stillframe.controls import Controls, Cuts
 from stillframe.engine.stream import EditStream
 from stillframe.errors import StillframeError
 from stillframe.live import LiveSession, RemoteSession, SessionError, Worker, WorkerProcess
-from stillframe.live.ipc import Line
+from stillframe.live.ipc import Channel
 from stillframe.methods.prune import InterFramePruning
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
@@ -113,7 +113,7 @@ def test_a_frame_without_pixels_is_refused_and_no_line_is_cut(
 
 @pytest.mark.parametrize("shape", [(0, 48, 3), (5, 0, 3), (4, 6, 3)])
 def test_pixels_of_any_shape_go_over_a_line(shape: tuple[int, ...]) -> None:
-    near, far = (Line(end) for end in Pipe())
+    near, far = (Channel(end) for end in Pipe())
     sent = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
     for array in (sent, np.asfortranarray(sent), sent[:, ::-1]):
         near.send(("x",), array)
@@ -127,13 +127,13 @@ def test_pixels_of_any_shape_go_over_a_line(shape: tuple[int, ...]) -> None:
 
 def test_a_frame_that_waits_is_sent_once(process: WorkerProcess) -> None:
     sent: list[str] = []
-    send = process._line.send
+    send = process._channel.send
 
     def counted(message: tuple[Any, ...], pixels: Any = None) -> None:
         sent.append(message[2])
         send(message, pixels)
 
-    process._line.send = counted  # type: ignore[method-assign]
+    process._channel.send = counted  # type: ignore[method-assign]
     try:
         with process.open("oil", policy="all") as session:
             number = 0
@@ -155,7 +155,7 @@ def test_a_frame_that_waits_is_sent_once(process: WorkerProcess) -> None:
         late.join(20)
         assert not late.is_alive()
     finally:
-        process._line.send = send  # type: ignore[method-assign]
+        process._channel.send = send  # type: ignore[method-assign]
 
 
 def pushes(session: RemoteSession, start: float) -> None:

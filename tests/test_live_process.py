@@ -23,7 +23,7 @@ from stillframe.errors import ModelError
 from stillframe.live import EditedFrame, RemoteSession, SessionError, WorkerProcess
 from stillframe.methods.prune import InterFramePruning
 from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.server.supervisor import ProcessKeeper
+from stillframe.server.supervisor import ProcessSupervisor
 
 Pixels = NDArray[np.uint8]
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    keeper = ProcessKeeper(one_thread)
+    keeper = ProcessSupervisor(one_thread)
     with serving(keeper, max_sessions=2) as running:
         yield running
         pid = keeper.pid
@@ -42,7 +42,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def process(server: Server) -> Iterator[WorkerProcess]:
     """The server's process, as it is used without a server."""
-    process = server.house.keeper.process
+    process = server.state.supervisor.process
     assert process.sessions == 0
     yield process
     assert process.sessions == 0
@@ -114,7 +114,7 @@ def test_who_does_not_read_stops_his_own_session_only(process: WorkerProcess) ->
         while deaf.push(levels(1)[0], float(number), timeout=0.5):
             number += 1
             assert number < 12 * BLOCK
-        # on their way, in the outbox, and before the model: not more than two blocks of each
+        # on their way, in the output queue, and before the model: not more than two blocks of each
         assert 3 * BLOCK <= number <= 6 * BLOCK
         assert deaf.unread <= BLOCK
         assert len(play(other, levels(2 * BLOCK))) == 2 * BLOCK
@@ -141,10 +141,10 @@ def descriptors() -> int:
 
 
 def test_kill_9_ends_sessions_with_a_message_and_the_server_recovers(server: Server) -> None:
-    keeper = server.house.keeper
+    keeper = server.state.supervisor
     with server.client() as client:
         client.works()
-    wait_until(lambda: server.house.sockets.taken == 0)
+    wait_until(lambda: server.state.connections.open == 0)
     before = descriptors(), keeper.failures
     shared = set(os.listdir("/dev/shm"))
     with server.client() as one, server.client() as two:
@@ -162,9 +162,9 @@ def test_kill_9_ends_sessions_with_a_message_and_the_server_recovers(server: Ser
         client.works()
         assert keeper.pid != first
     assert not alive(first)
-    wait_until(lambda: server.house.sockets.taken == 0)
+    wait_until(lambda: server.state.connections.open == 0)
     assert get(server, "/api/status").json()["worker_failures"] == before[1] + 1
-    assert (server.house.seats.taken, server.house.hall.sessions) == (0, {})
+    assert (server.state.open_sessions.open, server.state.sessions) == (0, {})
     wait_until(lambda: descriptors() <= before[0])
     assert set(os.listdir("/dev/shm")) <= shared
 

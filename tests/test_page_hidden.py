@@ -82,7 +82,7 @@ def tab(browser: Browser, server: Server) -> Iterator[Tab]:
     start(tab)
     yield tab
     tab.close()
-    wait_until(lambda: server.house.sockets.taken == 0)
+    wait_until(lambda: server.state.connections.open == 0)
 
 
 def goes_on(tab: Tab) -> None:
@@ -215,6 +215,6 @@ def test_an_update_that_is_refused_is_said_and_can_be_made_again(tab: Tab) -> No
 def test_nothing_is_left_when_a_tab_stops(tab: Tab, server: Server) -> None:
     tab.click("#stop")
     tab.until("window.bitmaps === 0", 10)
-    wait_until(lambda: server.house.seats.taken == 0)
+    wait_until(lambda: server.state.open_sessions.open == 0)
     last: Any = tab.message
     assert last.split() == ["Idle", "Stopped."]

@@ -56,10 +56,10 @@ def _everything_is_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "server" in request.fixturenames:
         running = request.getfixturevalue("server")
-        wait_until(lambda: running.house.sockets.taken == 0)
-        assert running.house.seats.taken == 0
-        assert running.house.hall.sessions == {}
-        assert len(running.house.keeper.worker) == 0
+        wait_until(lambda: running.state.connections.open == 0)
+        assert running.state.open_sessions.open == 0
+        assert running.state.sessions == {}
+        assert len(running.state.supervisor.worker) == 0
 
 
 def test_edited_frames_come_back_with_times_maps_and_telemetry(server: Server) -> None:
@@ -130,7 +130,7 @@ def test_methods_and_numbers_change_while_it_runs(server: Server) -> None:
         client.say("update", method="prune", strength=0.5, tolerance=5)
         client.until("updated")
         client.works(20, blocks=2)
-        [session] = server.house.hall.sessions.values()
+        [session] = server.state.sessions.values()
         method = session.request.method
         # what was said while another method was in use still holds
         assert (method.name, method.recovery, method.tolerance) == ("prune", "clean", 5)
@@ -146,7 +146,7 @@ def test_pause_resume_reset_and_bye(server: Server) -> None:
     clip = pictures(24)
     with server.client({"policy": "all"}) as client:
         client.works(0)
-        [session] = server.house.hall.sessions.values()
+        [session] = server.state.sessions.values()
         client.say("pause")
         for number in range(12):
             client.send(10 + number / 10, clip[number])
@@ -167,7 +167,7 @@ def test_a_change_of_size_begins_another_stream(server: Server) -> None:
         for number, picture in enumerate(pictures(12, 96, 64)):
             client.send(10 + number / 10, picture)
         client.until("frame", 12)
-        [session] = server.house.hall.sessions.values()
+        [session] = server.state.sessions.values()
         assert session.telemetry.last.stream == 1
     assert {picture.shape for _, picture in client.frames} == {(64, 96, 3)}
 
@@ -183,7 +183,7 @@ def test_one_more_session_than_there_may_be_is_refused(server: Server) -> None:
         assert get(server, "/api/status").json()["sessions"] == {"open": 3, "max": 3}
         three.say("bye")
         three.until("closed")
-        wait_until(lambda: server.house.seats.taken == 2)
+        wait_until(lambda: server.state.open_sessions.open == 2)
         with server.client() as again:
             again.until("ready")
         one.works()
@@ -285,11 +285,11 @@ def come_and_go(server: Server, times: int) -> None:
                 client.send(0, GOOD)
             elif number % 4 == 2:
                 client.socket.socket.shutdown(socket.SHUT_RDWR)  # gone without a word
-        wait_until(lambda: server.house.sockets.taken == 0)
+        wait_until(lambda: server.state.connections.open == 0)
         now = {name for name in threads() if "pool" not in name}
         before = before or now
         assert now == before
-    assert server.house.hall.sessions == {}
+    assert server.state.sessions == {}
     assert len([name for name in threads() if "pool" in name]) <= 2 * 3 + 2
 
 
@@ -327,7 +327,7 @@ def test_a_client_that_stops_reading_is_cut_off_and_others_go_on(
         try:
             other.until("ready")
             start, number = time.monotonic(), 0
-            while server.house.seats.taken == 2:
+            while server.state.open_sessions.open == 2:
                 assert time.monotonic() - start < WAIT
                 other.works(10.0 * number)
                 number += 1
@@ -381,7 +381,7 @@ def test_a_worker_that_fails_ends_its_sessions_and_another_takes_over(server: Se
     with server.client() as one, server.client() as two:
         one.works()
         two.until("ready")
-        server.house.keeper.worker.add(Broken())
+        server.state.supervisor.worker.add(Broken())
         for client in (one, two):
             code, last = client.ending()
             assert (code, last["type"]) == (1011, "error")

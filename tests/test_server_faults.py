@@ -55,8 +55,8 @@ def server(pipe: Any) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def _everything_is_given_back(server: Server) -> Iterator[None]:
     yield
-    wait_until(lambda: server.house.sockets.taken == 0)
-    assert (server.house.seats.taken, server.house.hall.sessions) == (0, {})
+    wait_until(lambda: server.state.connections.open == 0)
+    assert (server.state.open_sessions.open, server.state.sessions) == (0, {})
 
 
 @pytest.mark.parametrize(("name", "typed", "meant"), PROMPTS)
@@ -69,7 +69,7 @@ def test_prompts_are_cleaned_alike_everywhere(name: str, typed: str, meant: str)
 def test_prompts_that_people_paste_are_taken_at_first_and_while_it_runs(server: Server) -> None:
     with server.client({"policy": "all", "prompt": PROMPTS[0][1]}) as client:
         client.until("ready")
-        [session] = server.house.hall.sessions.values()
+        [session] = server.state.sessions.values()
         assert session.request.prompt == PROMPTS[0][2]
         for name, typed, meant in PROMPTS:
             client.say("update", prompt=typed)
@@ -112,7 +112,7 @@ def test_a_refused_update_changes_nothing_and_its_session_goes_on(server: Server
     ]  # fmt: skip
     with server.client({"policy": "all"}) as client:
         client.works(0)
-        [session] = server.house.hall.sessions.values()
+        [session] = server.state.sessions.values()
         before = session.request
         for fields in updates:
             client.say("update", **fields)

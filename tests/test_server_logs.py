@@ -16,7 +16,7 @@ from tests.server_fixtures import WAIT, Server, pictures, serving, wait_until
 
 from stillframe.live import SessionError
 from stillframe.server.limits import Limits
-from stillframe.server.logs import Fewer, quieten
+from stillframe.server.logs import LogLimit, limit_logs
 from stillframe.server.messages import ProtocolError
 from stillframe.server.pictures import decode_picture
 
@@ -47,7 +47,7 @@ class Lines(logging.Handler):
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    quieten()  # from here on
+    limit_logs()  # from here on
     handler, loggers = Lines(), [logging.getLogger(), logging.getLogger("uvicorn")]
     for logger in loggers:
         logger.addHandler(handler)
@@ -58,7 +58,7 @@ def lines() -> Iterator[list[str]]:
 
 def test_so_many_lines_of_a_kind_and_how_many_were_left_out() -> None:
     now = [0.0]
-    fewer, handler, log = Fewer(3, 10.0, lambda: now[0]), Lines(), logging.Logger("any")
+    fewer, handler, log = LogLimit(3, 10.0, lambda: now[0]), Lines(), logging.Logger("any")
     log.addFilter(fewer)
     log.addHandler(handler)
 
@@ -118,7 +118,7 @@ def test_clients_cannot_fill_the_log(
 ) -> None:
     for _ in range(TIMES):
         way(server)
-    wait_until(lambda: len(server.house.strangers) == 0)
+    wait_until(lambda: len(server.state.unauthenticated) == 0)
     assert len(lines) <= 5
     assert "Traceback" not in "".join(lines)
 
@@ -133,8 +133,8 @@ def test_offers_that_end_before_they_are_answered_are_no_fault(
     head = f"POST /webrtc/offer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
     for _ in range(6):
         raw(server, head.encode() + body)  # and gone
-        wait_until(lambda: len(server.house.strangers) == 0)
-        for peer, task in list(server.house.peers._open.values()):
+        wait_until(lambda: len(server.state.unauthenticated) == 0)
+        for peer, task in list(server.app.state.webrtc._open.values()):
             task.get_loop().call_soon_threadsafe(peer.leave)
     freed(server)
     assert lines == []
@@ -159,7 +159,7 @@ def test_clients_are_told_of_a_fault_and_the_log_of_its_cause(
 
     with server.client({"policy": "all"}) as client:
         client.until("ready")
-        [session] = server.house.hall.sessions.values()
+        [session] = server.state.sessions.values()
         monkeypatch.setattr(session, "push", breaks)
         client.send(0.0, pictures(1)[0])
         assert client.ending()[1]["message"] == "the server failed; its log says how"

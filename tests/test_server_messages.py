@@ -17,16 +17,9 @@ from tests.live_fixtures import levels
 from tests.server_fixtures import frame_message, jpeg
 
 from stillframe.server import messages
-from stillframe.server.guard import (
-    Gate,
-    Rate,
-    RefusedError,
-    Seats,
-    is_loopback,
-    new_token,
-    packaged_file,
-)
-from stillframe.server.limits import Limits
+from stillframe.server.access import AccessPolicy, is_loopback, new_token
+from stillframe.server.app import packaged_file
+from stillframe.server.limits import ConnectionLimit, Limits, RateLimit, RefusedError
 from stillframe.server.messages import Command, Hello, ProtocolError, Update, parse_text
 from stillframe.server.pictures import decode_picture, encode_picture, picture_size
 from stillframe.server.serving import address
@@ -47,13 +40,39 @@ def test_what_clients_may_say_is_understood() -> None:
         "recovery": "none", "tolerance": 0, "strength": 1, "quality": 7,
     }  # fmt: skip
     hello = parse(full)
-    assert hello == Hello(**{k: v for k, v in full.items() if k != "type"})
-    assert parse({**HELLO, "token": None}) == Hello(prompt="oil")
+    assert isinstance(hello, Hello)
+    assert {k: getattr(hello, k) for k in full if k != "type"} == {
+        k: v for k, v in full.items() if k != "type"
+    }
+    alone = parse({**HELLO, "token": None, "recovery": None})
+    assert isinstance(alone, Hello)
+    assert (alone.prompt, alone.token, alone.options) == ("oil", None, {})
     update = parse({"type": "update", "prompt": "", "tolerance": 0.0})
     assert isinstance(update, Update)
     assert update.what == ["prompt", "tolerance"]
     for name in ("pause", "resume", "reset", "bye"):
-        assert parse({"type": name}) == Command(name)
+        command = parse({"type": name})
+        assert (isinstance(command, Command), command.type) == (True, name)
+
+
+def test_another_message_is_one_class() -> None:
+    class Nudge(Command):
+        type = "nudge"
+        times: int = 1
+
+        def run(self, session: Any) -> None:
+            session.extend(["nudged"] * self.times)
+
+    try:
+        told: list[str] = []
+        command = parse({"type": "nudge", "times": 2})
+        assert isinstance(command, Nudge)
+        command.run(told)
+        assert told == ["nudged", "nudged"]
+        with pytest.raises(ProtocolError, match="nudge has an unknown field; it may have times"):
+            parse({"type": "nudge", "by": "whom"})
+    finally:
+        del messages._TYPES["nudge"]
 
 
 @pytest.mark.parametrize(
@@ -222,18 +241,18 @@ def test_pictures_go_out_and_come_back() -> None:
 def test_only_this_computer_needs_no_token() -> None:
     for host in ("127.0.0.1", "127.9.9.9", "localhost", "::1", "[::1]"):
         assert is_loopback(host)
-        assert Gate(host).knows(None)
+        assert AccessPolicy(host).accepts(None)
     for host in ("0.0.0.0", "::", "192.168.0.2", "example.org", "localhost.example.org", ""):
         assert not is_loopback(host)
         for token in (None, ""):
             with pytest.raises(ValueError, match="token"):
-                Gate(host, token)
+                AccessPolicy(host, token)
     token = new_token()
     assert len({new_token() for _ in range(20)} | {token}) == 21
-    gate = Gate("0.0.0.0", token)
-    assert gate.knows(token)
+    policy = AccessPolicy("0.0.0.0", token)
+    assert policy.accepts(token)
     for wrong in (None, "", token[:-1], token + "x", "ä", "\ud800"):
-        assert not gate.knows(wrong)
+        assert not policy.accepts(wrong)
 
 
 @pytest.mark.parametrize(
@@ -258,12 +277,12 @@ def test_only_this_computer_needs_no_token() -> None:
 def test_pages_of_others_may_not_open_a_socket(
     origin: str | None, host: str, allowed: bool
 ) -> None:
-    assert Gate("127.0.0.1").origin_allowed(origin, host) is allowed
+    assert AccessPolicy("127.0.0.1").origin_allowed(origin, host) is allowed
 
 
 def test_a_local_server_answers_to_local_names_only() -> None:
-    local = Gate("127.0.0.1", names=["box.example"])
-    open_one = Gate("0.0.0.0", TOKENS[0], names=["Box.Example."])
+    local = AccessPolicy("127.0.0.1", names=["box.example"])
+    open_one = AccessPolicy("0.0.0.0", TOKENS[0], names=["Box.Example."])
     for name in ("127.0.0.1:7860", "localhost", "[::1]:7860", "LOCALHOST:80"):
         assert local.host_allowed(name)
         assert open_one.host_allowed(name)
@@ -282,21 +301,21 @@ def test_a_local_server_answers_to_local_names_only() -> None:
 def test_tokens_that_can_be_guessed_or_not_be_sent_are_refused(token: str) -> None:
     for host in ("127.0.0.1", "0.0.0.0"):
         with pytest.raises(ValueError, match=r"16 to 200 characters, this one has|of ASCII"):
-            Gate(host, token)
+            AccessPolicy(host, token)
 
 
-def test_seats_are_counted_and_given_back() -> None:
-    seats = Seats(2)
-    with seats.seat(), seats.seat():
-        with pytest.raises(RefusedError, match="2 of 2 sessions"), seats.seat():
+def test_connections_are_counted_up_to_their_limit() -> None:
+    limit = ConnectionLimit(2)
+    with limit.one(), limit.one():
+        with pytest.raises(RefusedError, match="2 of 2 sessions"), limit.one():
             pass
-        assert seats.taken == 2
-    assert seats.taken == 0
+        assert limit.open == 2
+    assert limit.open == 0
 
 
 def test_a_rate_holds_in_the_long_run() -> None:
     now = [0.0]
-    rate = Rate(10.0, lambda: now[0])
+    rate = RateLimit(10.0, lambda: now[0])
     allowed = 0
     for step in range(1000):
         now[0] = step / 100

@@ -27,9 +27,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from stillframe.server.app import create_app
-from stillframe.server.connection import Connection
+from stillframe.server.client_session import ClientSession, first_of
 from stillframe.server.limits import Limits
-from stillframe.server.tasks import first_of
+from stillframe.server.websocket import WebSocketTransport
 
 LIMITS = Limits(
     stall_seconds=0.3, hello_seconds=0.5, idle_seconds=0.5, texts_per_second=5.0,
@@ -126,7 +126,7 @@ def test_who_waits_for_the_first_can_be_stopped() -> None:
 
 async def gone_while_sending(app: FastAPI, ticks: int) -> int:
     """Seats taken after a client went so many steps of the loop before or after a send ended."""
-    loop, house = asyncio.get_running_loop(), app.state.house
+    loop, state = asyncio.get_running_loop(), app.state.server
     said = [{"type": "websocket.connect"}]
     said += [{"type": "websocket.receive", "text": json.dumps(HELLO)}]
     gone: asyncio.Future[None] = loop.create_future()
@@ -146,7 +146,10 @@ async def gone_while_sending(app: FastAPI, ticks: int) -> int:
 
     scope = {"type": "websocket", "headers": [], "path": "/live", "extensions": {}}
     async with asyncio.timeout(WAIT):
-        talk = asyncio.ensure_future(Connection(WebSocket(scope, receive, send), house.hall).run())
+        accepted = WebSocket(scope, receive, send)
+        await accepted.accept()
+        transport = WebSocketTransport(accepted, state)
+        talk = asyncio.ensure_future(ClientSession(transport, state).run())
         await sending
         (gone if ticks >= 0 else held).set_result(None)
         for _ in range(abs(ticks)):
@@ -155,13 +158,13 @@ async def gone_while_sending(app: FastAPI, ticks: int) -> int:
             if not future.done():
                 future.set_result(None)
         await asyncio.wait([talk], timeout=3)
-        return int(house.seats.taken)
+        return int(state.open_sessions.open)
 
 
 def test_a_send_that_ends_as_the_client_goes_keeps_no_seat(pipe: Any) -> None:
     async def run() -> list[int]:
         app = create_app(pipe, max_sessions=20, limits=Limits(stall_seconds=60.0))
-        async with app.state.house.open(app):
+        async with app.state.server.running():
             return [await gone_while_sending(app, ticks) for ticks in range(-8, 9)]
 
     assert asyncio.run(run()) == [0] * 17
@@ -249,7 +252,7 @@ async def all_sessions(server: Server, count: int) -> dict[str, int]:
             if how is not None:
                 ways[how] = ways.get(how, 0) + 1
             else:
-                await asyncio.sleep(0.02)  # the house is full, say
+                await asyncio.sleep(0.02)  # the server is full, say
 
     async with asyncio.TaskGroup() as group:
         for seed in range(SEATS + 1):
@@ -266,16 +269,16 @@ def soak(server: Server, count: int) -> None:
     ways = asyncio.run(all_sessions(server, count))
     assert sum(ways.values()) >= count
     assert count < 500 or set(ways) == set(WAYS)
-    wait_until(lambda: server.house.sockets.taken == 0)
-    assert (server.house.seats.taken, server.house.hall.sessions) == (0, {})
-    assert len(server.house.keeper.worker) == 0
+    wait_until(lambda: server.state.connections.open == 0)
+    assert (server.state.open_sessions.open, server.state.sessions) == (0, {})
+    assert len(server.state.supervisor.worker) == 0
     wait_until(lambda: threads() == before)
     assert get(server, "/api/status").json()["worker_failures"] == 0
     # and as many as ever may come in
     asyncio.run(everybody(server))
-    wait_until(lambda: server.house.sockets.taken == 0)
-    assert (server.house.seats.taken, server.house.hall.sessions) == (0, {})
-    wait_until(lambda: len(server.house.strangers) == 0)
+    wait_until(lambda: server.state.connections.open == 0)
+    assert (server.state.open_sessions.open, server.state.sessions) == (0, {})
+    wait_until(lambda: len(server.state.unauthenticated) == 0)
 
 
 async def everybody(server: Server) -> None:

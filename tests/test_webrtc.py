@@ -133,9 +133,9 @@ async def an_offer() -> dict[str, Any]:
 
 
 def freed(server: Server) -> None:
-    wait_until(lambda: server.house.seats.taken == 0)
-    assert server.house.hall.sessions == {}
-    wait_until(lambda: len(server.house.keeper.worker) == 0)
+    wait_until(lambda: server.state.open_sessions.open == 0)
+    assert server.state.sessions == {}
+    wait_until(lambda: len(server.state.supervisor.worker) == 0)
 
 
 def test_frames_are_edited_and_a_prompt_changes(server: Server) -> None:
@@ -194,7 +194,7 @@ def test_frames_that_are_too_large_are_dropped_and_told_of(pipe: Any) -> None:
         try:
             await caller.call(server)
             await caller.until(lambda: len(caller.said("notice")) >= 2)
-            assert server.house.seats.taken == 1  # and nothing has ended
+            assert server.state.open_sessions.open == 1  # and nothing has ended
             caller.channel.send(json.dumps({"type": "update", "tolerance": -1}))
             await caller.until(lambda: caller.said("notice")[-1]["about"] == "update")
         finally:

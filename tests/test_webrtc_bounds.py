@@ -23,11 +23,11 @@ from av import VideoFrame
 from tests.live_fixtures import levels
 from tests.test_webrtc import Caller, an_offer, freed, post, section
 
-from stillframe.server.decoding import codecs, guarded, vp8_size
+from stillframe.server.decoding import codecs, limit_decoding, vp8_size
 from stillframe.server.limits import Limits
 from stillframe.server.messages import ProtocolError
-from stillframe.server.sdp import judged
-from stillframe.server.webrtc import Peer
+from stillframe.server.sdp import checked_offer
+from stillframe.server.webrtc import WebRtcTransport
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +51,15 @@ def sdp() -> str:
 
 def refused(sdp: str) -> str:
     with pytest.raises(ProtocolError) as error:
-        judged(sdp)
+        checked_offer(sdp)
     return str(error.value)
 
 
 def test_what_is_judged_is_what_aiortc_reads(sdp: str) -> None:
-    told, first = SessionDescription.parse(judged(sdp)), SessionDescription.parse(sdp)
+    told, first = SessionDescription.parse(checked_offer(sdp)), SessionDescription.parse(sdp)
     assert [str(media) for media in told.media] == [str(media) for media in first.media]
-    assert judged(judged(sdp)) == judged(sdp)
-    assert judged(sdp.replace("\r\n", "\n")) == judged(sdp)
+    assert checked_offer(checked_offer(sdp)) == checked_offer(sdp)
+    assert checked_offer(sdp.replace("\r\n", "\n")) == checked_offer(sdp)
 
 
 @pytest.mark.parametrize("end", ["\r", "\n", "\x0b", "\x0c", "\x1c", "\x1e", "\x85", "\u2028"])
@@ -78,7 +78,7 @@ def test_an_offer_has_bounds(sdp: str) -> None:
     # and what fits into them is read in no time
     worst = "".join(f"a=rtpmap:97 V{n}/9\r\na=fmtp:97 x\r\na=rtcp-fb:* x\r\n" for n in range(220))
     begun = time.process_time()
-    judged(section("video", "0") + worst + sdp[sdp.index("m=application") :])
+    checked_offer(section("video", "0") + worst + sdp[sdp.index("m=application") :])
     assert time.process_time() - begun < 0.5
 
 
@@ -114,14 +114,14 @@ def test_a_broken_offer_leaves_nothing_open(server: Server, sdp: str, find: str,
 
 
 def leave_all(server: Server) -> None:
-    for peer, task in list(server.house.peers._open.values()):
+    for peer, task in list(server.app.state.webrtc._open.values()):
         task.get_loop().call_soon_threadsafe(peer.leave)
 
 
 def peers() -> list[Any]:
     """Connections of the server that are not closed."""
     gc.collect()
-    own = [each for each in gc.get_objects() if type(each) is Peer]
+    own = [each for each in gc.get_objects() if type(each) is WebRtcTransport]
     return [each for each in own if each._peer.connectionState != "closed"]
 
 
@@ -136,7 +136,7 @@ def test_what_fails_while_closing_skips_nothing(
     answer = post(server, {**offer, "width": 96, "height": 64})
     assert (answer.status_code, answer.json()["detail"]) == (400, "the offer's sdp cannot be used")
     freed(server)
-    wait_until(lambda: not server.house.peers._open)
+    wait_until(lambda: not server.app.state.webrtc._open)
 
 
 async def good_until_read() -> str:
@@ -192,7 +192,7 @@ def test_few_frames_wait_to_be_decoded_and_each_is_looked_at() -> None:
         told: list[str] = []
         each = receiver()
         limits = Limits(picture_pixels=10_000, message_bytes=50_000, frames_per_second=1e6)
-        decoding = guarded(each, limits, told.append, lambda: told.append("left"))
+        decoding = limit_decoding(each, limits, told.append, lambda: told.append("left"))
         whole, *deltas = encoded(20)
         for data in deltas[:3]:  # built upon what never came
             decoding.put((VP8, Frame(data)))
@@ -218,7 +218,7 @@ def test_a_client_sends_under_few_numbers() -> None:
     async def run() -> None:
         left: list[int] = []
         each = receiver()
-        guarded(each, Limits(), lambda _: None, lambda: left.append(1))
+        limit_decoding(each, Limits(), lambda _: None, lambda: left.append(1))
         for number in range(100):
             packet = aiortc.rtp.RtpPacket(payload_type=97, ssrc=number)
             await each._handle_rtp_packet(packet, arrival_time_ms=0)
@@ -247,19 +247,21 @@ def test_a_slow_decoder_holds_up_nobody(server: Server, monkeypatch: pytest.Monk
             now = loop.time()
             await asyncio.sleep(0.01)
             late.append(loop.time() - now)
-            waiting.extend(peer._decoding.qsize() for peer, _ in server.house.peers._open.values())
+            waiting.extend(
+                peer._decoding.qsize() for peer, _ in server.app.state.webrtc._open.values()
+            )
 
     async def talk() -> None:
         caller = Caller()
         try:
             await caller.call(server)
             await caller.until(begun.is_set)
-            [(peer, task)] = server.house.peers._open.values()
+            [(peer, task)] = server.app.state.webrtc._open.values()
             loop = task.get_loop()
             watch = asyncio.run_coroutine_threadsafe(watched(), loop)
             await asyncio.sleep(1)
             loop.call_soon_threadsafe(peer.leave)
-            await caller.until(lambda: not server.house.peers._open)
+            await caller.until(lambda: not server.app.state.webrtc._open)
             watch.cancel()
         finally:
             await caller.peer.close()

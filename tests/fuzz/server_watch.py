@@ -67,11 +67,11 @@ def watched(server: Server) -> Iterator[None]:
             yield
             neighbour.works(10)
             assert not [text for text in neighbour.texts if text["type"] in ("notice", "error")]
-        wait_until(lambda: server.house.sockets.taken == 0)
-        wait_until(lambda: len(server.house.strangers) == 0)
-        assert (server.house.seats.taken, server.house.hall.sessions) == (0, {})
+        wait_until(lambda: server.state.connections.open == 0)
+        wait_until(lambda: len(server.state.unauthenticated) == 0)
+        assert (server.state.open_sessions.open, server.state.sessions) == (0, {})
         assert get(server, "/healthz").json() == {"ok": True}
-        assert server.house.keeper.failures == 0
+        assert server.state.supervisor.failures == 0
         assert len(lines) <= _LINES, lines[-5:]
         assert not failures, [logging.Formatter().format(record) for record in failures]
     finally:

@@ -18,17 +18,17 @@ from tests.server_fixtures import Server, frame_message, jpeg, pictures, serving
 from websockets.exceptions import ConnectionClosed
 
 from stillframe.server.client_config import ClientConfig
-from stillframe.server.fields import CHANGEABLE, CONTROLS, FIRST
 from stillframe.server.limits import Limits
 from stillframe.server.messages import (
     Command,
     Hello,
     ProtocolError,
     Update,
+    live_options,
     parse_frame,
+    parse_offer,
     parse_text,
 )
-from stillframe.server.offers import parse_offer
 from stillframe.server.pictures import decode_picture
 
 LIMITS = Limits(
@@ -36,7 +36,7 @@ LIMITS = Limits(
     picture_pixels=320 * 240,
 )  # fmt: skip
 HELLO = {"type": "hello", "prompt": "oil", "width": 96, "height": 64}
-NAMES = [*FIRST, *CONTROLS, "type", "sdp", "", "__class__", "self", "kind"]
+NAMES = [*Hello.model_fields, *live_options(), "type", "sdp", "", "__class__", "self", "kind"]
 TYPES = ["hello", "update", "pause", "resume", "reset", "bye", "ready", "", "HELLO"]
 PICTURES = [
     *pictures(3), jpeg(np.zeros((30, 40, 3), np.uint8), "WEBP"),
@@ -132,8 +132,8 @@ def read(said: str) -> None:
         return
     assert isinstance(message, Hello | Update | Command)
     if isinstance(message, Update):
-        assert set(message.controls) <= set(CONTROLS)
-        assert set(message.what) <= {*CHANGEABLE, *CONTROLS}
+        assert set(message.options) <= set(live_options())
+        assert set(message.what) <= {"prompt", *live_options()}
         try:
             assert ClientConfig().changed(message).config
         except ValueError as error:

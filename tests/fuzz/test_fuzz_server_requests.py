@@ -19,7 +19,7 @@ from tests import tiny
 from tests.fuzz.server_watch import check_sentence, seeds, watched, wild
 from tests.server_fixtures import WAIT, Server, serving, wait_until
 
-from stillframe.server.guard import Gate, host_and_port
+from stillframe.server.access import AccessPolicy, host_and_port
 from stillframe.server.limits import Limits
 
 LIMITS = Limits(request_seconds=2.0, hello_seconds=1.0)
@@ -133,19 +133,19 @@ def test_requests_disturb_nobody(server: Server, fuzz_scale: int) -> None:
 
 def test_any_name_is_local_or_turned_away(fuzz_scale: int) -> None:
     """Of hosts and origins, whatever they are: only what is this computer's own gets in."""
-    gate = Gate("127.0.0.1")
+    policy = AccessPolicy("127.0.0.1")
     netlocs = st.text(max_size=30) | st.sampled_from(HOSTS) | st.from_regex(r"[a-z0-9.:@\[\]-]+")
 
     @settings(max_examples=400 * fuzz_scale, derandomize=True, database=None, deadline=None)
     @given(netlocs, netlocs)
     def run(host: str, origin: str) -> None:
         named = host_and_port(host)
-        if gate.host_allowed(host):
+        if policy.host_allowed(host):
             assert named is not None
             name = named[0]
             assert name.endswith("localhost") or name.startswith("127.") or ":" in name
         for page in (origin, f"http://{origin}"):
-            if gate.origin_allowed(page, host):
+            if policy.origin_allowed(page, host):
                 assert host_and_port(page.partition("://")[2]) is not None
 
     run()
@@ -216,9 +216,9 @@ def test_offers_that_were_right_once_leave_nothing(server: Server, fuzz_scale: i
             longest = max(longest, time.process_time() - spent)  # the server is in this process
             print(f"{time.monotonic() - begun:.1f} s")  # noqa: T201 - shown with a failure
             codes[check_answer(heard)] += 1
-            for peer, task in list(server.house.peers._open.values()):
+            for peer, task in list(server.app.state.webrtc._open.values()):
                 task.get_loop().call_soon_threadsafe(peer.leave)
-            wait_until(lambda: not server.house.peers._open)
+            wait_until(lambda: not server.app.state.webrtc._open)
     print(codes)  # noqa: T201 - shown with a failure
     assert longest < 5.0
     assert codes[400] > codes[503]

@@ -29,7 +29,7 @@ from stillframe.options import Option
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from stillframe.server.supervisor import SessionKeeper
+    from stillframe.server.supervisor import ModelSupervisor
 
 __all__ = ["serve"]
 
@@ -119,18 +119,24 @@ def serve(given: Given) -> None:
 
     How sessions edit holds for clients that do not say otherwise."""
     _check_packages()
+    from stillframe.server.access import AccessPolicy
     from stillframe.server.serving import address, listen
 
     edits = {name: given[name] for name in _edits()}
     # refused here, as for `edit`, and not when the first client comes
     EditConfig.from_options(edits, named=flag)
     token = _token(given["host"], given["token_file"])
+    AccessPolicy(given["host"], token)  # refused before a model is loaded
     with listen(given["host"], given["port"]) as place:
         app = _app(given, edits, token)
-        url = address(given["host"], place.getsockname()[1], token)
-        say(f"live editing at {url} (Ctrl-C ends it)")
-        with _opened(url) if given["open"] else nullcontext():
-            _run(app, place)
+        try:
+            url = address(given["host"], place.getsockname()[1], token)
+            say(f"live editing at {url} (Ctrl-C ends it)")
+            with _opened(url) if given["open"] else nullcontext():
+                _run(app, place)
+        finally:
+            # the application does this as well, if it got as far as to begin
+            app.state.server.supervisor.stop()
     say("the server has ended")
 
 
@@ -146,7 +152,7 @@ def _check_packages() -> None:
 
 def _token(host: str, file: Path | None) -> str | None:
     """What clients must know: never an argument, which everybody on this computer could read."""
-    from stillframe.server.guard import is_loopback, new_token
+    from stillframe.server.access import is_loopback, new_token
 
     if file is not None:
         try:
@@ -199,17 +205,17 @@ def _app(given: Mapping[str, Any], edits: Mapping[str, Any], token: str | None) 
     )
 
 
-def _in_a_process(loading: Mapping[str, Any]) -> SessionKeeper:
+def _in_a_process(loading: Mapping[str, Any]) -> ModelSupervisor:
     """A process of its own for the model, which is loaded."""
     from stillframe.loading.load import missing_files
-    from stillframe.server.supervisor import ProcessKeeper
+    from stillframe.server.supervisor import ProcessSupervisor
 
     # here, where there is a screen to show it on
     if missing := missing_files(loading["model"], loading["vae"]):
         fetch_shown(missing)
-    keeper = ProcessKeeper(partial(load, loading))
-    keeper.start()
-    return keeper
+    supervisor = ProcessSupervisor(partial(load, loading))
+    supervisor.start()
+    return supervisor
 
 
 def _run(app: FastAPI, place: socket.socket) -> None:

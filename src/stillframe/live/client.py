@@ -1,7 +1,6 @@
 """A live session whose model runs in another process; used like a `LiveSession`.
 
-Frames wait here as they would there: no more are on their way than a block. It does not know what a
-model is; what is asked of it is passed on (``process``).
+Frames wait here as they would there: no more than a block of them are on their way.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from stillframe.live.editor import EditedFrame, check_frame
-from stillframe.live.ipc import Figures, Pixels
+from stillframe.live.ipc import Counters, Pixels
 from stillframe.live.telemetry import Telemetry
 from stillframe.live.worker import SessionError
 
@@ -43,7 +42,7 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-class _Caller(Protocol):
+class _Process(Protocol):
     """The process, as far as a session needs it; see ``process.WorkerProcess``."""
 
     def call(
@@ -62,12 +61,12 @@ class RemoteSession:
         telemetry: of the latest blocks.
         patch: side of a patch of the keep masks, in pixels.
         block_frames: frames of a block.
-        figures: the counters.
+        counters: the counters.
     """
 
-    def __init__(self, number: int, process: _Caller) -> None:
+    def __init__(self, number: int, process: _Process) -> None:
         self.telemetry = Telemetry()
-        self.figures = Figures()
+        self.counters = Counters()
         self.patch = self.block_frames = 0
         self._number, self._process = number, process
         self._frames: deque[EditedFrame] = deque()
@@ -79,17 +78,17 @@ class RemoteSession:
         """It is there; for the process."""
         self.patch, self.block_frames = patch, block_frames
 
-    def heard(self, kind: str, said: list[Any], pixels: Pixels | None) -> None:
+    def handle(self, kind: str, content: list[Any], pixels: Pixels | None) -> None:
         """Take what the other process says; for the process."""
         if kind == "block":
-            block, self.figures = said
+            block, self.counters = content
             self.telemetry.add(block)
             return
         with self._changed:
             if kind == "frame" and not self._closed:
-                self._frames.append(said[0]._replace(pixels=pixels))
+                self._frames.append(content[0]._replace(pixels=pixels))
             elif kind == "ended":
-                self._over, self._error = True, self._error or said[0]
+                self._over, self._error = True, self._error or content[0]
             self._changed.notify_all()
 
     def __enter__(self) -> RemoteSession:
@@ -101,12 +100,12 @@ class RemoteSession:
     @property
     def state(self) -> str:
         """Where it is in its life."""
-        return "closed" if self._over or self._closed else self.figures.state
+        return "closed" if self._over or self._closed else self.counters.state
 
     @property
     def paused(self) -> bool:
         """Whether frames are turned away."""
-        return self.figures.paused
+        return self.counters.paused
 
     @property
     def error(self) -> str | None:
@@ -116,7 +115,7 @@ class RemoteSession:
     @property
     def waiting(self) -> int:
         """Frames that came in and have not been begun."""
-        return self.figures.waiting
+        return self.counters.waiting
 
     @property
     def unread(self) -> int:
@@ -126,12 +125,12 @@ class RemoteSession:
     @property
     def dropped(self) -> int:
         """Frames dropped so far."""
-        return self.figures.dropped
+        return self.counters.dropped
 
     @property
     def memory(self) -> dict[str, int]:
         """Bytes that its stream holds."""
-        return dict(self.figures.memory)
+        return dict(self.counters.memory)
 
     def push(self, frame: Pixels, timestamp: float, timeout: float | None = None) -> bool:
         """Give a frame, see `LiveSession.push`.

@@ -1,8 +1,7 @@
 """Batches of frames in, edited blocks out: the streams of one session, one after the other.
 
 Opens a stream when a batch begins one, and hands what changed - prompt, method, settings - to it
-between blocks. Runs on one thread at a time. It does not know where frames come from, which were
-dropped, or when it is run.
+between blocks. Runs on one thread at a time.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from stillframe.controls import Controls
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
-from stillframe.live.intake import Arrival, Batch
-from stillframe.live.noise_gate import StillFrames
+from stillframe.live.input_queue import Batch, InputFrame
+from stillframe.live.noise_gate import NoiseGate
 from stillframe.live.request import EditRequest
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video.fit import Fit, fit_to_grid
@@ -122,7 +121,7 @@ class Editor:
     Args:
         pipe: the model.
         size: the working size.
-        noise: of the camera, see `StillFrames`.
+        noise: of the camera, see `NoiseGate`.
 
     Attributes:
         first, later: frames that the first block of a stream and any later one take.
@@ -136,11 +135,11 @@ class Editor:
         self.patch = pipe.frame_multiple
         self.lost = 0
         self._pipe, self._size = pipe, size
-        self._noise, self._still = noise, StillFrames(noise)
+        self._noise, self._noise_gate = noise, NoiseGate(noise)
         self._clock = StageClock()
         self._blocks = 0
         self._number: int | None = None
-        self._inside: deque[Arrival] = deque()
+        self._in_stream: deque[InputFrame] = deque()
         self._stats: list[BlockStats] = []
         self._stream: EditStream | None = None
 
@@ -177,13 +176,13 @@ class Editor:
 
     def _open(self, batch: Batch, request: EditRequest) -> EditStream:
         """Begin a stream; what has not come out of the one before is lost."""
-        self.lost += len(self._inside)
-        self._inside.clear()
+        self.lost += len(self._in_stream)
+        self._in_stream.clear()
         self._number = batch.stream
         self._fit = self._size.fit(*batch.frames[0].pixels.shape[:2])
         self._track = MaskTrack(self._timeline)
         self._frames_out = 0
-        self._still = StillFrames(self._noise)
+        self._noise_gate = NoiseGate(self._noise)
         self._request = request
         self._stream = self._pipe.stream(
             # every stream starts anew from the seed
@@ -203,13 +202,13 @@ class Editor:
         stream.update(method=request.method, settings=request.settings, controls=controls)
         self._request = request
 
-    def _pictures(self, frames: list[Arrival]) -> Tensor:
+    def _pictures(self, frames: list[InputFrame]) -> Tensor:
         """Frames on the model's grid, (1, T, 3, H, W) in [0, 1]."""
-        self._inside += frames
+        self._in_stream += frames
         with self._clock("fit"):
             pixels = torch.from_numpy(np.stack([frame.pixels for frame in frames]))
             pictures = self._fit.to_grid(pixels.to(self._pipe.compute_device))
-            return self._still(pictures).unsqueeze(0)
+            return self._noise_gate(pictures).unsqueeze(0)
 
     def _collect(self, edited: Tensor | None) -> list[EditedBlock]:
         """The blocks that were just done; the last of them gets the frames that came out."""
@@ -230,13 +229,17 @@ class Editor:
             for at, stats, mask in zip(numbers, done, masks, strict=True)
         ]
         own = self._clock.lap()
-        rate, guard = self._held(sum(spent for stage, spent in own.items() if stage != "text"))
+        rate, guard = self._control_telemetry(
+            sum(spent for stage, spent in own.items() if stage != "text")
+        )
         blocks[-1] = blocks[-1]._replace(
             frames=frames, seconds={**done[-1].seconds, **own}, rate=rate, guard=guard
         )
         return blocks
 
-    def _held(self, outside: float) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    def _control_telemetry(
+        self, outside: float
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """How rate and guard do; what was spent outside of the stream counts for the next block."""
         controls = None if self._stream is None else self._stream.control_state
         if controls is None:
@@ -249,7 +252,7 @@ class Editor:
         pixels = np.asarray(self._fit.from_grid(edited[0]).cpu().numpy())
         frames = []
         for picture in pixels:
-            frame = self._inside.popleft()
+            frame = self._in_stream.popleft()
             keep = self._track.at(self._frames_out)
             self._frames_out += 1
             frames.append(EditedFrame(picture, frame.timestamp, block, keep, frame.arrived))

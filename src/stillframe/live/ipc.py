@@ -1,9 +1,8 @@
-"""Messages between the process that serves people and the one that runs the model.
+"""Messages between the server's process and the one that runs the model.
 
 A message is a pickled tuple, and pixels follow as they lie in memory, so that they are not copied
-into the pickle. Both ends are one program: whoever can write to the line could as well run code.
-Over a pair of sockets, which the system closes with their process: nothing is left to clean up. It
-does not know what messages mean.
+into the pickle. Both ends are one program: whoever can write to the channel could as well run code.
+It is a pair of sockets, which the system closes with their process: nothing is left to clean up.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Facts", "Figures", "Line", "LineClosedError"]
+__all__ = ["Channel", "ChannelClosedError", "Counters", "ModelInfo"]
 
 Pixels = NDArray[np.uint8]
 
 
-class LineClosedError(Exception):
+class ChannelClosedError(Exception):
     """The process at the other end has gone."""
 
 
-class Facts(NamedTuple):
+class ModelInfo(NamedTuple):
     """What the server needs to know of the model.
 
     Attributes:
@@ -40,7 +39,7 @@ class Facts(NamedTuple):
     device: str
 
 
-class Figures(NamedTuple):
+class Counters(NamedTuple):
     """A session's counters; see the properties of `LiveSession` of those names."""
 
     state: str = "ready"
@@ -50,7 +49,7 @@ class Figures(NamedTuple):
     memory: tuple[tuple[str, int], ...] = (("cache", 0), ("recovery", 0))
 
 
-class Line:
+class Channel:
     """One end of a connection. Any thread may send; one thread receives.
 
     Args:
@@ -65,7 +64,7 @@ class Line:
         """Send a message, and pixels with it; waits while the other end does not read.
 
         Raises:
-            LineClosedError: nobody is there any more.
+            ChannelClosedError: nobody is there any more.
         """
         shape = None if pixels is None else pixels.shape
         data = pickle.dumps((message, shape), protocol=5)
@@ -76,13 +75,13 @@ class Line:
                     # flat: a view with a side of zero cannot be cast
                     self._connection.send_bytes(np.ascontiguousarray(pixels).reshape(-1).data)
         except (OSError, EOFError) as error:
-            raise LineClosedError(str(error)) from error
+            raise ChannelClosedError(str(error)) from error
 
     def receive(self) -> tuple[tuple[Any, ...], Pixels | None]:
         """The next message, as soon as there is one.
 
         Raises:
-            LineClosedError: nobody is there any more.
+            ChannelClosedError: nobody is there any more.
         """
         try:
             message, shape = pickle.loads(self._connection.recv_bytes())
@@ -91,23 +90,23 @@ class Line:
             pixels = np.empty(shape, np.uint8)
             self._connection.recv_bytes_into(pixels.reshape(-1).data)
         except (OSError, EOFError) as error:
-            raise LineClosedError(str(error)) from error
+            raise ChannelClosedError(str(error)) from error
         return message, pixels
 
-    def waits(self, seconds: float) -> bool:
-        """Wait for a message; false if none came in time. True as well at the end of the line."""
+    def poll(self, seconds: float) -> bool:
+        """Wait for a message; false if none came in time. True at its end, too."""
         try:
             return self._connection.poll(seconds)
         except (OSError, EOFError):
             return True
 
-    def hang_up(self) -> None:
-        """End the line for both, also for a thread that receives: to close is not enough for it."""
+    def shut_down(self) -> None:
+        """End the channel for both, also for a thread that receives, which `close` would not."""
         with contextlib.suppress(OSError):  # it has ended already
             copy = os.dup(self._connection.fileno())
             with socket.socket(fileno=copy) as place:
                 place.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give the line back; nobody may be using it."""
+        """Give the channel back; nobody may be using it."""
         self._connection.close()

@@ -1,9 +1,9 @@
-"""Frames in which nothing but sensor noise has changed, told apart in pixels before they cost much.
+"""Replaces frames in which only sensor noise has changed by the one before, in pixels.
 
 A camera's picture of a still scene is never the same twice, so an autoencoder would encode every
 frame of it anew. Here such a frame is exchanged for the one before, exactly, and what comes after
 (``streaming``) answers from memory what it was asked before. Whole frames are exchanged or none:
-where anything moves, nothing is touched. It knows frames on the model's grid, no model.
+where anything moves, nothing is touched.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["StillFrames", "is_noise"]
+__all__ = ["NoiseGate", "only_noise"]
 
 _SMALL, _LARGE = 8, 16
 
 
-def is_noise(frames: Tensor, reference: Tensor, noise: float) -> Tensor:
+def only_noise(frames: Tensor, reference: Tensor, noise: float) -> Tensor:
     """Which frames differ from another by no more than noise.
 
     Two bounds, for noise of standard deviation ``noise`` in either frame. The mean difference of
@@ -41,11 +41,11 @@ def is_noise(frames: Tensor, reference: Tensor, noise: float) -> Tensor:
     return (mean < noise) & (square < (2 * noise) ** 2)
 
 
-class StillFrames:
+class NoiseGate:
     """Exchanges frames that only noise tells from the last one that was let through.
 
     The comparison is with that one, not with the frame before: slow change adds up until it shows.
-    So what is handed on differs from what came in by less than `is_noise` allows, always.
+    So what is handed on differs from what came in by less than `only_noise` allows, always.
 
     Args:
         noise: standard deviation of the camera's noise, in grey levels; 0 lets everything through.
@@ -73,7 +73,7 @@ class StillFrames:
             if self._reference is None:
                 count = 0
             else:
-                still = is_noise(rest, self._reference, self._noise)
+                still = only_noise(rest, self._reference, self._noise)
                 # how many at the head: as long as no other one has been let through
                 count = int(still.long().cumprod(0).sum())
             if count and self._reference is not None:

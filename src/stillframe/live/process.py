@@ -1,7 +1,7 @@
-"""A process of its own for the model, seen from the one that serves people.
+"""The process that runs the model, seen from the server's.
 
-`WorkerProcess` starts it, opens sessions in it, and tells all of them when it has gone, whatever it
-died of. It does not start another one, and does not know what is done with the frames.
+`WorkerProcess` starts it, opens sessions in it, and ends all of them when it has gone, whatever it
+died of; it does not start another one.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any
 
 from stillframe.errors import ModelError
 from stillframe.live.client import RemoteSession
-from stillframe.live.ipc import Facts, Line, LineClosedError, Pixels
+from stillframe.live.ipc import Channel, ChannelClosedError, ModelInfo, Pixels
 from stillframe.live.worker import SessionError
-from stillframe.live.worker_main import serve_line
+from stillframe.live.worker_main import run_worker
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["WorkerProcess"]
 
 _STOP_SECONDS = 10.0
-_BEAT_SECONDS = 1.0
+_HEARTBEAT_SECONDS = 1.0
 _START_SECONDS, _LOAD_SECONDS = 600.0, 3600.0
 """Without a word while it loads the model, which may keep it from saying any; and for all of it."""
 
@@ -39,7 +39,7 @@ class WorkerProcess:
     It is spawned, not forked: the main module of a program that uses it needs the usual
     ``if __name__ == "__main__"``. It ends with the program, however that ends.
 
-    One that hangs is killed: it says once a second that it is alive (``inside``).
+    One that hangs is killed: it sends a heartbeat once a second (``worker_main``).
 
     Args:
         load: makes the model, in that process; must be picklable, such as
@@ -48,7 +48,7 @@ class WorkerProcess:
         turn_seconds: a session's turn, a block or a prompt, may take.
 
     Attributes:
-        facts: of the model, once it was started.
+        model: of the model, once it was started.
         pid: of the process, once it was started.
     """
 
@@ -58,7 +58,7 @@ class WorkerProcess:
         silence_seconds: float = 30.0,
         turn_seconds: float = 600.0,
     ) -> None:
-        self.facts = Facts(0, "")
+        self.model = ModelInfo(0, "")
         self.pid: int | None = None
         self._load = load
         self._silence_seconds, self._turn_seconds = silence_seconds, turn_seconds
@@ -99,44 +99,47 @@ class WorkerProcess:
         context = multiprocessing.get_context("spawn")
         mine, its = context.Pipe()
         self._process = context.Process(
-            target=serve_line, args=(its, self._load), name="stillframe-model", daemon=True
+            target=run_worker, args=(its, self._load), name="stillframe-model", daemon=True
         )
         self._process.start()
         self.pid = self._process.pid
         its.close()  # or this end would never hear that the other one is gone
-        self._line = Line(mine)
+        self._channel = Channel(mine)
         try:
-            kind, *said = self._first_word()
-        except LineClosedError as error:
-            self._never_began()
+            kind, *content = self._await_model()
+        except ChannelClosedError as error:
+            self._clean_up_start()
             raise ModelError(f"{self._reason} at its start") from error
         if kind == "failed":
-            self._never_began()
-            name, message, _ = said
+            self._clean_up_start()
+            name, message, _ = content
             raise (ValueError if name == "ValueError" else ModelError)(message)
-        (self.facts,) = said
-        for work, name in ((self._read, "stillframe-line"), (self._watch, "stillframe-watch")):
+        (self.model,) = content
+        for work, name in (
+            (self._read, "stillframe-reader"),
+            (self._watchdog, "stillframe-watchdog"),
+        ):
             threading.Thread(target=work, name=name, daemon=True).start()
 
-    def _first_word(self) -> tuple[Any, ...]:
+    def _await_model(self) -> tuple[Any, ...]:
         """What it says when the model is loaded, or is not.
 
         Raises:
-            LineClosedError: it has gone, or said nothing for too long.
+            ChannelClosedError: it has gone, or was silent for too long.
         """
         end = time.monotonic() + _LOAD_SECONDS
         while True:
-            if not self._line.waits(min(_START_SECONDS, end - time.monotonic())):
+            if not self._channel.poll(min(_START_SECONDS, end - time.monotonic())):
                 self._kill(f"had not loaded the model after {_LOAD_SECONDS:g} s, or was silent")
-            said, _ = self._line.receive()
-            if said[0] != "alive":
-                return said
+            content, _ = self._channel.receive()
+            if content[0] != "heartbeat":
+                return content
 
-    def _never_began(self) -> None:
+    def _clean_up_start(self) -> None:
         """Give back what `start` took."""
         self._process.join()
-        self._line.close()
-        self._reason = f"the process that runs the model {self._death()}"
+        self._channel.close()
+        self._reason = f"the process that runs the model {self._exit_reason()}"
         self._process.close()
         self._gone.set()
 
@@ -172,22 +175,22 @@ class WorkerProcess:
             ValueError: what was asked for is out of range.
             SessionError: the session has failed, or the process has gone.
         """
-        said = pickle.dumps(options, protocol=5)
+        content = pickle.dumps(options, protocol=5)
         call, answer = next(self._numbers), Future[Any]()
         with self._lock:
             self._raise_if_gone()
             self._calls[call] = answer
         try:
-            self._line.send((call, number, verb, said), pixels)
-        except LineClosedError:
-            self._gone.wait()  # whoever reads the line fails the call, with the reason
+            self._channel.send((call, number, verb, content), pixels)
+        except ChannelClosedError:
+            self._gone.wait()  # the reading thread fails the call, with the reason
         return answer.result()
 
     def tell(self, number: int, verb: str, options: dict[str, Any]) -> None:
         """The same without an answer; nothing happens if the process has gone."""
         try:
-            self._line.send((None, number, verb, pickle.dumps(options, protocol=5)))
-        except LineClosedError:
+            self._channel.send((None, number, verb, pickle.dumps(options, protocol=5)))
+        except ChannelClosedError:
             return
 
     def _raise_if_gone(self) -> None:
@@ -198,58 +201,58 @@ class WorkerProcess:
         """Pass on what comes, to the end of the process; a thread's work."""
         try:
             while True:
-                (kind, number, *said), pixels = self._line.receive()
+                (kind, number, *content), pixels = self._channel.receive()
                 self._silent = 0.0
                 if kind == "answer":
-                    self._answered(number, *said)
-                elif kind == "alive":
-                    self._check_turn(*said)
+                    self._resolve(number, *content)
+                elif kind == "heartbeat":
+                    self._check_turn(*content)
                 else:
-                    self._heard(number, kind, said, pixels)
-        except LineClosedError:
+                    self._dispatch(number, kind, content, pixels)
+        except ChannelClosedError:
             pass
         finally:
             self._end()
 
-    def _heard(self, number: int, kind: str, said: list[Any], pixels: Pixels | None) -> None:
+    def _dispatch(self, number: int, kind: str, content: list[Any], pixels: Pixels | None) -> None:
         """Tell a session; what goes wrong with it ends that one."""
         with self._lock:
             session = self._sessions.get(number)
         if session is None:
             return
         try:
-            session.heard(kind, said, pixels)
+            session.handle(kind, content, pixels)
         except Exception as error:
             why = f"the session failed with {type(error).__name__}: {error}"
-            said = [(why, traceback.format_exc())]
-            session.heard("ended", said, None)
+            content = [(why, traceback.format_exc())]
+            session.handle("ended", content, None)
 
     def _check_turn(self, seconds: float) -> None:
         if seconds > self._turn_seconds:
             self._kill(f"had been at one block for {seconds:.0f} s")
 
-    def _watch(self) -> None:
+    def _watchdog(self) -> None:
         """Kill the process if it says nothing any more; a thread's work.
 
         Counts its own steps: where both processes were stopped for a while, nobody hangs.
         """
-        while not self._gone.wait(_BEAT_SECONDS):
-            self._silent += _BEAT_SECONDS
+        while not self._gone.wait(_HEARTBEAT_SECONDS):
+            self._silent += _HEARTBEAT_SECONDS
             if self._silent > self._silence_seconds:
                 self._kill(f"gave no sign of life for {self._silence_seconds:g} s")
 
     def _kill(self, why: str) -> None:
-        """End a process that hangs; whoever reads the line hears of it."""
+        """End a process that hangs; the reading thread notices."""
         self._hung = self._hung or why
         with contextlib.suppress(ValueError):  # it has ended, and was given back
             self._process.kill()
 
-    def _answered(self, call: int, number: int, problem: Any, value: Any, figures: Any) -> None:
+    def _resolve(self, call: int, number: int, problem: Any, value: Any, counters: Any) -> None:
         with self._lock:
             answer = self._calls.pop(call)
             session = self._sessions.get(number)
-        if session is not None and figures is not None:
-            session.figures = figures
+        if session is not None and counters is not None:
+            session.counters = counters
         if problem is None:
             answer.set_result(value)
             return
@@ -259,14 +262,14 @@ class WorkerProcess:
 
     def _end(self) -> None:
         """The process has gone: tell everybody who waits."""
-        # without a line it is of no use, alive or not
+        # without a channel it is of no use, alive or not
         self._process.join(_STOP_SECONDS)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
         reason = "the worker was stopped"
         if not self._stopping:
-            reason = f"the process that runs the model {self._death()}"
+            reason = f"the process that runs the model {self._exit_reason()}"
         with self._lock:
             self._reason = reason
             calls, self._calls = list(self._calls.values()), {}
@@ -274,12 +277,12 @@ class WorkerProcess:
         for answer in calls:
             answer.set_exception(SessionError(reason))
         for session in sessions:
-            session.heard("ended", [(reason, "")], None)
-        self._line.close()
+            session.handle("ended", [(reason, "")], None)
+        self._channel.close()
         self._process.close()
         self._gone.set()
 
-    def _death(self) -> str:
+    def _exit_reason(self) -> str:
         if self._hung is not None:
             return f"was killed: it {self._hung}"
         code = self._process.exitcode
@@ -295,5 +298,5 @@ class WorkerProcess:
         """End it after the block that runs; sessions that are left fail."""
         self._stopping = True
         if not self._gone.is_set():
-            self._line.hang_up()
+            self._channel.shut_down()
         self._gone.wait()

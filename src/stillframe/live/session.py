@@ -2,9 +2,9 @@
 
     ready --first push--> running --close, error, or the last frame after `end`--> closed
 
-Which frames wait and which are dropped is decided in ``intake``, what is edited how in ``editor``,
-and whose turn it is in ``worker``; this joins them, and keeps them apart with one lock that is
-never held while the model runs. It knows nothing of networks, files or screens.
+Which frames wait and which are dropped is decided in ``input_queue``, how they are edited in
+``editor``, and whose turn it is in ``worker``. One lock guards the session, and is never held while
+the model runs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from stillframe.config import EditConfig
 from stillframe.live.editor import EditedBlock, EditedFrame, Editor, FrameSize
-from stillframe.live.intake import Intake, Policy
-from stillframe.live.outbox import Outbox
+from stillframe.live.input_queue import InputQueue, Policy
+from stillframe.live.output_queue import OutputQueue
 from stillframe.live.request import EditRequest
 from stillframe.live.session_state import SessionState
 from stillframe.live.telemetry import Clock, SystemClock, Telemetry
@@ -48,13 +48,13 @@ class LiveSession(SessionState):
         prompt: what it should look like.
         prompt_embeds: (1, L, text_dim), instead of a prompt.
         policy: "latest" drops input frames so that latency stays bounded, "all" keeps every frame;
-            see ``live.intake``.
+            see ``live.input_queue``.
         bound: under "all", how many frames may wait before `push` does; default two blocks.
         max_wait: under "latest", seconds after which a frame goes if more than a block wait.
         config: how to edit.
         noise: standard deviation of the camera's noise in grey levels: a frame that differs from
-            the one before by no more is taken for it, see ``live.still``. Default 2 under "latest";
-            0, which takes every frame as it is, under "all".
+            the one before by no more is taken for it, see ``live.noise_gate``. Default 2 under
+            "latest"; 0, which takes every frame as it is, under "all".
         height, width: of the edited frames, see ``edit.edit_file``.
         worker: shared with other sessions; without one the session has a thread of its own.
         clock: what latency is measured with.
@@ -97,8 +97,8 @@ class LiveSession(SessionState):
         self._pipe, self._size = pipe, size
         config = EditConfig.of(config, options).seeded
         request = EditRequest.first(pipe, prompt, prompt_embeds, config)
-        intake = Intake(policy, editor.first, editor.later, bound, max_wait)
-        super().__init__(request, editor, intake, Outbox(editor.later, self.telemetry))
+        input_queue = InputQueue(policy, editor.first, editor.later, bound, max_wait)
+        super().__init__(request, editor, input_queue, OutputQueue(editor.later, self.telemetry))
         self._clock = clock or SystemClock()
         self._changing = threading.Lock()
         self._newest = -math.inf
@@ -145,12 +145,12 @@ class LiveSession(SessionState):
 
     def _offer(self, pixels: Pixels, timestamp: float, arrived: float) -> str:
         """What became of a frame: "taken", "refused", or "" if there is no room for it yet."""
-        if self._paused or self._intake.ended or self._state == "closed":
-            self._turned_away += 1
+        if self._paused or self._input.ended or self._state == "closed":
+            self._refused += 1
             return "refused"
         if timestamp <= self._newest:
             raise ValueError(f"timestamps must rise, got {timestamp} after {self._newest}")
-        if not self._intake.offer(pixels, timestamp, arrived):
+        if not self._input.offer(pixels, timestamp, arrived):
             return ""
         self._newest = timestamp
         return "taken"
@@ -222,8 +222,8 @@ class LiveSession(SessionState):
         """
         with self._changed:
             self._paused = True
-            if self._intake.policy == "latest":
-                self._intake.drop()
+            if self._input.policy == "latest":
+                self._input.drop()
             self._changed.notify_all()
 
     def resume(self) -> None:
@@ -237,15 +237,15 @@ class LiveSession(SessionState):
         Under "all" the stream in progress is finished first; "latest" drops what waits.
         """
         with self._changed:
-            self._intake.cut()
+            self._input.cut()
         self._worker.notify()
 
     def end(self) -> None:
         """No more frames will come: edit those that wait, then close. Does not wait for that."""
         with self._changed:
-            self._intake.ended = True
+            self._input.ended = True
             self._changed.notify_all()
-            if self._serving is None and self._intake.done:
+            if self._serving is None and self._input.done:
                 self._finish()
         self._worker.notify()
 
@@ -265,7 +265,7 @@ class LiveSession(SessionState):
     def _finish(self) -> None:
         """Closed from now on; a block that is running sees to the stream when it is done."""
         self._state = "closed"
-        self._intake.drop()
+        self._input.drop()
         if self._serving is None:
             self._editor = None
         self._worker.remove(self)
@@ -279,7 +279,7 @@ class LiveSession(SessionState):
         with self._changed:
             free = self._state == "running" and self._serving is None
             waits = self._request.embeds is None
-            return free and (waits or (self._out.has_room and self._intake.ready))
+            return free and (waits or (self._out.has_room and self._input.ready))
 
     def serve(self) -> None:
         """Encode the prompt if there is a new one, else run a block; for the worker."""
@@ -288,7 +288,7 @@ class LiveSession(SessionState):
             if self._state == "closed" or editor is None:
                 return
             encodes = request.embeds is None
-            batch = None if encodes else self._intake.take()
+            batch = None if encodes else self._input.take()
             if batch is None and not encodes:
                 return
             self._serving = threading.get_ident()
@@ -322,8 +322,8 @@ class LiveSession(SessionState):
             self._editor = None
             return
         for block in blocks:
-            self._out.add(block, self._clock.now(), len(self._intake), self.dropped)
-        if self._intake.done:
+            self._out.add(block, self._clock.now(), len(self._input), self.dropped)
+        if self._input.done:
             self._finish()
 
     def fail(self, message: str, trace: str = "") -> None:

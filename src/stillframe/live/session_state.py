@@ -9,8 +9,8 @@ import threading
 from typing import Literal
 
 from stillframe.live.editor import Editor
-from stillframe.live.intake import Intake
-from stillframe.live.outbox import Outbox
+from stillframe.live.input_queue import InputQueue
+from stillframe.live.output_queue import OutputQueue
 from stillframe.live.request import EditRequest
 from stillframe.live.worker import SessionError
 
@@ -25,19 +25,21 @@ class SessionState:
     Args:
         request: how blocks are edited.
         editor: the session's own, dropped when it is closed.
-        intake: frames that wait to be edited.
+        input_queue: frames that wait to be edited.
         out: edited frames that wait to be read.
     """
 
-    def __init__(self, request: EditRequest, editor: Editor, intake: Intake, out: Outbox) -> None:
+    def __init__(
+        self, request: EditRequest, editor: Editor, input_queue: InputQueue, out: OutputQueue
+    ) -> None:
         self._request = request
         self._editor: Editor | None = editor
-        self._intake, self._out = intake, out
+        self._input, self._out = input_queue, out
         self._changed = threading.Condition()
         self._state: State = "ready"
         self._paused = False
         self._error: tuple[str, str] | None = None
-        self._turned_away = self._lost = 0
+        self._refused = self._lost = 0
 
     @property
     def state(self) -> State:
@@ -57,7 +59,7 @@ class SessionState:
     @property
     def waiting(self) -> int:
         """Frames that came in and have not been begun."""
-        return len(self._intake)
+        return len(self._input)
 
     @property
     def unread(self) -> int:
@@ -68,7 +70,7 @@ class SessionState:
     def dropped(self) -> int:
         """Frames dropped so far: by the policy, while paused, and when a stream was left."""
         with self._changed:
-            return self._intake.dropped + self._turned_away + self._lost
+            return self._input.dropped + self._refused + self._lost
 
     @property
     def request(self) -> EditRequest:

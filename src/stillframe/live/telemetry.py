@@ -1,8 +1,4 @@
-"""What a live session tells about itself: a record of every block, and figures over the last ones.
-
-Knows numbers and masks. When a block began, and what its frames looked like, it is told; how it is
-shown, or sent anywhere, is not its business.
-"""
+"""Telemetry of a live session: a record of every block, and statistics of the last ones."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ The session served least recently goes first among those that have a block to ru
 waits for at most one block of every other. Sessions that always have work get the same number of
 blocks, give or take one, whatever theirs cost. The weights are used by this thread alone.
 
-It does not know what sessions do in their turn, nor what the model is.
 """
 
 from __future__ import annotations

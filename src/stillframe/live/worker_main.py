@@ -1,9 +1,9 @@
-"""The process that runs the model: sessions opened, fed and closed as the other end of a line says.
+"""The process that runs the model: opens, feeds and closes sessions as the server asks.
 
 One thread reads, one runs the model for all sessions (``worker``), and of each session one passes
-edited frames on and one waits for room for new ones. Another one tells once a second that there is
-life. What goes wrong in one session ends that one. The process ends when the line does, so that it
-never outlives the one that started it. It does not know who is at the other end, or why.
+edited frames on and one waits for room for new ones. Another one sends a heartbeat once a second.
+What goes wrong in one session ends that one. The process ends when the channel does, so that it
+never outlives the one that started it.
 """
 
 from __future__ import annotations
@@ -20,66 +20,68 @@ from typing import Any
 import numpy as np
 
 from stillframe.errors import StillframeError
-from stillframe.live.ipc import Facts, Figures, Line, LineClosedError, Pixels
+from stillframe.live.ipc import Channel, ChannelClosedError, Counters, ModelInfo, Pixels
 from stillframe.live.session import LiveSession
 from stillframe.live.worker import SessionError, Worker
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
-__all__ = ["serve_line"]
+__all__ = ["run_worker"]
 
-_BEAT_SECONDS = 1.0
+_HEARTBEAT_SECONDS = 1.0
 
 # pixels follow their message
-_ELSEWHERE = np.empty((0, 0, 3), np.uint8)
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
-def serve_line(
+def run_worker(
     connection: Connection[Any, Any], load: Callable[[], CausalWanPipeline]
 ) -> None:  # pragma: no cover - runs in a process of its own
-    """Load the model, say so, and serve until the line ends."""
+    """Load the model, say so, and serve until the channel ends."""
     # Ctrl-C reaches every process of a terminal; when to end is for the other one to say
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    line, worker = Line(connection), Worker()
-    threading.Thread(target=_beat, args=(line, worker), name="stillframe-beat", daemon=True).start()
+    channel, worker = Channel(connection), Worker()
+    threading.Thread(
+        target=_send_heartbeats, args=(channel, worker), name="stillframe-heartbeat", daemon=True
+    ).start()
     try:
         pipe = load()
     except Exception as error:
         known = isinstance(error, StillframeError | ValueError)
-        said = str(error) if known else f"{type(error).__name__}: {error}"
-        line.send(("failed", type(error).__name__, said, traceback.format_exc()))
+        content = str(error) if known else f"{type(error).__name__}: {error}"
+        channel.send(("failed", type(error).__name__, content, traceback.format_exc()))
         return
     try:
-        line.send(("ready", Facts(pipe.config.default_height, str(pipe.compute_device))))
-        _Desk(line, pipe, worker).run()
-    except LineClosedError:
+        channel.send(("ready", ModelInfo(pipe.config.default_height, str(pipe.compute_device))))
+        _RequestHandler(channel, pipe, worker).run()
+    except ChannelClosedError:
         return
 
 
-def _beat(line: Line, worker: Worker) -> None:  # pragma: no cover - as above
-    """Say once a second that there is life, and for how long the model has been at a block."""
+def _send_heartbeats(channel: Channel, worker: Worker) -> None:  # pragma: no cover - as above
+    """Say once a second that the process runs, and for how long the model has been at a block."""
     pause = threading.Event()
     try:
-        while not pause.wait(_BEAT_SECONDS):
-            line.send(("alive", 0, worker.busy))
-    except LineClosedError:
+        while not pause.wait(_HEARTBEAT_SECONDS):
+            channel.send(("heartbeat", 0, worker.busy))
+    except ChannelClosedError:
         return
 
 
-class _Desk:
+class _RequestHandler:
     """Does what is asked for, and answers."""
 
-    def __init__(self, line: Line, pipe: CausalWanPipeline, worker: Worker) -> None:
-        self._line, self._pipe, self._worker = line, pipe, worker
+    def __init__(self, channel: Channel, pipe: CausalWanPipeline, worker: Worker) -> None:
+        self._channel, self._pipe, self._worker = channel, pipe, worker
         self._served: dict[int, _Served] = {}
         # a session that is closed waits for its block, and nobody else shall
         self._closing = ThreadPoolExecutor(4, "stillframe-close")
 
     def run(self) -> None:
-        """Serve until the line ends."""
+        """Serve until the channel ends."""
         self._worker.start()
         try:
             while True:
-                (call, number, verb, options), pixels = self._line.receive()
+                (call, number, verb, options), pixels = self._channel.receive()
                 asked = call, number, verb, options, pixels
                 thread = self._thread_for(verb, number)
                 try:
@@ -105,17 +107,17 @@ class _Desk:
     def _answer(
         self, call: int | None, number: int, verb: str, options: bytes, pixels: Pixels | None
     ) -> None:
-        problem = value = figures = None
+        problem = value = counters = None
         try:
             # here, where what cannot be read is the caller's fault only
             value = self._do(number, verb, pickle.loads(options), pixels)
             served = self._served.get(number)
-            figures = None if served is None else served.figures
+            counters = None if served is None else served.counters
         except Exception as error:
             trace = error.trace if isinstance(error, SessionError) else traceback.format_exc()
             problem = type(error).__name__, str(error), trace
         if call is not None:
-            self._line.send(("answer", call, number, problem, value, figures))
+            self._channel.send(("answer", call, number, problem, value, counters))
 
     def _do(self, number: int, verb: str, options: Any, pixels: Pixels | None) -> Any:
         if verb == "open":
@@ -138,7 +140,7 @@ class _Desk:
 
     def _open(self, number: int, options: dict[str, Any]) -> tuple[int, int]:
         session = LiveSession(self._pipe, worker=self._worker, **options)
-        served = self._served[number] = _Served(number, session, self._line)
+        served = self._served[number] = _Served(number, session, self._channel)
         served.start()
         return session.patch, session.block_frames
 
@@ -147,17 +149,17 @@ class _Served:
     """A session, and the thread that passes its frames on.
 
     No more frames are on their way than the reader has room for, so that one who stops reading
-    stops his own session, as without a line in between.
+    stops his own session, as if both were in one process.
 
     Attributes:
         session: the one.
         pushing: a thread for frames that come in; of a session they come one by one.
     """
 
-    def __init__(self, number: int, session: LiveSession, line: Line) -> None:
+    def __init__(self, number: int, session: LiveSession, channel: Channel) -> None:
         self.session = session
         self.pushing = ThreadPoolExecutor(1, f"stillframe-in-{number}")
-        self._number, self._line = number, line
+        self._number, self._channel = number, channel
         self._room = threading.Semaphore(session.block_frames)
         self._thread = threading.Thread(
             target=self._pass_on, name=f"stillframe-out-{number}", daemon=True
@@ -179,11 +181,11 @@ class _Served:
         self.pushing.shutdown()
 
     @property
-    def figures(self) -> Figures:
+    def counters(self) -> Counters:
         """The session's counters."""
         session = self.session
         memory = tuple(session.memory.items())
-        return Figures(session.state, session.paused, session.dropped, session.waiting, memory)
+        return Counters(session.state, session.paused, session.dropped, session.waiting, memory)
 
     def _pass_on(self) -> None:
         error: tuple[str, str] | None = None
@@ -196,19 +198,19 @@ class _Served:
                     break
                 for block in self.session.telemetry.blocks:
                     if reported < block.block <= frame.block:
-                        self._line.send(("block", self._number, block, self.figures))
+                        self._channel.send(("block", self._number, block, self.counters))
                 reported = frame.block
-                self._line.send(
-                    ("frame", self._number, frame._replace(pixels=_ELSEWHERE)), frame.pixels
+                self._channel.send(
+                    ("frame", self._number, frame._replace(pixels=_NO_PIXELS)), frame.pixels
                 )
         except SessionError as failure:
             error = str(failure), failure.trace
-        except LineClosedError:
+        except ChannelClosedError:
             return
         except Exception as failure:  # of this session; its client must not wait for more
-            said = f"the session failed with {type(failure).__name__}: {failure}"
-            error = said, traceback.format_exc()
+            content = f"the session failed with {type(failure).__name__}: {failure}"
+            error = content, traceback.format_exc()
         try:
-            self._line.send(("ended", self._number, error))
-        except LineClosedError:
+            self._channel.send(("ended", self._number, error))
+        except ChannelClosedError:
             return

@@ -1,13 +1,14 @@
-"""The application: a page, a little HTTP about the server, and the socket of live editing.
+"""The application: a page, a little HTTP about the server, and the connections of live editing.
 
-`create_app` puts together who may come in, what all share (``house``), and a connection a socket.
-What a connection does is in ``connection``; on which port this is served, it does not know.
+What a connection does is in ``client_session``; ``serving`` puts the application on a port.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import importlib.util
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,24 +22,18 @@ from stillframe.loading.load import bundled_models
 from stillframe.loading.recipes import load_recipes
 from stillframe.loading.styles import Style
 from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.server.connection import Connection
-from stillframe.server.doorkeeper import KNOWN, Doorkeeper, client_address
-from stillframe.server.guard import (
-    COOKIE,
-    Gate,
-    RefusedError,
-    cookie_of,
-    packaged_file,
-    token_in,
-)
-from stillframe.server.house import House
-from stillframe.server.limits import Limits
+from stillframe.server import messages
+from stillframe.server.access import COOKIE, AccessPolicy, cookie_of, token_in
+from stillframe.server.client_session import ClientSession
+from stillframe.server.limits import Limits, RefusedError
 from stillframe.server.messages import ProtocolError
-from stillframe.server.offers import parse_offer
-from stillframe.server.supervisor import Keeper, ProcessKeeper, SessionKeeper
+from stillframe.server.middleware import HostCheck, client_address
+from stillframe.server.state import ServerState
+from stillframe.server.supervisor import ModelSupervisor, ProcessSupervisor, ThreadSupervisor
+from stillframe.server.websocket import WebSocketTransport, authenticated
 
 if TYPE_CHECKING:
-    from stillframe.server.webrtc import Peers
+    from stillframe.server.webrtc import WebRtcConnections
 
 __all__ = ["create_app"]
 
@@ -46,7 +41,7 @@ _STATIC = Path(__file__).parent / "static"
 
 
 def create_app(
-    model_of: CausalWanPipeline | Callable[[], CausalWanPipeline] | SessionKeeper,
+    model_of: CausalWanPipeline | Callable[[], CausalWanPipeline] | ModelSupervisor,
     *,
     max_sessions: int = 4,
     token: str | None = None,
@@ -64,7 +59,7 @@ def create_app(
 
     Args:
         model_of: the model, or what loads it when the application starts, to run on a thread of
-            this process; or what runs it, such as a `ProcessKeeper`.
+            this process; or what runs it, such as a `ProcessSupervisor`.
         max_sessions: that may be open at a time.
         token: that clients must know; needed unless ``host`` is this computer's own.
         host: where it will listen.
@@ -83,39 +78,61 @@ def create_app(
     """
     if max_sessions < 1:
         raise ValueError(f"max_sessions must be 1 or more, got {max_sessions}")
-    gate = Gate(host, token, names)
-    keeper = _keeper(model_of)
-    house = House(
-        keeper, gate, max_sessions, limits or Limits(), (height, width), styles,
-        defaults or {},
+    policy = AccessPolicy(host, token, names)
+    state = ServerState(
+        _supervisor(model_of), policy, max_sessions, limits or Limits(), (height, width), styles,
+        defaults,
     )  # fmt: skip
+    webrtc = _webrtc(state)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with state.running():
+            try:
+                yield
+            finally:
+                if webrtc is not None:
+                    await webrtc.close()
+
     # no page of documentation: it would come from elsewhere
     app = FastAPI(
         title="stillframe", version=version("stillframe"), docs_url=None, redoc_url=None,
-        lifespan=house.open,
+        lifespan=lifespan,
     )  # fmt: skip
-    app.state.house = house
-    app.add_middleware(Doorkeeper, gate=gate)
+    app.state.server, app.state.webrtc = state, webrtc
+    app.add_middleware(HostCheck, policy=policy)
     _add_page(app, static)
-    _add_listings(app, house, model)
-    _add_socket(app, house)
-    _add_offers(app, house)
+    _add_listings(app, state, model)
+    _add_websocket(app, state)
+    _add_webrtc(app, state, webrtc)
     return app
 
 
-def _keeper(
-    model_of: CausalWanPipeline | Callable[[], CausalWanPipeline] | SessionKeeper,
-) -> SessionKeeper:
-    if isinstance(model_of, Keeper | ProcessKeeper):
+def _supervisor(
+    model_of: CausalWanPipeline | Callable[[], CausalWanPipeline] | ModelSupervisor,
+) -> ModelSupervisor:
+    if isinstance(model_of, ThreadSupervisor | ProcessSupervisor):
         return model_of
-    return Keeper(cast("CausalWanPipeline | Callable[[], CausalWanPipeline]", model_of))
+    return ThreadSupervisor(cast("CausalWanPipeline | Callable[[], CausalWanPipeline]", model_of))
 
 
-async def _admitted(house: House, request: Request, said: str | None = None) -> str | None:
-    """See that a client's token is right, and take its connection for no stranger's any more.
+def _webrtc(state: ServerState) -> WebRtcConnections | None:
+    """WebRTC connections, if the package for them is installed."""
+    if importlib.util.find_spec("aiortc") is None:
+        return None
+    from stillframe.server.webrtc import WebRtcConnections
+
+    state.transports.append("webrtc")
+    return WebRtcConnections(state)
+
+
+async def _authenticate(
+    state: ServerState, request: Request, token: str | None = None
+) -> str | None:
+    """Check a client's token, and count its connection as unauthenticated no more.
 
     Args:
-        said: the token, if the request's body has one.
+        token: that the request's body has, if it has one.
 
     Returns:
         The token if a header had it.
@@ -126,17 +143,28 @@ async def _admitted(house: House, request: Request, said: str | None = None) -> 
     """
     scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
     shown = bearer.strip() if scheme.lower() == "bearer" else None
-    given = said or shown or token_in(request.cookies)
-    if not await house.entry.admits(given, client_address(request.scope)):
+    given = token or shown or token_in(request.cookies)
+    if not await state.tokens.accepts(given, client_address(request.scope)):
         raise HTTPException(401, "the token is missing or wrong")
-    _known(request.scope)
+    authenticated(request.scope)
     return shown
 
 
-def _known(scope: Any) -> None:
-    known = (scope.get("extensions") or {}).get(KNOWN)
-    if known is not None:
-        known["known"]()
+def packaged_file(folder: Path, name: str) -> Path | None:
+    """A file below a folder, None if there is none; hidden ones and links do not count.
+
+    Args:
+        name: parts with slashes between them, as in a URL.
+    """
+    parts = name.split("/")
+    if any(not part or part[0] == "." or not part.isprintable() or "\\" in part for part in parts):
+        return None
+    try:
+        root = folder.resolve()
+        path = root.joinpath(*parts).resolve()
+        return path if path.is_file() and path == root.joinpath(*parts) else None
+    except (OSError, ValueError):
+        return None
 
 
 def _add_page(app: FastAPI, static: Path) -> None:
@@ -155,13 +183,13 @@ def _add_page(app: FastAPI, static: Path) -> None:
         return file(name)
 
 
-def _add_listings(app: FastAPI, house: House, model: str) -> None:
+def _add_listings(app: FastAPI, state: ServerState, model: str) -> None:
     async def known(request: Request, response: Response) -> None:
         try:
-            shown = await _admitted(house, request)
+            shown = await _authenticate(state, request)
         except RefusedError as error:
             raise HTTPException(429, str(error)) from error
-        if house.gate.asks and shown:
+        if state.policy.needs_token and shown:
             # the page forgets it, and browsers send the cookie along where pages cannot read it
             response.set_cookie(COOKIE, cookie_of(shown), httponly=True, samesite="strict")
 
@@ -170,7 +198,7 @@ def _add_listings(app: FastAPI, house: House, model: str) -> None:
     @app.get("/healthz")
     def healthz() -> dict[str, bool]:
         """Whether the server can serve."""
-        return {"ok": house.hall is not None}
+        return {"ok": state.ready}
 
     @app.get("/api/models", dependencies=[needs_token])
     def models() -> dict[str, Any]:
@@ -184,51 +212,52 @@ def _add_listings(app: FastAPI, house: House, model: str) -> None:
     @app.get("/api/styles", dependencies=[needs_token])
     def list_styles() -> list[dict[str, str]]:
         """The styles that the model knows; none for a model that takes any prompt."""
-        return house.styles()
+        return state.styles()
 
     @app.get("/api/status", dependencies=[needs_token])
     def status() -> dict[str, Any]:
         """Sessions, limits, and what the sessions have measured lately."""
-        return house.status()
+        return state.status()
 
 
-def _add_socket(app: FastAPI, house: House) -> None:
+def _add_websocket(app: FastAPI, state: ServerState) -> None:
     @app.websocket("/live")
     async def live(socket: WebSocket) -> None:
         host, origin = socket.headers.get("host"), socket.headers.get("origin")
-        if house.hall is None or not house.gate.origin_allowed(origin, host):
+        if not state.ready or not state.policy.origin_allowed(origin, host):
             await socket.close()  # before it is accepted: an answer of HTTP, 403
             return
-        await Connection(socket, house.hall).run()
+        await socket.accept()
+        await ClientSession(WebSocketTransport(socket, state), state).run()
 
 
-def _add_offers(app: FastAPI, house: House) -> None:
+def _add_webrtc(app: FastAPI, state: ServerState, webrtc: WebRtcConnections | None) -> None:
     def from_here(request: Request) -> None:
         host, origin = request.headers.get("host"), request.headers.get("origin")
-        if not house.gate.origin_allowed(origin, host):
+        if not state.policy.origin_allowed(origin, host):
             raise HTTPException(403, "this server answers to its own page only")
 
-    async def checked(request: Request, said: str | None = None) -> Peers:
-        await _admitted(house, request, said)
-        if house.peers is None:
+    async def checked(request: Request, token: str | None = None) -> WebRtcConnections:
+        await _authenticate(state, request, token)
+        if webrtc is None:
             raise HTTPException(404, "there is no WebRTC here: pip install 'stillframe[webrtc]'")
-        return house.peers
+        return webrtc
 
     own_page = Depends(from_here)
 
     @app.post("/webrtc/offer", dependencies=[own_page])
     async def offer(request: Request) -> dict[str, str]:
         """Answer a WebRTC offer: ``sdp``, ``type`` and what the socket's hello has."""
-        limits = house.limits
+        limits = state.limits
         try:
             async with asyncio.timeout(limits.hello_seconds):
                 data = await _body(request, limits)
-            sdp, hello = parse_offer(data)
-            peers = await checked(request, hello.token)
-            if house.hall is None:
+            sdp, hello = messages.parse_offer(data)
+            connections = await checked(request, hello.token)
+            if not state.ready:
                 raise RefusedError("the server is not ready; try again later")
-            with house.sockets.seat():
-                name, answer = await peers.answer(house.hall, sdp, hello)
+            with state.connections.one():
+                name, answer = await connections.answer(sdp, hello)
         except TimeoutError as error:
             raise HTTPException(408, "the offer did not come in time") from error
         except ClientDisconnect as error:
@@ -243,10 +272,10 @@ def _add_offers(app: FastAPI, house: House) -> None:
     async def leave(name: str, request: Request) -> dict[str, bool]:
         """End a WebRTC connection by the name that came with its answer."""
         try:
-            peers = await checked(request)
+            connections = await checked(request)
         except RefusedError as error:
             raise HTTPException(503, str(error)) from error
-        if not await peers.close(name):
+        if not await connections.close(name):
             raise HTTPException(404, "there is no such connection")
         return {"ok": True}
 

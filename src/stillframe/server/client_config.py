@@ -38,22 +38,21 @@ class ClientConfig:
         Raises:
             ValueError: there is no such method, or it cannot have what the message asks for.
         """
-        said = {name: getattr(update, name) for name in ("method", "recovery", "tolerance")}
-        said = {name: value for name, value in said.items() if value is not None}
-        after = self.with_values({**said, **update.controls})
+        given = update.options
+        after = self.with_values(given)
         method = after.config.method
-        asked = {name: update.controls.get(name) for name in _PRUNING}
+        asked = {name: given.get(name) for name in _PRUNING}
         control = EditConfig.from_options(asked).control
         if control is not None and isinstance(method, Method):
             control.check(method)
         return after
 
-    def with_values(self, said: Mapping[str, Any]) -> ClientConfig:
+    def with_values(self, given: Mapping[str, Any]) -> ClientConfig:
         """The same with some values, None for what goes; a target takes the place of another."""
         values = dict(self.values)
-        if any(said.get(name) is not None for name in _TARGETS):
+        if any(given.get(name) is not None for name in _TARGETS):
             values = {name: value for name, value in values.items() if name not in _TARGETS}
-        values.update(said)
+        values.update(given)
         return ClientConfig({name: value for name, value in values.items() if value is not None})
 
     @property
@@ -77,7 +76,5 @@ class ClientConfig:
     def changes(self, before: ClientConfig) -> dict[str, Any]:
         """What of a session changes when this follows another one."""
         old, new = before.config, self.config
-        names = ("method", "control")
-        return {
-            name: getattr(new, name) for name in names if getattr(new, name) != getattr(old, name)
-        }
+        values = {each.name: getattr(new, each.name) for each in fields(EditConfig)}
+        return {name: value for name, value in values.items() if value != getattr(old, name)}

@@ -1,9 +1,9 @@
-"""Bounds for what aiortc decodes of a client's video, and an end to it that nobody waits for.
+"""Limits for what aiortc decodes of a client's video, and an end to it that nobody waits for.
 
 aiortc keeps every frame that came until its thread has decoded it, whatever its size, and lets the
 event loop wait for that thread. Here few frames wait, each is looked at first, and the thread is
 waited for elsewhere. That is done to what aiortc keeps to itself, for want of anything else:
-`guarded` refuses a version that has none of it. Needs ``[webrtc]``.
+`limit_decoding` refuses a version that has none of it. Needs ``[webrtc]``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from typing import Any
 from aiortc import RTCRtpReceiver, RTCRtpSender
 
 from stillframe.errors import StillframeError
-from stillframe.server.guard import Rate
-from stillframe.server.limits import Limits
+from stillframe.server.limits import Limits, RateLimit
 from stillframe.server.messages import ProtocolError
 from stillframe.server.pictures import check_size
 
-__all__ = ["Decoding", "codecs", "guarded", "vp8_size"]
+__all__ = ["DecodeQueue", "codecs", "limit_decoding", "vp8_size"]
 
 _QUEUE = "_RTCRtpReceiver__decoder_queue"
 _THREAD = "_RTCRtpReceiver__decoder_thread"
@@ -64,7 +63,7 @@ class _Gone:
         """Wait for nothing."""
 
 
-class Decoding(queue.Queue[Any]):
+class DecodeQueue(queue.Queue[Any]):
     """What waits to be decoded, in the place of a receiver's own queue.
 
     A frame that is one too many, too large or damaged is dropped, and so are those that build upon
@@ -80,7 +79,7 @@ class Decoding(queue.Queue[Any]):
         super().__init__()
         self.dropped = 0
         self._receiver, self._limits, self._unusable = receiver, limits, unusable
-        self._rate = Rate(limits.frames_per_second, time.monotonic)
+        self._rate = RateLimit(limits.frames_per_second, time.monotonic)
         self._threads: list[threading.Thread] = []
         self._whole = False
 
@@ -127,12 +126,12 @@ class Decoding(queue.Queue[Any]):
             thread.join()
 
 
-def guarded(
+def limit_decoding(
     receiver: RTCRtpReceiver,
     limits: Limits,
     unusable: Callable[[str], None],
     leave: Callable[[], None],
-) -> Decoding:
+) -> DecodeQueue:
     """Bound what a receiver decodes, before it begins.
 
     Args:
@@ -144,7 +143,7 @@ def guarded(
     """
     if not all(hasattr(receiver, name) for name in (_QUEUE, _THREAD, _ERROR, _PACKET)):
         raise StillframeError("this version of aiortc cannot be bounded; install aiortc 1.16")
-    decoding = Decoding(receiver, limits, unusable)
+    decoding = DecodeQueue(receiver, limits, unusable)
     setattr(receiver, _QUEUE, decoding)
     handle, seen = getattr(receiver, _PACKET), set[int]()
 

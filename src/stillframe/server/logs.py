@@ -1,7 +1,6 @@
-"""A log that clients cannot fill: so many lines of a kind a minute, and how many were left out.
+"""Limits the log, so that clients cannot fill it: so many lines of a kind a minute.
 
-A kind is a place in a program that logs: there are not many of those, whatever clients send. It
-does not know what is logged.
+A kind is a place in a program that logs: there are few of those, whatever clients send.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["Fewer", "quieten"]
+__all__ = ["LogLimit", "limit_logs"]
 
 _LINES = 5
 _SECONDS = 60.0
@@ -20,7 +19,7 @@ _LONGEST = 4000
 _LEFT_OUT = "%s (%d lines like this one were left out before it)"
 
 
-class Fewer(logging.Filter):
+class LogLimit(logging.Filter):
     """Lets through so many lines of a kind in so many seconds.
 
     Args:
@@ -56,14 +55,14 @@ class Fewer(logging.Filter):
         return passes
 
 
-def quieten() -> None:
-    """Bound what is logged by the server and by what it is made with; again, it begins anew."""
-    fewer = Fewer()
+def limit_logs() -> None:
+    """Limit what the server and its libraries log; called again, counting begins anew."""
+    limit = LogLimit()
     names = [name for name in logging.root.manager.loggerDict if _ours(name)]
     for logger in map(logging.getLogger, {*names, *_ROOTS, "uvicorn.error"}):
-        for old in [each for each in logger.filters if isinstance(each, Fewer)]:
+        for old in [each for each in logger.filters if isinstance(each, LogLimit)]:
             logger.removeFilter(old)
-        logger.addFilter(fewer)
+        logger.addFilter(limit)
 
 
 def _ours(name: str) -> bool:

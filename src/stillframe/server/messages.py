@@ -1,36 +1,46 @@
 """The live protocol, version 1: bytes and JSON in, checked values out, and back.
 
-Binary messages begin with 16 bytes, little endian: a kind, seven zero bytes, a timestamp. Text
-messages are JSON objects with a type. Pure functions; they know no sockets, pictures or sessions.
+A text message of a client is a JSON object with a ``type``: a class here, which is all there is to
+add for another one. What an edit can be told (`Update`) is made of the options that are ``live``.
+Binary messages begin with 16 bytes, little endian: a kind, seven zero bytes, a timestamp.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-
-from stillframe.live import BlockTelemetry
-from stillframe.server.fields import (
-    CHANGEABLE,
-    CONTROLS,
-    FIRST,
-    UNREADABLE,
-    ProtocolError,
-    checked,
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
 )
+
+from stillframe.config import OPTIONS, edit_options
+from stillframe.controls.base import control_kinds
+from stillframe.errors import StillframeError
+from stillframe.live import BlockTelemetry, Session
+from stillframe.loading.prompts import clean_prompt
+from stillframe.options import Option
 
 __all__ = [
     "FRAME",
     "MAP",
     "STAGES",
     "VERSION",
+    "Bye",
     "Command",
     "Hello",
     "Incoming",
@@ -38,11 +48,12 @@ __all__ = [
     "Update",
     "UpdateError",
     "encode",
-    "hello_of",
+    "live_options",
     "pack_frame",
     "pack_map",
     "parse_frame",
-    "parse_object",
+    "parse_message",
+    "parse_offer",
     "parse_text",
     "telemetry",
 ]
@@ -52,74 +63,198 @@ FRAME, MAP = 1, 2
 #: What is told of a block's time; fitting counts as encoding, delivering as decoding.
 STAGES = ("encode", "mask", "denoise", "context", "decode")
 
+_UNREADABLE, _RULES, _TOO_LARGE = 1007, 1008, 1009
 _HEADER = struct.Struct("<B7sd")
 _MAP_SIZE = struct.Struct("<3H")
-_TOO_LARGE = 1009
+_PROMPT_LENGTH = 1000
+_NAME_LENGTH = 200
+_SIDE = 8192
+_SANE = 1e9
+"""A number beyond it is not repeated to whoever sent it."""
+
+_M = TypeVar("_M", bound="_Message")
+
+# classes below by the type of their messages
+_TYPES: dict[str, type[Hello | Update | Command]] = {}
+
+
+class ProtocolError(StillframeError):
+    """A client's message that cannot be used.
+
+    Attributes:
+        code: what its socket is closed with: 1007 unreadable, 1008 not allowed, 1009 too large.
+    """
+
+    def __init__(self, message: str, code: int = _RULES) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class UpdateError(ProtocolError):
     """An update that cannot be used: it changes nothing, and its session goes on."""
 
 
-class Incoming(NamedTuple):
-    """A frame from a client.
-
-    Attributes:
-        timestamp: by the client's clock, in seconds.
-        picture: JPEG or WebP, not looked at yet.
-    """
-
-    timestamp: float
-    picture: bytes
+# the messages of clients
 
 
-@dataclass(frozen=True)
-class Update:
-    """What is to change; None stays.
+def _prompt(value: str) -> str:
+    value = clean_prompt(value)
+    if len(value) > _PROMPT_LENGTH:
+        raise ValueError(f"prompt is a text of 0 to {_PROMPT_LENGTH} characters")
+    return value
 
-    Attributes:
-        controls: those of ``fields.CONTROLS`` that are named, None for what goes.
-    """
 
-    prompt: str | None = None
-    method: str | None = None
-    recovery: str | None = None
-    tolerance: float | None = None
-    strength: float | None = None
-    controls: Mapping[str, Any] = field(default_factory=dict, hash=False)
+def _printable(value: str) -> str:
+    if not value.replace("\n", " ").isprintable():
+        raise ValueError("a text holds characters that cannot be printed")
+    return value
+
+
+_Name = Annotated[str, Field(max_length=_NAME_LENGTH), AfterValidator(_printable)]
+_Side = Annotated[int, Field(ge=16, le=_SIDE)]
+
+
+class _Message(BaseModel):
+    """A message of a client; null for a field is as if it were not there."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    type: ClassVar[str]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if "type" in vars(cls):
+            _TYPES[cls.type] = cls  # type: ignore[assignment]
+
+
+class Command(_Message):
+    """A message without content."""
+
+    def run(self, session: Session) -> None:
+        """Do what it says; called on a thread."""
+
+
+class Pause(Command):
+    """Turn frames away."""
+
+    type = "pause"
+
+    def run(self, session: Session) -> None:
+        session.pause()
+
+
+class Resume(Command):
+    """Take frames again."""
+
+    type = "resume"
+
+    def run(self, session: Session) -> None:
+        session.resume()
+
+
+class Reset(Command):
+    """Forget the past."""
+
+    type = "reset"
+
+    def run(self, session: Session) -> None:
+        session.reset()
+
+
+class Bye(Command):
+    """The client goes."""
+
+    type = "bye"
+
+
+class Update(_Message):
+    """What is to change; what is not given stays. Its other fields are the live options."""
+
+    type = "update"
+    prompt: Annotated[str, AfterValidator(_prompt)] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Values of the options that are given, by name; None for a control that goes."""
+        given = {name: getattr(self, name) for name in live_options() if self._has(name)}
+        return {n: value for n, value in given.items() if value is not None or n not in OPTIONS}
 
     @property
     def what(self) -> list[str]:
         """Names of what is given."""
-        return [*(name for name in CHANGEABLE if getattr(self, name) is not None), *self.controls]
+        return ["prompt"] * (self.prompt is not None) + list(self.options)
+
+    def _has(self, name: str) -> bool:
+        return name in self.model_fields_set
 
 
-@dataclass(frozen=True)
 class Hello(Update):
     """A client's first message; None is for the server to choose.
 
     Attributes:
-        prompt: always given.
         width, height: of the edited frames, in pixels.
-        policy: "latest" or "all".
         quality: of the JPEG pictures sent back, 1 to 100.
     """
 
-    token: str | None = None
-    width: int | None = None
-    height: int | None = None
-    policy: str | None = None
-    quality: int | None = None
+    type = "hello"
+    prompt: Annotated[str, AfterValidator(_prompt)]
+    token: _Name | None = None
+    width: _Side | None = None
+    height: _Side | None = None
+    policy: Literal["latest", "all"] | None = None
+    quality: Annotated[int, Field(ge=1, le=100)] | None = None
 
 
-@dataclass(frozen=True)
-class Command:
-    """A message without content: pause, resume, reset or bye."""
-
-    name: str
+# their fields that are options
 
 
-# text
+def live_options() -> dict[str, Option]:
+    """Options that a client may set, and change while its session runs."""
+    return {name: option for name, option in edit_options().items() if option.live}
+
+
+def _usual(name: str) -> Any:
+    """What ``true`` stands for with a control's option: the value of its field by default."""
+    for kind in control_kinds().values():
+        own = dict(zip(kind.options, fields(kind), strict=False))  # type: ignore[arg-type]
+        if name in own and own[name].default not in (MISSING, None):
+            return own[name].default
+    return True
+
+
+def _annotation(name: str, option: Option) -> Any:
+    """The type of a field that an option is given by."""
+    kind: Any = {"int": int, "float": float, "bool": bool, "str": _Name}[option.kind]
+    if option.choices:
+        kind = Literal[option.choices]
+    annotation: Any = kind
+    if option.kind in ("int", "float"):
+        bounds = Field(ge=option.least, gt=option.above, le=option.most, lt=option.below)
+        annotation = Annotated[kind, bounds]
+    if name in OPTIONS:
+        return annotation | None
+
+    def control(value: Any) -> Any:
+        """False and null say that a control goes; true that it is to be as it usually is."""
+        if value is False:
+            return None
+        return _usual(name) if value is True and option.kind != "bool" else value
+
+    return Annotated[annotation | None, BeforeValidator(control)]
+
+
+@cache
+def _with_options(kind: type[_M], names: tuple[str, ...]) -> type[_M]:
+    options = edit_options()
+    types: dict[str, Any] = {name: (_annotation(name, options[name]), None) for name in names}
+    return create_model(kind.__name__, __base__=kind, **types)
+
+
+def _model(kind: type[_M]) -> type[_M]:
+    return _with_options(kind, tuple(live_options())) if issubclass(kind, Update) else kind
+
+
+# reading them
 
 
 def parse_text(text: str, limit: int) -> Hello | Update | Command:
@@ -135,14 +270,59 @@ def parse_text(text: str, limit: int) -> Hello | Update | Command:
     """
     if len(text) > limit or len(text.encode("utf-8", "replace")) > limit:
         raise ProtocolError(f"a text message may have {limit} bytes, this one has more", _TOO_LARGE)
-    message = parse_object(text, "a text message")
+    message = _object(text, "a text message")
     kind = message.pop("type", None)
     if not isinstance(kind, str) or kind not in _TYPES:
         raise ProtocolError(f"a message has one of the types {', '.join(_TYPES)}")
-    return _TYPES[kind](kind, message)
+    return parse_message(_TYPES[kind], message)
 
 
-def parse_object(text: str | bytes, what: str) -> dict[str, Any]:
+def parse_message(kind: type[_M], values: Mapping[str, Any]) -> _M:
+    """A message from its fields, without the type.
+
+    Raises:
+        UpdateError, ProtocolError: see `parse_text`.
+    """
+    failure = UpdateError if kind is Update else ProtocolError
+    model = _model(kind)
+    if not set(values) <= set(model.model_fields):
+        names = ", ".join(model.model_fields) or "no fields"
+        raise failure(f"{kind.type} has an unknown field; it may have {names}")
+    try:
+        message = model.model_validate(dict(values))
+    except ValidationError as error:
+        raise failure(_sentence(kind.type, error)) from error
+    if isinstance(message, Update):
+        _check_targets(message, failure)
+        if not message.what:
+            raise failure(f"update needs one of {', '.join(model.model_fields)}")
+    return message
+
+
+def _check_targets(message: Update, failure: type[ProtocolError]) -> None:
+    given = message.options
+    targets = [name for name in given if name.startswith("target_") and given[name] is not None]
+    if len(targets) > 1:
+        raise failure(f"one of {', '.join(targets)} may be given, got {len(targets)} of them")
+
+
+def _sentence(kind: str, failure: ValidationError) -> str:
+    """What is wrong with a message, in words of the protocol."""
+    error = failure.errors(include_url=False)[0]
+    name = str(error["loc"][0])
+    if error["type"] == "missing":
+        return f"{kind} needs a {name}"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    value, option = error["input"], live_options().get(name)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    got = f", got {value}" if number and abs(value) < _SANE else ""
+    if option is not None:
+        return f"{name} is {option.described}{got}"
+    return re.sub("^(Input|String)", name, str(error["msg"])) + got
+
+
+def _object(text: str | bytes, what: str) -> dict[str, Any]:
     """A JSON object.
 
     Args:
@@ -154,9 +334,9 @@ def parse_object(text: str | bytes, what: str) -> dict[str, Any]:
     try:
         message = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"{what} is a JSON object, and this is none", UNREADABLE) from error
+        raise ProtocolError(f"{what} is a JSON object, and this is none", _UNREADABLE) from error
     if not isinstance(message, dict):
-        raise ProtocolError(f"{what} is a JSON object, and this is none", UNREADABLE)
+        raise ProtocolError(f"{what} is a JSON object, and this is none", _UNREADABLE)
     return message
 
 
@@ -164,45 +344,26 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def hello_of(message: Mapping[str, Any]) -> Hello:
-    """A first message from its fields, without a type.
+def parse_offer(data: bytes) -> tuple[str, Hello]:
+    """A WebRTC offer: the session description, not looked at, and the settings as in ``hello``.
+
+    Args:
+        data: JSON with ``sdp``, ``type`` and the settings.
 
     Raises:
-        ProtocolError: a field is unknown, of a wrong type or out of range, or there is no prompt.
+        ProtocolError: it cannot be read, or a setting is wrong.
     """
-    return _hello("hello", message)
+    message = _object(data, "an offer")
+    sdp, kind = message.pop("sdp", None), message.pop("type", None)
+    if not isinstance(sdp, str) or kind != "offer":
+        raise ProtocolError("an offer has the type offer, and a text named sdp")
+    hello = parse_message(Hello, message)
+    if hello.policy == "all":
+        raise ProtocolError("WebRTC cannot hold a client back: policy is latest")
+    return sdp, hello
 
 
-def _hello(kind: str, message: Mapping[str, Any]) -> Hello:
-    hello = Hello(**checked(kind, message, FIRST, controls=True))
-    if hello.prompt is None:
-        raise ProtocolError("hello needs a prompt")
-    return hello
-
-
-def _update(kind: str, message: Mapping[str, Any]) -> Update:
-    try:
-        update = Update(**checked(kind, message, CHANGEABLE, controls=True))
-    except ProtocolError as error:
-        raise UpdateError(str(error)) from error
-    if not update.what:
-        raise UpdateError(f"update needs one of {', '.join([*CHANGEABLE, *CONTROLS])}")
-    return update
-
-
-def _command(kind: str, message: Mapping[str, Any]) -> Command:
-    checked(kind, message, {})
-    return Command(kind)
-
-
-_TYPES: dict[str, Callable[[str, Mapping[str, Any]], Hello | Update | Command]] = {
-    "hello": _hello,
-    "update": _update,
-    "pause": _command,
-    "resume": _command,
-    "reset": _command,
-    "bye": _command,
-}
+# the messages of the server
 
 
 def encode(kind: str, **fields: Any) -> str:
@@ -237,7 +398,7 @@ def telemetry(
         None if seconds is None else round(1000 * seconds, 3)
         for seconds in (block.latency, *percentiles)
     )
-    held = {"rate": block.rate, "guard": block.guard}
+    told = {"rate": block.rate, "guard": block.guard}
     return encode(
         "telemetry",
         block=block.block,
@@ -253,11 +414,23 @@ def telemetry(
         unusable=unusable,
         cache_bytes=memory["cache"],
         recovery_bytes=memory["recovery"],
-        **{name: told for name, told in held.items() if told is not None},
+        **{name: value for name, value in told.items() if value is not None},
     )
 
 
-# binary
+# binary messages
+
+
+class Incoming(NamedTuple):
+    """A frame from a client.
+
+    Attributes:
+        timestamp: by the client's clock, in seconds.
+        picture: JPEG or WebP, not looked at yet.
+    """
+
+    timestamp: float
+    picture: bytes
 
 
 def parse_frame(data: bytes, limit: int) -> Incoming:
@@ -276,13 +449,13 @@ def parse_frame(data: bytes, limit: int) -> Incoming:
     if len(data) <= _HEADER.size:
         raise ProtocolError(
             f"a frame has {_HEADER.size} bytes and a picture, this message has {len(data)} bytes",
-            UNREADABLE,
+            _UNREADABLE,
         )
     kind, zeros, timestamp = _HEADER.unpack_from(data)
     if kind != FRAME or any(zeros):
-        raise ProtocolError(f"a frame begins with {FRAME} and seven zero bytes", UNREADABLE)
+        raise ProtocolError(f"a frame begins with {FRAME} and seven zero bytes", _UNREADABLE)
     if not math.isfinite(timestamp):
-        raise ProtocolError(f"a timestamp is a finite number, got {timestamp}", UNREADABLE)
+        raise ProtocolError(f"a timestamp is a finite number, got {timestamp}", _UNREADABLE)
     return Incoming(timestamp, data[_HEADER.size :])
 
 

@@ -1,4 +1,4 @@
-"""Session descriptions of offers, judged as aiortc reads them, and written anew from that.
+"""Session descriptions of offers, checked_offer as aiortc reads them, and written anew from that.
 
 Nothing is searched for in a client's text: what one parser skips another may find. Needs
 ``[webrtc]``; it opens nothing.
@@ -12,7 +12,7 @@ from aiortc.sdp import MediaDescription, SessionDescription
 
 from stillframe.server.messages import ProtocolError
 
-__all__ = ["judged"]
+__all__ = ["checked_offer"]
 
 _UNREADABLE = 1007
 _BYTES = 32 * 2**10
@@ -22,7 +22,7 @@ _CANDIDATES = 64
 _UNUSABLE = "the offer's sdp cannot be used"
 
 
-def judged(sdp: str) -> str:
+def checked_offer(sdp: str) -> str:
     """The description of an offer of one video track and one data channel, in aiortc's own words.
 
     Candidates that are names go, and with them the word that these were all. Browsers hide their
@@ -50,7 +50,7 @@ def judged(sdp: str) -> str:
         raise ProtocolError(f"an sdp may have {_CANDIDATES} candidates, this one has {candidates}")
     _check_names(description)
     for each in media:
-        _show(each)
+        _drop_names(each)
     try:
         return str(description)
     except Exception as error:  # what could be read, but not be said
@@ -65,7 +65,7 @@ def _check_names(description: SessionDescription) -> None:
         raise ProtocolError(_UNUSABLE, _UNREADABLE)
 
 
-def _show(media: MediaDescription) -> None:
+def _drop_names(media: MediaDescription) -> None:
     """Leave only candidates that are addresses."""
     shown = [each for each in media.ice_candidates if _is_address(each.ip)]
     media.ice_candidates_complete &= len(shown) == len(media.ice_candidates)

@@ -1,22 +1,30 @@
-"""Listening: the application on a port, with uvicorn.
+"""Serves the application on a port with uvicorn, whose two protocols get limits here.
 
-Knows addresses and uvicorn's settings; not what the application does.
+A connection counts as unauthenticated until the application says otherwise, has so long to ask for
+something, and can be cut off.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
+from functools import partial
 from typing import Any, cast
 from urllib.parse import quote
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.exceptions import InvalidState
 
 from stillframe.errors import StillframeError
-from stillframe.server.guard import is_loopback
-from stillframe.server.house import House
-from stillframe.server.logs import quieten
-from stillframe.server.wires import protocols
+from stillframe.server.access import is_loopback
+from stillframe.server.logs import limit_logs
+from stillframe.server.state import ServerState
+from stillframe.server.websocket import ABORT, AUTHENTICATED
 
 __all__ = ["address", "listen", "make_server"]
 
@@ -58,19 +66,155 @@ def address(host: str, port: int, token: str | None = None) -> str:
     return f"http://{name}:{port}/" + (f"#token={quote(token, safe='')}" if token else "")
 
 
+class _HttpProtocol(H11Protocol):
+    """HTTP, with a time limit for the head of each request."""
+
+    def __init__(self, *args: Any, state: ServerState, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._state, self._limits = state, state.limits
+        self._number: int | None = None
+        self._late: asyncio.TimerHandle | None = None
+        self._app = self.app
+        self.app = self._serve
+
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
+        scope.setdefault("extensions", {})[AUTHENTICATED] = {"call": self._authenticated}
+        await self._app(scope, receive, send)
+
+    def _authenticated(self) -> None:
+        if self._number is not None:
+            self._state.unauthenticated.remove(self._number)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        address = self.client[0] if self.client else ""
+        self._number = self._state.unauthenticated.add(address, self.transport.abort)
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone."""
+        self._stop_waiting()
+        self._authenticated()
+        super().connection_lost(exc)
+
+    @property
+    def _busy(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _await_request(self) -> None:
+        self._stop_waiting()
+        self._late = self.loop.call_later(self._limits.request_seconds, self.transport.abort)
+
+    def _stop_waiting(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def handle_events(self) -> None:
+        """Something came."""
+        super().handle_events()
+        if self._busy and self._late is not None:
+            self._stop_waiting()
+            if self._number is not None:
+                self._state.unauthenticated.touch(self._number)
+
+    def on_response_complete(self) -> None:
+        """An answer has gone out."""
+        super().on_response_complete()
+        if not self._busy and not self.transport.is_closing():
+            self._await_request()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request; in the midst of another answer there is nothing to be said."""
+        if self.conn.our_state is h11.IDLE or (
+            self.conn.our_state is h11.SEND_RESPONSE and not self._busy
+        ):
+            super().send_400_response(msg)
+            return
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: whoever asks for one could fill the log."""
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """It is the other protocol's from here on."""
+        self._stop_waiting()
+        self._authenticated()
+        super().handle_websocket_upgrade(event)
+
+
+class _WebSocketProtocol(WebSocketsSansIOProtocol):
+    """A WebSocket, which the application can cut off.
+
+    To close is not enough for a client that reads nothing: what it was sent stays in memory.
+    Without a token its messages are smaller: a hello, and what may come right after it.
+    """
+
+    def __init__(self, *args: Any, state: ServerState, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._state, self._limits = state, state.limits
+        self._number: int | None = None
+        self.conn.max_message_size = min(
+            self._limits.message_bytes, self._limits.unauthenticated_bytes
+        )
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        super().connection_made(transport)
+        address = self.client[0] if self.client else ""
+        self._number = self._state.unauthenticated.add(address, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def _forget(self) -> None:
+        if self._number is not None:
+            self._state.unauthenticated.remove(self._number)
+
+    def _authenticated(self) -> None:
+        self._forget()
+        self.conn.max_message_size = self._limits.message_bytes
+
+    async def run_asgi(self) -> None:
+        """Serve it."""
+        extensions: dict[str, Any] = self.scope["extensions"]
+        extensions[ABORT] = {"call": self.transport.abort}
+        extensions[AUTHENTICATED] = {"call": self._authenticated}
+        await super().run_asgi()
+
+    def send_receive_event_to_app(self) -> None:
+        """Hand on a message; one that is no text ends the connection, without a line in the log."""
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            self.frames = [b"".join(self.frames)]
+            try:
+                self.frames[0].decode()
+            except UnicodeDecodeError:
+                self.frames = []
+                with contextlib.suppress(InvalidState):  # it has said goodbye right after
+                    self.conn.send_close(1007)
+                    self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
+
 def make_server(app: FastAPI) -> uvicorn.Server:
     """A server for an application of `create_app`; run it with a socket from `listen`.
 
     Pictures are compressed already: no compression of messages. Clients are counted by the address
     that they have, and not by one that they tell. What is logged is bounded.
     """
-    house: House = app.state.house
-    http, ws = protocols(house.strangers, house.limits)
+    state: ServerState = app.state.server
     config = uvicorn.Config(
         app,
-        http=cast(Any, http),
-        ws=cast(Any, ws),
-        ws_max_size=house.limits.message_bytes,
+        http=cast(Any, partial(_HttpProtocol, state=state)),
+        ws=cast(Any, partial(_WebSocketProtocol, state=state)),
+        ws_max_size=state.limits.message_bytes,
         ws_ping_interval=_PING_SECONDS,
         ws_ping_timeout=_PING_SECONDS,
         ws_per_message_deflate=False,
@@ -80,5 +224,5 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=5,
     )
-    quieten()
+    limit_logs()
     return uvicorn.Server(config)

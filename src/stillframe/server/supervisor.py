@@ -1,9 +1,8 @@
-"""What runs the model for all sessions, and another one if it fails.
+"""Runs the model for all sessions, and starts it again if it fails.
 
-`ProcessKeeper` runs it in a process of its own: whatever becomes of that, the server goes on.
-`Keeper` runs it on a thread of the server's process, and is its slow twin: pictures, sockets and
-model get into each other's way, and what kills one kills all. They know neither sockets nor
-clients.
+`ProcessSupervisor` runs it in a process of its own: if that dies, the server goes on.
+`ThreadSupervisor` runs it on a thread of the server's process, which is slower and less safe:
+pictures, sockets and model wait for each other, and what kills one kills all.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from typing import Any, Protocol
 
 from stillframe.live import LiveSession, Session, SessionError, Worker, WorkerProcess
 from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.server.guard import RefusedError
+from stillframe.server.limits import RefusedError
 
-__all__ = ["Keeper", "ProcessKeeper", "SessionKeeper"]
+__all__ = ["ModelSupervisor", "ProcessSupervisor", "ThreadSupervisor"]
 
 _log = logging.getLogger(__name__)
 _LONGEST_PAUSE = 30.0
 
 
-class SessionKeeper(Protocol):
-    """What the server asks of either of them."""
+class ModelSupervisor(Protocol):
+    """What the server needs of either of them."""
 
     @property
     def failures(self) -> int:
@@ -50,7 +49,7 @@ class SessionKeeper(Protocol):
         ...
 
 
-class Keeper:
+class ThreadSupervisor:
     """Runs a worker on a thread from `start` to `stop`.
 
     If the worker fails, its sessions have ended with a message (`Worker.run`) and the next one
@@ -67,7 +66,9 @@ class Keeper:
         self._lock = threading.Lock()
         self._stopped = False
         self._failures = 0
-        self._thread = threading.Thread(target=self._keep, name="stillframe-worker", daemon=True)
+        self._thread = threading.Thread(
+            target=self._supervise, name="stillframe-worker", daemon=True
+        )
 
     @property
     def worker(self) -> Worker:
@@ -106,7 +107,7 @@ class Keeper:
         assert self._pipe is not None
         return LiveSession(self._pipe, prompt, worker=self.worker, **options)
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         while True:
             try:
                 self.worker.run()
@@ -119,8 +120,8 @@ class Keeper:
                 self._worker = Worker()
 
 
-class ProcessKeeper:
-    """Keeps a process that runs the model, from `start` to `stop`.
+class ProcessSupervisor:
+    """Runs the model in a process from `start` to `stop`.
 
     If it ends, its sessions end with a message that says how, and another one is started. Until
     that has loaded the model, who wants a session waits for it.
@@ -171,9 +172,11 @@ class ProcessKeeper:
             return
         process = WorkerProcess(self._load)
         process.start()
-        self._height = process.facts.default_height
+        self._height = process.model.default_height
         self._process = process
-        self._thread = threading.Thread(target=self._keep, name="stillframe-keeper", daemon=True)
+        self._thread = threading.Thread(
+            target=self._supervise, name="stillframe-supervisor", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -215,7 +218,7 @@ class ProcessKeeper:
                 raise RefusedError("the model is not there at the moment; try again later")
             return self._process
 
-    def _keep(self) -> None:
+    def _supervise(self) -> None:
         """Start a process whenever one has ended; a thread's work."""
         pause = 1.0
         while (process := self._process) is not None:

@@ -1,8 +1,6 @@
-"""Live editing over WebRTC: an offer in, an answer out, and a connection that lives on its own.
+"""A client's WebRTC connection as a transport: an offer in, an answer out, and video both ways.
 
-Pictures go as video tracks, everything else as the socket's messages over one data channel. What
-is done with them is in ``connection``. Needs ``[webrtc]``; it does not know how offers are brought,
-nor who may bring them.
+Pictures go as video tracks, everything else as messages over one data channel. Needs ``[webrtc]``.
 """
 
 from __future__ import annotations
@@ -10,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from fractions import Fraction
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import numpy as np
 from aiortc import (
@@ -24,21 +24,24 @@ from aiortc import (
 )
 from aiortc.mediastreams import MediaStreamError
 from av import VideoFrame
-from fastapi import WebSocket
-from numpy.typing import NDArray
 
 from stillframe.live import EditedFrame, SessionError
-from stillframe.server import messages
-from stillframe.server.connection import FAILED, Connection, StalledError
-from stillframe.server.decoding import codecs, guarded
-from stillframe.server.guard import RefusedError
-from stillframe.server.hall import Hall
+from stillframe.server.client_session import ClientSession
+from stillframe.server.decoding import codecs, limit_decoding
 from stillframe.server.messages import Hello, ProtocolError
-from stillframe.server.outgoing import Outgoing
 from stillframe.server.pictures import check_size
-from stillframe.server.sdp import judged
+from stillframe.server.sdp import checked_offer
+from stillframe.server.send_queue import SendQueue
+from stillframe.server.state import ServerState
+from stillframe.server.transport import (
+    DisconnectedError,
+    Pixels,
+    ReceivedFrame,
+    UnusableFrameError,
+    last_message,
+)
 
-__all__ = ["Peer", "Peers"]
+__all__ = ["WebRtcConnections", "WebRtcTransport"]
 
 _log = logging.getLogger(__name__)
 _CLOCK = Fraction(1, 90_000)
@@ -47,21 +50,21 @@ _PACE = 0.95
 """Frames leave a little faster than they were taken, so that a delay wears off."""
 _MOST_WAITING = 64
 _BUFFERED = 64 * 2**10
-_PARTING = 10.0
+_CLOSE_SECONDS = 10.0
 
 
 class _EditedTrack(MediaStreamTrack):
     """Edited frames with their times, paced: they come a block at a time.
 
     Attributes:
-        frames: what waits; filled by the pump.
+        frames: what waits; filled by a session's thread.
     """
 
     kind = "video"
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self.frames: Outgoing[VideoFrame] = Outgoing(most, drops=True)
+        self.frames: SendQueue[VideoFrame] = SendQueue(most, drops=True)
         self._due, self._before = 0.0, 0.0
 
     async def recv(self) -> VideoFrame:
@@ -75,48 +78,78 @@ class _EditedTrack(MediaStreamTrack):
         return frame
 
 
-class Peer(Connection):
-    """One client's WebRTC connection, from its offer to its end; see `serve`.
+class WebRtcTransport:
+    """One client's WebRTC connection; see `Transport`, and call `release` in the end.
+
+    Args:
+        state: of the server.
+        sdp: the offer's session description.
+        hello: that came with it; its token is right.
 
     Attributes:
         answer: the session description that answers the offer, or why there is none.
     """
 
-    def __init__(self, hall: Hall, sdp: str, hello: Hello) -> None:
-        # no socket: what would use it is replaced below
-        super().__init__(cast(WebSocket, None), hall)
-        self._sdp, self._hello = judged(sdp), hello
+    returns_timestamps = False  # an encoder's times must rise
+
+    def __init__(self, state: ServerState, sdp: str, hello: Hello) -> None:
+        self.limits = state.limits
+        self._sdp, self._hello = checked_offer(sdp), hello
+        self._size = 0, 0
         # no servers: nobody outside is asked for this computer's address
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        self._edited = _EditedTrack(hall.limits.queued_frames)
-        way = self._peer.addTransceiver(self._edited, "sendrecv")
-        way.setCodecPreferences(codecs())
-        self._decoding = guarded(way.receiver, hall.limits, self._unusable.add, self.leave)
-        self._came: asyncio.Queue[str | VideoFrame | None] = asyncio.Queue()
-        self._channel: asyncio.Future[RTCDataChannel] = asyncio.get_running_loop().create_future()
-        self._left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._edited = _EditedTrack(self.limits.queued_frames)
+        both = self._peer.addTransceiver(self._edited, "sendrecv")
+        both.setCodecPreferences(codecs())
+        self._decoding = limit_decoding(both.receiver, self.limits, self._drop, self.leave)
+        loop = asyncio.get_running_loop()
+        self._unusable: Callable[[str], None] = lambda why: None
+        self._incoming: asyncio.Queue[str | VideoFrame | None] = asyncio.Queue()
+        self._channel: asyncio.Future[RTCDataChannel] = loop.create_future()
+        self._left: asyncio.Future[None] = loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[str] = loop.create_future()
 
-    async def serve(self) -> None:
-        """Answer, and serve the client to the end. Only its own connection is closed."""
+    @property
+    def dropped(self) -> int:
+        """Edited frames that waited too long to be sent."""
+        return self._edited.frames.dropped
+
+    @asynccontextmanager
+    async def admitted(self) -> AsyncIterator[Hello]:
+        """The hello that came with the offer."""
+        yield self._hello
+
+    async def start(self, width: int, height: int, unusable: Callable[[str], None]) -> None:
+        """Answer the offer, and wait for the data channel."""
+        self._size, self._unusable = (width, height), unusable
+        self._peer.on("track", self._on_track)
+        self._peer.on("datachannel", self._on_channel)
+        self._peer.on("connectionstatechange", self._on_state)
         try:
-            with self._hall.seats.seat():
-                await self._negotiate()
-                await self._serve(self._hello)
-        except SessionError as error:
-            await self._last_word(SessionError(self._told(error)))
-        except (ProtocolError, RefusedError) as error:
-            await self._last_word(error)
-        except StalledError:
-            _log.info("connection %s takes nothing any more and is cut off", self._id)
-        except Exception:
-            _log.exception("connection %s failed", self._id)
-            await self._last_word(SessionError(FAILED))
-        finally:
-            await self._part_for_good()
+            await self._peer.setRemoteDescription(RTCSessionDescription(self._sdp, "offer"))
+            answer = await self._peer.createAnswer()
+        except Exception as error:  # broken descriptions fail in every way there is
+            raise ProtocolError("the offer's sdp cannot be used", _UNREADABLE) from error
+        await self._peer.setLocalDescription(answer)
+        self.answer.set_result(self._peer.localDescription.sdp)
+        seconds = self.limits.hello_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                either: set[asyncio.Future[Any]] = {self._channel, self._left}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError as error:
+            raise ProtocolError(f"no data channel within {seconds:g} s") from error
+        if not self._channel.done():
+            raise DisconnectedError
 
-    async def _part_for_good(self) -> None:
+    def leave(self) -> None:
+        """End it."""
+        if not self._left.done():
+            self._left.set_result(None)
+        self._incoming.put_nowait(None)
+
+    async def release(self) -> None:
         """Give back all that there is, whatever of it fails."""
         if not self.answer.done():
             self.answer.set_exception(SessionError("the connection ended before it was answered"))
@@ -125,69 +158,20 @@ class Peer(Connection):
         for task in self._tasks:
             task.cancel()
         try:
-            async with asyncio.timeout(_PARTING):
+            async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._peer.close()
         except Exception:
-            _log.exception("connection %s could not be closed", self._id)
+            _log.exception("a WebRTC connection could not be closed")
         await asyncio.to_thread(self._decoding.join)
-
-    def leave(self) -> None:
-        """End it."""
-        if not self._left.done():
-            self._left.set_result(None)
-        self._came.put_nowait(None)
-
-    async def _negotiate(self) -> None:
-        """Take the offer in; the answer follows when the session is open."""
-        self._peer.on("track", self._track_came)
-        self._peer.on("datachannel", self._channel_came)
-        self._peer.on("connectionstatechange", self._state_changed)
-        try:
-            await self._peer.setRemoteDescription(RTCSessionDescription(self._sdp, "offer"))
-            self._prepared = await self._peer.createAnswer()
-        except Exception as error:  # broken descriptions fail in every way there is
-            raise ProtocolError("the offer's sdp cannot be used", _UNREADABLE) from error
-
-    async def _receive(self) -> None:
-        """Answer, wait for the data channel, and do what the client says until it goes."""
-        await self._peer.setLocalDescription(self._prepared)
-        self.answer.set_result(self._peer.localDescription.sdp)
-        seconds = self._limits.hello_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                either: set[asyncio.Future[Any]] = {self._channel, self._left}
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError as error:
-            raise ProtocolError(f"no data channel within {seconds:g} s") from error
-        if not self._channel.done():
-            return
-        await super()._receive()
-
-    async def _last_word(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
-            return
-        if not self._channel.done() or self._channel.result().readyState != "open":
-            return
-        channel = self._channel.result()
-        if isinstance(error, RefusedError):
-            channel.send(messages.encode("refused", reason=str(error)))
-        else:
-            channel.send(messages.encode("error", message=str(error)))
-        await self._drained(channel)
-
-    async def _drained(self, channel: RTCDataChannel, most: int = 0) -> None:
-        """Wait until no more than so many bytes wait to be sent, not longer than a second."""
-        for _ in range(50):
-            if channel.bufferedAmount <= most or channel.readyState != "open":
-                return
-            await asyncio.sleep(0.02)
 
     # in
 
-    def _track_came(self, track: MediaStreamTrack) -> None:
-        task = asyncio.ensure_future(self._watch(track))
-        self._tasks.add(task)
+    def _drop(self, why: str) -> None:
+        """A frame is dropped before it is decoded."""
+        self._unusable(why)
+
+    def _on_track(self, track: MediaStreamTrack) -> None:
+        self._tasks.add(asyncio.ensure_future(self._watch(track)))
 
     async def _watch(self, track: MediaStreamTrack) -> None:
         """Take every frame as it comes: the track would keep them without end."""
@@ -195,79 +179,92 @@ class Peer(Connection):
             while True:
                 frame = await track.recv()
                 # those that nobody can take are as those that were never sent
-                if self._came.qsize() < 4 and isinstance(frame, VideoFrame):
-                    self._came.put_nowait(frame)
+                if self._incoming.qsize() < 4 and isinstance(frame, VideoFrame):
+                    self._incoming.put_nowait(frame)
         except MediaStreamError:
             self.leave()
 
-    def _channel_came(self, channel: RTCDataChannel) -> None:
+    def _on_channel(self, channel: RTCDataChannel) -> None:
         if self._channel.done():
             channel.close()
             return
-        channel.on("message", self._text_came)
+        channel.on("message", self._on_text)
         channel.on("close", self.leave)
         self._channel.set_result(channel)
 
-    def _text_came(self, message: str | bytes) -> None:
-        if self._came.qsize() > _MOST_WAITING:
+    def _on_text(self, message: str | bytes) -> None:
+        if self._incoming.qsize() > _MOST_WAITING:
             self.leave()
         elif isinstance(message, str):
-            self._came.put_nowait(message)
+            self._incoming.put_nowait(message)
 
-    def _state_changed(self) -> None:
+    def _on_state(self) -> None:
         if self._peer.connectionState in ("failed", "closed"):
             self.leave()
 
-    async def _listen(self) -> Any:
-        message = await self._came.get()
-        # who has gone says bye
-        return '{"type": "bye"}' if message is None else message
-
-    async def _take_frame(self, data: Any) -> None:
-        self._count_frame()
-        frame = cast(VideoFrame, data)
-        # senders change the size with the bandwidth, and another size would begin another stream
-        width, height = self._hall.size(self._hello)
+    async def receive(self) -> str | ReceivedFrame:
+        """The next text or frame."""
+        message = await self._incoming.get()
+        if message is None:
+            raise DisconnectedError
+        if isinstance(message, str):
+            return message
         try:
-            check_size(frame.width, frame.height, self._limits)
-            if frame.time is None:
-                raise ValueError("a frame has no time")
-            time = self._timeline.take(frame.time)
-            small = await self._off_loop(
-                lambda: frame.reformat(width, height, "rgb24").to_ndarray()
-            )
-            await self._push(cast("NDArray[np.uint8]", small), time)
-        except (ProtocolError, ValueError) as error:  # the others may be good
-            self._unusable.add(str(error))
+            check_size(message.width, message.height, self.limits)
+        except ProtocolError as error:
+            raise UnusableFrameError(str(error)) from error
+        if message.time is None:
+            raise UnusableFrameError("a frame has no time")
+        return ReceivedFrame(message.time, partial(self._pixels, message))
+
+    def _pixels(self, frame: VideoFrame) -> Pixels:
+        # senders change the size with the bandwidth, and another size would begin another stream
+        return np.asarray(frame.reformat(*self._size, "rgb24").to_ndarray(), np.uint8)
 
     # out
 
-    def _deliver(self, frame: EditedFrame) -> None:
+    def encode(self, frame: EditedFrame, timestamp: float, quality: int) -> None:
+        """Hand a frame to the video track."""
         picture = VideoFrame.from_ndarray(frame.pixels, format="rgb24")
-        picture.pts, picture.time_base = round(frame.timestamp / _CLOCK), _CLOCK
+        picture.pts, picture.time_base = round(timestamp / _CLOCK), _CLOCK
         self._edited.frames.put(picture, frame=True)
 
-    def _stamp(self, time: float) -> float:
-        return time  # an encoder's times must rise
-
-    def _unsent(self) -> int:
-        return self._edited.frames.dropped
-
-    async def _pass_on(self, message: str | bytes) -> None:
-        channel = await asyncio.shield(self._channel)
+    async def send(self, message: str | bytes) -> None:
+        """Send a message over the data channel."""
+        channel = self._channel.result()
         if channel.readyState == "open":
             channel.send(message)
             while channel.readyState == "open" and channel.bufferedAmount > _BUFFERED:
                 await asyncio.sleep(0.02)
 
+    async def close(self, error: Exception | None) -> None:
+        """Fail the answer, or say a last word over the data channel, for a second at most."""
+        if not self.answer.done():
+            if error is not None:
+                self.answer.set_exception(error)
+            return
+        if not self._channel.done() or self._channel.result().readyState != "open":
+            return
+        channel, (_, _, text) = self._channel.result(), last_message(error)
+        if text is not None:
+            channel.send(text)
+            for _ in range(50):
+                if channel.bufferedAmount == 0 or channel.readyState != "open":
+                    return
+                await asyncio.sleep(0.02)
 
-class Peers:
+    def abort(self) -> None:
+        """Nothing: `release` follows."""
+
+
+class WebRtcConnections:
     """The WebRTC connections of a server, by names that cannot be guessed."""
 
-    def __init__(self) -> None:
-        self._open: dict[str, tuple[Peer, asyncio.Task[None]]] = {}
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        self._open: dict[str, tuple[WebRtcTransport, asyncio.Task[None]]] = {}
 
-    async def answer(self, hall: Hall, sdp: str, hello: Hello) -> tuple[str, str]:
+    async def answer(self, sdp: str, hello: Hello) -> tuple[str, str]:
         """Open a connection: its name, and the answer's session description.
 
         Raises:
@@ -276,17 +273,23 @@ class Peers:
             SessionError: the model's process has gone.
         """
         # before anything is opened: of a description that is refused there is nothing to close
-        name, peer = secrets.token_urlsafe(16), Peer(hall, sdp, hello)
-        task = asyncio.ensure_future(peer.serve())
-        self._open[name] = peer, task
+        name, transport = secrets.token_urlsafe(16), WebRtcTransport(self._state, sdp, hello)
+        task = asyncio.ensure_future(self._serve(transport))
+        self._open[name] = transport, task
         task.add_done_callback(lambda _: self._open.pop(name, None))
-        return name, await asyncio.shield(peer.answer)
+        return name, await asyncio.shield(transport.answer)
+
+    async def _serve(self, transport: WebRtcTransport) -> None:
+        try:
+            await ClientSession(transport, self._state).run()
+        finally:
+            await transport.release()
 
     async def close(self, name: str | None = None) -> bool:
         """End one, or all, and wait until that is done; false if there is no such one."""
-        chosen = [each for key, each in self._open.items() if name in (None, key)]
-        for peer, _ in chosen:
-            peer.leave()
-        ends: list[Awaitable[None]] = [task for _, task in chosen]
+        found = [each for key, each in self._open.items() if name in (None, key)]
+        for transport, _ in found:
+            transport.leave()
+        ends: list[Awaitable[None]] = [task for _, task in found]
         await asyncio.gather(*ends, return_exceptions=True)
-        return bool(chosen)
+        return bool(found)

@@ -4,7 +4,7 @@
 import { Hold } from "./hold.js";
 
 const element = (id) => document.getElementById(id);
-const CHOSEN = "stillframe.engine.settings";
+const CHOSEN = "stillframe.settings";
 const KEPT = ["rate", "mirror", "smooth", "size", "policy", "transport", "prompt"];
 
 const NAMES = { none: "none", noisy: "noisy", clean: "clean", aligned: "aligned" };

@@ -16,7 +16,7 @@ other sessions' turns. (Frames that a decoder holds back come out a block later.
 Policy ``all`` takes frames in order, n at a time, and refuses what is above its bound.
 
 Frames of another size, or after a cut, belong to another stream: ``all`` first finishes the one in
-progress, ``latest`` drops it. Knows no threads, no clock and no model.
+progress, ``latest`` drops it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrival", "Batch", "Intake", "Policy"]
+__all__ = ["Batch", "InputFrame", "InputQueue", "Policy"]
 
 Pixels = NDArray[np.uint8]
 Policy = Literal["latest", "all"]
 
 
-class Arrival(NamedTuple):
+class InputFrame(NamedTuple):
     """A frame that came in.
 
     Attributes:
@@ -59,12 +59,12 @@ class Batch(NamedTuple):
         last: whether the stream ends with them.
     """
 
-    frames: list[Arrival]
+    frames: list[InputFrame]
     stream: int
     last: bool
 
 
-class Intake:
+class InputQueue:
     """The frames that wait. Not thread-safe: its session sees to that.
 
     Args:
@@ -104,7 +104,7 @@ class Intake:
         self._first, self._later = first, later
         self._bound = bound or 2 * later
         self._max_wait = max_wait
-        self._waiting: deque[Arrival] = deque()
+        self._waiting: deque[InputFrame] = deque()
         self._newest = 0  # number of the stream that the next frame belongs to
         self._open: int | None = None  # the stream in progress
         self._size: tuple[int, ...] | None = None
@@ -120,7 +120,7 @@ class Intake:
         if self._size not in (None, pixels.shape):
             self.cut()
         self._size = pixels.shape
-        self._waiting.append(Arrival(pixels, timestamp, arrived, self._newest))
+        self._waiting.append(InputFrame(pixels, timestamp, arrived, self._newest))
         if self.policy == "latest":
             self._drop_old(arrived - self._max_wait)
             if len(self._waiting) > self._bound:
@@ -182,7 +182,7 @@ class Intake:
             return needed, ahead, False
         return (count, ahead, True) if self.ended or ahead != self._newest else None
 
-    def _oldest(self, count: int) -> list[Arrival]:
+    def _oldest(self, count: int) -> list[InputFrame]:
         return [self._waiting.popleft() for _ in range(count)]
 
     def _thin(self) -> None:
@@ -194,7 +194,7 @@ class Intake:
         del self._waiting[gaps.index(min(gaps))]
         self.dropped += 1
 
-    def _evenly(self, count: int) -> list[Arrival]:
+    def _evenly(self, count: int) -> list[InputFrame]:
         """So many of the waiting frames, nearest to even spacing up to the newest; drop the rest.
 
         The first is to follow the last one of the block before by as much, unless the input paused.

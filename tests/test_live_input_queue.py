@@ -8,18 +8,18 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from stillframe.live.intake import Batch, Intake, Policy
+from stillframe.live.input_queue import Batch, InputQueue, Policy
 
 N = 12
 FRAME = np.zeros((1, 1, 3), np.uint8)
 OTHER = np.zeros((1, 2, 3), np.uint8)
 
 
-def intake(policy: Policy = "latest", **options: float) -> Intake:
-    return Intake(policy, N, N, **options)  # type: ignore[arg-type]
+def input_queue(policy: Policy = "latest", **options: float) -> InputQueue:
+    return InputQueue(policy, N, N, **options)  # type: ignore[arg-type]
 
 
-def taken(box: Intake) -> Batch:
+def taken(box: InputQueue) -> Batch:
     batch = box.take()
     assert batch is not None
     return batch
@@ -33,7 +33,7 @@ def times(batch: Batch) -> list[float]:
 def test_whatever_comes_at_most_two_blocks_wait_and_blocks_are_in_order(seed: int) -> None:
     """Irregular input, blocks taken at irregular moments."""
     rng = random.Random(seed)
-    box, now, offered, blocks = intake(), 0.0, 0, []
+    box, now, offered, blocks = input_queue(), 0.0, 0, []
     for _ in range(600):
         now += rng.expovariate(30) if rng.random() < 0.97 else rng.uniform(0, 3)
         assert box.offer(FRAME, now, now)
@@ -54,7 +54,7 @@ def test_whatever_comes_at_most_two_blocks_wait_and_blocks_are_in_order(seed: in
 def test_what_a_block_leaves_out_is_spread_over_its_time(seed: int) -> None:
     """Steady input with jitter, from hardly too fast to ten times as fast as the model."""
     rng = random.Random(seed)
-    box, now, before = intake(), 0.0, None
+    box, now, before = input_queue(), 0.0, None
     for block in range(12):
         count = round(N * rng.uniform(1, 2) ** rng.choice([1, 1, 3]))
         arrivals = []
@@ -73,7 +73,7 @@ def test_what_a_block_leaves_out_is_spread_over_its_time(seed: int) -> None:
 
 @pytest.mark.parametrize(("count", "strides"), [(12, {1}), (18, {1, 2}), (24, {2})])
 def test_regular_input_is_taken_at_regular_strides(count: int, strides: set[int]) -> None:
-    box, frame, before = intake(), 0, 0.0
+    box, frame, before = input_queue(), 0, 0.0
     for block in range(4):
         for _ in range(count):
             frame += 1
@@ -92,7 +92,7 @@ def test_regular_input_is_taken_at_regular_strides(count: int, strides: set[int]
 
 
 def test_input_at_the_pace_of_the_model_loses_nothing() -> None:
-    box = intake()
+    box = input_queue()
     for frame in range(5 * N):
         box.offer(FRAME, float(frame), float(frame))
         if box.ready:
@@ -102,7 +102,7 @@ def test_input_at_the_pace_of_the_model_loses_nothing() -> None:
 
 def test_a_pause_of_the_input_is_not_filled_with_the_oldest_frames() -> None:
     """After a gap the block is spread over what came since, as if there had been no gap."""
-    box = intake()
+    box = input_queue()
     for frame in range(N):
         box.offer(FRAME, float(frame), float(frame))
     taken(box)
@@ -115,20 +115,20 @@ def test_a_pause_of_the_input_is_not_filled_with_the_oldest_frames() -> None:
 
 
 def test_frames_that_waited_too_long_go_if_there_are_others() -> None:
-    box = intake(max_wait=3.0)
+    box = input_queue(max_wait=3.0)
     for i in range(600):
         box.offer(FRAME, i / 10, i / 10)
     batch = taken(box)
     assert batch.frames[0].arrived >= 59.9 - 3.0
     assert len(batch.frames) == N
-    slow = intake(max_wait=3.0)
+    slow = input_queue(max_wait=3.0)
     for i in range(30):
         slow.offer(FRAME, float(i), float(i))
     assert times(taken(slow)) == [float(i) for i in range(30 - N, 30)]
 
 
 def test_all_keeps_everything_in_order_up_to_its_bound() -> None:
-    box = intake("all", bound=20)
+    box = input_queue("all", bound=20)
     assert [box.offer(FRAME, float(i), 0.0) for i in range(22)] == [True] * 20 + [False] * 2
     assert times(taken(box)) == [float(i) for i in range(N)]
     assert box.take() is None
@@ -142,7 +142,7 @@ def test_all_keeps_everything_in_order_up_to_its_bound() -> None:
 
 @pytest.mark.parametrize("policy", ["latest", "all"])
 def test_another_size_is_another_stream(policy: Policy) -> None:
-    box = intake(policy)
+    box = input_queue(policy)
     for i in range(N + 3):
         box.offer(FRAME, float(i), 0.0)
     first = taken(box)
@@ -167,7 +167,7 @@ BOTH: tuple[Policy, ...] = ("latest", "all")
 def test_a_stream_that_ends_on_a_full_block_is_ended_all_the_same() -> None:
     """There may be frames inside that only a flush brings out."""
     for policy in BOTH:
-        box = intake(policy)
+        box = input_queue(policy)
         for i in range(N):
             box.offer(FRAME, float(i), 0.0)
         assert not taken(box).last
@@ -176,7 +176,7 @@ def test_a_stream_that_ends_on_a_full_block_is_ended_all_the_same() -> None:
         assert taken(box) == Batch([], 0, True)
         assert box.done
     for policy in BOTH:
-        box = intake(policy)
+        box = input_queue(policy)
         box.ended = True
         assert box.done
 
@@ -185,7 +185,7 @@ def test_a_cut_between_blocks_finishes_the_stream_only_if_nothing_may_be_lost() 
     expected = {"latest": [(1, False)], "all": [(0, True), (1, False)]}
     for policy in BOTH:
         last = expected[policy]
-        box = intake(policy)
+        box = input_queue(policy)
         for i in range(N):
             box.offer(FRAME, float(i), 0.0)
         taken(box)
@@ -198,7 +198,7 @@ def test_a_cut_between_blocks_finishes_the_stream_only_if_nothing_may_be_lost() 
 
 
 def test_a_first_block_may_take_fewer_frames() -> None:
-    box = Intake("all", 9, 12)
+    box = InputQueue("all", 9, 12)
     for i in range(21):
         box.offer(FRAME, float(i), 0.0)
     assert [len(taken(box).frames) for _ in range(2)] == [9, 12]
@@ -216,4 +216,4 @@ def test_a_first_block_may_take_fewer_frames() -> None:
 )
 def test_wrong_arguments_are_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Intake(first=N, later=N, **wrong)  # type: ignore[arg-type]
+        InputQueue(first=N, later=N, **wrong)  # type: ignore[arg-type]

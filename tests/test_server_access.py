@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -18,11 +19,15 @@ from tests.server_fixtures import WAIT, Server, get, serving, wait_until
 from typer.testing import CliRunner
 
 from stillframe.cli.app import app as command_line
-from stillframe.server.doorkeeper import policy
-from stillframe.server.guard import Gate, RefusedError
-from stillframe.server.limits import Limits
+from stillframe.server.access import (
+    AccessPolicy,
+    TokenCheck,
+    UnauthenticatedConnections,
+    network_of,
+)
+from stillframe.server.limits import Limits, RefusedError
+from stillframe.server.middleware import content_security_policy
 from stillframe.server.serving import address
-from stillframe.server.strangers import Entry, Strangers, network_of
 
 KEY = "a-key-of-16-chars"
 UPGRADE = (
@@ -30,7 +35,9 @@ UPGRADE = (
     "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 )
 RIGHT = {"Authorization": f"Bearer {KEY}"}
-LIMITS = Limits(strangers=12, strangers_each=8, hello_seconds=60.0, request_seconds=60.0)
+LIMITS = Limits(
+    unauthenticated=12, unauthenticated_each=8, hello_seconds=60.0, request_seconds=60.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,40 +94,40 @@ def test_silence_takes_no_seat_and_keeps_nobody_out(server: Server, kind: str) -
         begun = b"GET / HTTP/1.1\r\nHost: localhost\r\n" if kind == "half a request" else b""
         lines += [silent(server, begun) for _ in range(30)]
     try:
-        wait_until(lambda: len(server.house.strangers) == 8)
-        assert server.house.sockets.taken == 0
+        wait_until(lambda: len(server.state.unauthenticated) == 8)
+        assert server.state.connections.open == 0
         assert get(server, "/api/status", headers=RIGHT).status_code == 200
         with server.client({"token": KEY}) as owner:
             owner.works()
-            assert (server.house.sockets.taken, server.house.seats.taken) == (1, 1)
+            assert (server.state.connections.open, server.state.open_sessions.open) == (1, 1)
             lines += silent_sockets(server, 10)  # whoever has shown it is not sent away for others
             owner.works(10)
     finally:
         for line in lines:
             line.close()
-    wait_until(lambda: len(server.house.strangers) == 0)
-    wait_until(lambda: server.house.sockets.taken == 0)
+    wait_until(lambda: len(server.state.unauthenticated) == 0)
+    wait_until(lambda: server.state.connections.open == 0)
 
 
 def test_the_one_goes_that_was_silent_longest_of_whoever_has_most() -> None:
-    strangers, gone = Strangers(6, 4), list[str]()
+    waiting, gone = UnauthenticatedConnections(6, 4), list[str]()
 
     def come(address: str, name: str) -> Any:
-        return strangers.come(address, lambda: gone.append(name))
+        return waiting.add(address, lambda: gone.append(name))
 
     a = [come("10.0.0.1", f"a{number}") for number in range(4)]
-    strangers.stirs(a[0])
+    waiting.touch(a[0])
     come("10.0.0.1", "a4")
     assert gone == ["a1"]
     come("10.0.0.2", "b0")
     come("10.0.0.3", "c0")
-    assert (gone, len(strangers)) == (["a1"], 6)
+    assert (gone, len(waiting)) == (["a1"], 6)
     come("10.0.0.4", "d0")  # full: of the address that has most
-    assert (gone, len(strangers)) == (["a1", "a2"], 6)
+    assert (gone, len(waiting)) == (["a1", "a2"], 6)
     for one in (a[0], a[0], a[1]):  # once is enough, and of those that have gone nothing is left
-        strangers.forget(one)
-        strangers.stirs(one)
-    assert len(strangers) == 5
+        waiting.remove(one)
+        waiting.touch(one)
+    assert len(waiting) == 5
 
 
 def test_what_counts_as_one_address() -> None:
@@ -150,15 +157,17 @@ def test_a_request_comes_in_time_or_not_at_all(pipe: Any) -> None:
                               b"Content-Length: 999\r\n\r\n{")  # fmt: skip
         body.settimeout(WAIT)
         assert b"408" in body.recv(4096)
-        assert server.house.sockets.taken == 0
+        assert server.state.connections.open == 0
         for line in (drip, again, none, body):
             line.close()
-        wait_until(lambda: len(server.house.strangers) == 0)
+        wait_until(lambda: len(server.state.unauthenticated) == 0)
 
 
 def test_strangers_may_not_send_what_is_large(pipe: Any) -> None:
     with (
-        serving(pipe, limits=Limits(stranger_bytes=20_000), host="0.0.0.0", token=KEY) as server,
+        serving(
+            pipe, limits=Limits(unauthenticated_bytes=20_000), host="0.0.0.0", token=KEY
+        ) as server,
         server.client({}) as client,
     ):
         client.socket.send(bytes(30_000))
@@ -170,59 +179,59 @@ def test_strangers_may_not_send_what_is_large(pipe: Any) -> None:
 
 def test_wrong_tokens_are_slowed_down_and_few_are_remembered() -> None:
     now = [0.0]
-    entry = Entry(Gate("0.0.0.0", KEY), lambda: now[0])
+    tokens = TokenCheck(AccessPolicy("0.0.0.0", KEY), lambda: now[0])
 
     async def wrong(address: str, times: int = 1) -> None:
         for _ in range(times):
-            assert not await entry.admits("x" * 16, address)
+            assert not await tokens.accepts("x" * 16, address)
 
     async def run() -> None:
-        assert not await entry.admits(None, "10.0.0.1")  # nothing was guessed
-        assert len(entry) == 0
+        assert not await tokens.accepts(None, "10.0.0.1")  # nothing was guessed
+        assert len(tokens) == 0
         await wrong("10.0.0.1", 3)
-        assert await entry.admits(KEY, "10.0.0.2")
+        assert await tokens.accepts(KEY, "10.0.0.2")
         pauses = []
         for _ in range(2):
-            pauses.append(entry.pause("10.0.0.1"))
+            pauses.append(tokens.delay("10.0.0.1"))
             begun = time.monotonic()
             await wrong("10.0.0.1")
             assert time.monotonic() - begun > 0.9 * pauses[-1] > 0
         assert pauses[1] == 2 * pauses[0]
         # the right one waits as well: else to be answered at once would tell
         begun = time.monotonic()
-        assert await entry.admits(KEY, "10.0.0.1")
+        assert await tokens.accepts(KEY, "10.0.0.1")
         assert time.monotonic() - begun > 0.9 * pauses[1]
         now[0] += 301
-        assert entry.pause("10.0.0.1") == 0
+        assert tokens.delay("10.0.0.1") == 0
         for number in range(1500):
             await wrong(f"10.1.{number // 250}.{number % 250}")
-        assert len(entry) <= 1024
+        assert len(tokens) <= 1024
 
     asyncio.run(run())
 
 
 def test_no_more_than_some_wait_for_their_tokens_to_be_looked_at() -> None:
     async def run() -> None:
-        entry = Entry(Gate("0.0.0.0", KEY))
+        tokens = TokenCheck(AccessPolicy("0.0.0.0", KEY))
         for place in ("10.0.0.1", "10.0.0.2"):
             for _ in range(4):
-                await entry.admits("x" * 16, place)
-        waiting = [asyncio.ensure_future(entry.admits("y" * 16, "10.0.0.1")) for _ in range(20)]
+                await tokens.accepts("x" * 16, place)
+        waiting = [asyncio.ensure_future(tokens.accepts("y" * 16, "10.0.0.1")) for _ in range(20)]
         await asyncio.sleep(0)
-        assert await entry.admits(KEY, "10.0.0.2")
+        assert await tokens.accepts(KEY, "10.0.0.2")
         ends = await asyncio.gather(*waiting, return_exceptions=True)
         assert (ends.count(False), sum(isinstance(e, RefusedError) for e in ends)) == (8, 12)
-        assert not entry._waiting
+        assert not tokens._waiting
 
     asyncio.run(run())
 
 
 def test_a_pause_has_an_end() -> None:
     now = [0.0]
-    entry = Entry(Gate("0.0.0.0", KEY), lambda: now[0])
+    tokens = TokenCheck(AccessPolicy("0.0.0.0", KEY), lambda: now[0])
     for _ in range(5000):
-        entry._remember("10.0.0.1")
-    assert entry.pause("10.0.0.1") == 4.0
+        tokens._remember("10.0.0.1")
+    assert tokens.delay("10.0.0.1") == 4.0
 
 
 @pytest.mark.parametrize(
@@ -266,8 +275,8 @@ def test_a_page_may_call_the_server_it_came_from_and_no_other(server: Server) ->
         sources = get(server, "/", headers={"Host": name}).headers["content-security-policy"]
         calls = next(part for part in sources.split("; ") if part.startswith("connect-src"))
         assert calls == f"connect-src 'self' ws://{name} wss://{name}"
-    assert "connect-src 'self';" in policy("[::1]:7860")
-    assert "connect-src 'self';" in policy("a b;c")
+    assert "connect-src 'self';" in content_security_policy("[::1]:7860")
+    assert "connect-src 'self';" in content_security_policy("a b;c")
 
 
 # the command
@@ -315,3 +324,4 @@ def test_a_token_that_cannot_be_used_is_refused(
     options = ["serve", "--host", "0.0.0.0", "--port", "0", "--token-file", str(file)]
     done = CliRunner().invoke(command_line, options)
     assert (done.exit_code, sentence in " ".join(done.stderr.split())) == (2, True), done.stderr
+    assert multiprocessing.active_children() == []  # no model was loaded for it

@@ -1,6 +1,6 @@
-"""What waits to be sent to one client, which may read slowly, or not at all.
+"""Messages that wait to be sent to one client, which may read slowly, or not at all.
 
-Filled by a session's thread, emptied by the event loop. It does not know what the messages say.
+Filled by a session's thread, emptied by the event loop.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import threading
 from collections import deque
 from typing import Generic, TypeVar
 
-__all__ = ["Outgoing"]
+__all__ = ["SendQueue"]
 
 T = TypeVar("T")
 
 
-class Outgoing(Generic[T]):
+class SendQueue(Generic[T]):
     """A bounded queue of messages in order. Make it in a running event loop.
 
     Frames of edited video are bounded by number: one more, and the oldest is dropped, or the

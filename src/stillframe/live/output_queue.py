@@ -1,6 +1,6 @@
 """Edited frames that wait to be read, and the record of the blocks they came with.
 
-Not thread-safe: its session sees to that. It does not know who reads, or how frames were edited.
+Not thread-safe: its session sees to that.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections import deque
 from stillframe.live.editor import EditedBlock, EditedFrame
 from stillframe.live.telemetry import BlockTelemetry, Telemetry
 
-__all__ = ["Outbox"]
+__all__ = ["OutputQueue"]
 
 
-class Outbox:
+class OutputQueue:
     """Edited frames in order.
 
     Args:

@@ -16,7 +16,7 @@ from tests.live_fixtures import (
 from torch import Tensor
 
 from stillframe.live import Worker
-from stillframe.live.noise_gate import StillFrames, is_noise
+from stillframe.live.noise_gate import NoiseGate, only_noise
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 pytestmark = pytest.mark.timeout(60)
@@ -58,14 +58,14 @@ def test_it_is_what_its_slow_twin_says_however_frames_arrive(sigma: float) -> No
     frames[15:] *= torch.linspace(1, 0.9, 9).view(-1, 1, 1, 1)  # and it grows dark
     expected, exchanged = one_by_one(frames, 2.0)
     for sizes in ([24], [1] * 24, [5, 12, 7]):
-        gate = StillFrames(2.0)
+        gate = NoiseGate(2.0)
         assert torch.equal(torch.cat([gate(part) for part in frames.split(sizes)]), expected)
         assert gate.exchanged == exchanged
 
 
 def test_noise_of_the_stated_size_never_shows_and_what_is_there_always_does() -> None:
     frames = scene(200, 2.0)
-    assert is_noise(frames[1:], frames[0], 2.0).all()
+    assert only_noise(frames[1:], frames[0], 2.0).all()
     changes = {
         "light": lambda x: x + 3 / 255,
         "a patch": lambda x: x + _at(x, 16, 24, 8, 4 / 255),
@@ -73,7 +73,7 @@ def test_noise_of_the_stated_size_never_shows_and_what_is_there_always_does() ->
         "a shift": lambda x: x.roll(1, -1),
     }
     for name, change in changes.items():
-        assert not is_noise(change(frames[1:]), frames[0], 2.0).any(), name
+        assert not only_noise(change(frames[1:]), frames[0], 2.0).any(), name
 
 
 def _at(x: Tensor, top: int, left: int, side: int, value: float) -> Tensor:
@@ -85,11 +85,11 @@ def _at(x: Tensor, top: int, left: int, side: int, value: float) -> Tensor:
 def test_slow_change_adds_up_until_it_is_seen() -> None:
     """No frame handed on is further from its source than the bounds allow."""
     fade = scene(120, 1.0) + torch.linspace(0, 12 / 255, 120).view(-1, 1, 1, 1)
-    gate = StillFrames(2.0)
+    gate = NoiseGate(2.0)
     out = gate(fade)
     assert 60 < gate.exchanged < 119
     for frame, given in zip(fade, out, strict=True):
-        assert is_noise(frame.unsqueeze(0), given, 2.0).all() or torch.equal(frame, given)
+        assert only_noise(frame.unsqueeze(0), given, 2.0).all() or torch.equal(frame, given)
     assert abs(float((out[-1] - fade[-1]).mean())) < 2 / 255
 
 

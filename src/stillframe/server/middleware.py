@@ -1,7 +1,6 @@
-"""What stands before the application: the name it was called by, and the headers of its answers.
+"""Before the application: refuses foreign host names, and adds security headers to answers.
 
-Plain ASGI: where a client goes in the midst of a request, there is nothing here to end. It does not
-know what is asked for, and looks at no token.
+Plain ASGI: where a client goes in the midst of a request, there is nothing here to end.
 """
 
 from __future__ import annotations
@@ -15,12 +14,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from stillframe.server.guard import Gate, host_and_port
+from stillframe.server.access import AccessPolicy, host_and_port
 
-__all__ = ["KNOWN", "Doorkeeper", "client_address", "policy"]
-
-#: The ASGI extension by which an application says that a connection is no stranger's any more.
-KNOWN = "stillframe.known"
+__all__ = ["HostCheck", "client_address", "content_security_policy"]
 
 _NAME = re.compile(r"[a-z0-9.-]+")
 _HEADERS = {
@@ -32,7 +28,7 @@ _HEADERS = {
 }
 
 
-def policy(host: str | None) -> str:
+def content_security_policy(host: str | None) -> str:
     """What the page may load, and whom it may call: the server's own, under the name it was called.
 
     Args:
@@ -58,11 +54,11 @@ def client_address(scope: Any) -> str:
     return client[0] if client else ""
 
 
-class Doorkeeper:
-    """Turns away requests and sockets under foreign names, and adds headers."""
+class HostCheck:
+    """Refuses requests and sockets under foreign names, and adds headers."""
 
-    def __init__(self, app: ASGIApp, gate: Gate) -> None:
-        self._app, self._gate = app, gate
+    def __init__(self, app: ASGIApp, policy: AccessPolicy) -> None:
+        self._app, self._policy = app, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, a socket, or the application's own life."""
@@ -70,7 +66,7 @@ class Doorkeeper:
             await self._app(scope, receive, send)
             return
         host = Headers(scope=scope).get("host")
-        allowed = self._gate.host_allowed(host)
+        allowed = self._policy.host_allowed(host)
         if scope["type"] == "websocket":
             # before it is accepted: an answer of HTTP, 403
             await (self._app if allowed else WebSocketClose())(scope, receive, send)
@@ -84,7 +80,7 @@ def _with_headers(send: Send, host: str | None) -> Callable[[Message], Any]:
     async def answers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            headers["Content-Security-Policy"] = policy(host)
+            headers["Content-Security-Policy"] = content_security_policy(host)
             for name, value in _HEADERS.items():
                 headers[name] = value
         await send(message)

@@ -1,13 +1,15 @@
-"""A client's timestamps as times that rise, whatever its clock does, and back.
+"""Frames that a client sends: their timestamps made to rise, and those that cannot be used counted.
 
-Pure arithmetic; it knows no frames, no sessions and no clock.
+One unusable frame is no reason to end a session: networks and cameras lose things.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 
-__all__ = ["Timeline"]
+__all__ = ["RisingTimestamps", "UnusableFrames"]
 
 _LATE = 5
 """Frames in a row that come late and rise among themselves: by then the clock was set back."""
@@ -20,9 +22,11 @@ _FAR = 2.0**40
 
 _REMEMBERED = 4096
 
+_NOTICE_SECONDS = 1.0
 
-class Timeline:
-    """Times for timestamps. They are the same as long as the timestamps rise.
+
+class RisingTimestamps:
+    """Times for a client's timestamps. They are the same as long as the timestamps rise.
 
     A frame that is not later than the one before gets no time. If the clock was set back, that is
     so for a few frames; then times go on from where they were. One thread takes, others may look
@@ -79,3 +83,33 @@ class Timeline:
     def of(self, time: float) -> float:
         """The timestamp that a time was made from."""
         return self._stamps.get(time, time)
+
+
+class UnusableFrames:
+    """Counts a client's frames that were dropped because they cannot be used.
+
+    Args:
+        tell: called with a sentence and the count, with the first frame and then not more often
+            than once a second.
+        now: seconds since some moment in the past.
+
+    Attributes:
+        count: how many there were.
+    """
+
+    def __init__(
+        self, tell: Callable[[str, int], None], now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.count = 0
+        self._tell, self._now = tell, now
+        self._untold, self._next = 0, now()
+
+    def add(self, why: str) -> None:
+        """Count a frame, and the reason."""
+        self.count += 1
+        self._untold += 1
+        if self._now() < self._next:
+            return
+        frames = "1 frame" if self._untold == 1 else f"{self._untold} frames"
+        self._untold, self._next = 0, self._now() + _NOTICE_SECONDS
+        self._tell(f"{frames} could not be used: {why}", self.count)

@@ -1,0 +1,151 @@
+"""The server's state: what its connections share, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from stillframe.config import OPTIONS
+from stillframe.live import Session
+from stillframe.loading.styles import Style
+from stillframe.methods import methods
+from stillframe.recovery import recoveries
+from stillframe.server.access import AccessPolicy, TokenCheck, UnauthenticatedConnections
+from stillframe.server.limits import ConnectionLimit, Limits
+from stillframe.server.messages import VERSION, Hello, ProtocolError
+from stillframe.server.supervisor import ModelSupervisor
+from stillframe.video.fit import fit_to_grid
+
+__all__ = ["ServerState"]
+
+
+class ServerState:
+    """What the connections of a server share.
+
+    Args:
+        supervisor: opens sessions.
+        policy: who may use the server.
+        max_sessions: that may be open at a time.
+        limits: of what a client may send.
+        size: height and width of edited frames if a client asks for none.
+        styles: that the model knows.
+        defaults: values of options for sessions whose clients do not say otherwise.
+
+    Attributes:
+        tokens, unauthenticated: see ``access``.
+        open_sessions: counts sessions.
+        connections: counts connections that have shown a token, and have a session or are about to
+            be refused one.
+        transports: names of those that clients may use.
+        pool: threads for what takes long, while the server runs.
+        ready: whether the model is there.
+        sessions: open sessions by id.
+    """
+
+    def __init__(
+        self,
+        supervisor: ModelSupervisor,
+        policy: AccessPolicy,
+        max_sessions: int,
+        limits: Limits,
+        size: tuple[int | None, int | None] = (None, None),
+        styles: Sequence[Style] = (),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.supervisor, self.policy, self.limits = supervisor, policy, limits
+        self.tokens = TokenCheck(policy)
+        self.unauthenticated = UnauthenticatedConnections(
+            limits.unauthenticated, limits.unauthenticated_each
+        )
+        self.open_sessions = ConnectionLimit(max_sessions)
+        self.connections = ConnectionLimit(4 * max_sessions + 8, "connections")
+        self.defaults = dict(defaults or {})
+        self.transports = ["websocket"]
+        self.ready = False
+        self.sessions: dict[str, Session] = {}
+        self._size, self._styles = size, styles
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Load the model and run it for as long as the context lasts."""
+        # two a session: one may wait for a block while it is closed
+        self.pool = ThreadPoolExecutor(2 * self.open_sessions.most + 2, "stillframe-pool")
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self.pool, self.supervisor.start)
+            try:
+                self.ready = True
+                yield
+            finally:
+                await loop.run_in_executor(None, self.supervisor.stop)
+        finally:
+            self.pool.shutdown(wait=True)
+
+    def size(self, hello: Hello) -> tuple[int, int]:
+        """Width and height of the edited frames; a side that nobody asked for makes it 16:9.
+
+        Raises:
+            ProtocolError: they are too large.
+        """
+        width, height = hello.width, hello.height
+        if width is None and height is None:
+            height, width = self._size
+        if height is None:
+            height = self.supervisor.default_height if width is None else round(width * 9 / 16)
+        width = width or round(height * 16 / 9)
+        try:
+            fit = fit_to_grid(width, height, target_height=height, target_width=width)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+        if fit.width * fit.height > self.limits.output_pixels:
+            raise ProtocolError(
+                f"edited frames may have {self.limits.output_pixels} pixels, and "
+                f"{fit.width}x{fit.height} is more"
+            )
+        return fit.width, fit.height
+
+    def greeting(self) -> dict[str, Any]:
+        """What every client is told with ``ready``."""
+        return {
+            "fps_hint": self.limits.fps_hint,
+            "styles": self.styles(),
+            "methods": list(methods()),
+            "recoveries": list(recoveries()),
+            "holding": {name: x for name, x in self.defaults.items() if name not in OPTIONS},
+            "version": VERSION,
+        }
+
+    def styles(self) -> list[dict[str, str]]:
+        """The styles that the model knows."""
+        return [
+            {"name": style.name, "prompt": style.prompt, "summary": style.summary}
+            for style in self._styles
+        ]
+
+    def status(self) -> dict[str, Any]:
+        """Sessions, limits, and what the sessions have measured lately."""
+        return {
+            "version": version("stillframe"),
+            "protocol": VERSION,
+            "transports": self.transports,
+            "sessions": {"open": self.open_sessions.open, "max": self.open_sessions.most},
+            "worker_failures": self.supervisor.failures,
+            "limits": asdict(self.limits),
+            "telemetry": [_figures(name, each) for name, each in dict(self.sessions).items()],
+        }
+
+
+def _figures(name: str, session: Session) -> dict[str, Any]:
+    return {
+        "session": name,
+        "state": session.state,
+        "paused": session.paused,
+        "dropped": session.dropped,
+        "memory": session.memory,
+        **session.telemetry.summary(),
+    }
