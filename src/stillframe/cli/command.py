@@ -69,9 +69,11 @@ class Command:
     def __call__(self, **values: Any) -> None:
         options = self.options
         with one_sentence_errors():
+            # a control may have been registered since the command line was read
             given = {
                 name: option.checked(flag(name), values.pop(name))
                 for name, option in options.items()
+                if name in values
             }
             self._run(**values, given=given)
 

@@ -149,7 +149,7 @@ def _config(given: Mapping[str, Any], source: Source) -> EditConfig:
     """How to edit, as the options say."""
     from stillframe.video.control_files import VideoControlFiles
 
-    values = {name: given[name] for name in edit_options()}
+    values = {name: given[name] for name in edit_options() if name in given}
     files = VideoControlFiles(source, given["frames"])
     return EditConfig.from_options(values, named=flag, files=files)
 

@@ -122,7 +122,7 @@ def serve(given: Given) -> None:
     from stillframe.server.access import AccessPolicy
     from stillframe.server.serving import address, listen
 
-    edits = {name: given[name] for name in _edits()}
+    edits = {name: given[name] for name in _edits() if name in given}
     # refused here, as for `edit`, and not when the first client comes
     EditConfig.from_options(edits, named=flag)
     token = _token(given["host"], given["token_file"])
