@@ -17,8 +17,8 @@ from tests.server_fixtures import WAIT, Server, pictures, serving, wait_until
 from stillframe.live import SessionError
 from stillframe.server.limits import Limits
 from stillframe.server.logs import LogLimit, limit_logs
-from stillframe.server.messages import ProtocolError
 from stillframe.server.pictures import decode_picture
+from stillframe.server.protocol import ProtocolError
 
 TIMES = 30
 
