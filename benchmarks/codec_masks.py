@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks import say
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.controls import CodecDetector, ControlledBlock, MotionMap
 from stillframe.controls.codec import CodecTrack
@@ -158,12 +159,12 @@ def main() -> None:
     options = parser.parse_args()
     pipe = load_pipeline("tiny")
     results: dict[str, Result] = {}
-    print("clip", *Result._fields, sep="\t")  # noqa: T201
+    say("\t".join(("clip", *Result._fields)))
     for clip in options.clips:
         result = results[clip.stem] = compare(pipe, clip, options.height, options.frames)
-        print(clip.stem, result.tokens, *map(_told, result[1:]), sep="\t", flush=True)  # noqa: T201
+        say("\t".join((clip.stem, str(result.tokens), *map(_told, result[1:]))))
     rows = {name: result._asdict() for name, result in results.items()}
-    print(json.dumps({"clips": rows, "all": total(list(results.values()))}))  # noqa: T201
+    say(json.dumps({"clips": rows, "all": total(list(results.values()))}))
 
 
 if __name__ == "__main__":

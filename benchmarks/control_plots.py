@@ -15,8 +15,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor
 
+from benchmarks.plots import figure
 from stillframe.controls import (
     Box,
     CodecDetector,
@@ -39,7 +41,6 @@ __all__ = ["bars", "maps"]
 
 _BLOCK = 12
 _COLOURS = ("#9aa5b1", "#d9822b")
-_FONT = 'font-family="sans-serif" font-size="11" fill="#777"'
 
 
 def read(clip: Path, frames: int, pipe: CausalWanPipeline) -> tuple[Tensor, list[MotionMap]]:
@@ -75,58 +76,28 @@ def run(
     return kept
 
 
-def bars(title: str, series: dict[str, list[Tensor]]) -> str:
+def bars(path: Path, title: str, series: dict[str, list[Tensor]]) -> None:
     """Shares of tokens by block, series side by side."""
-    count = max(len(kept) for kept in series.values())
-    width, height, left, top = 560, 130, 40, 24
-    wide = width / count
-    parts = [f'<text x="{left}" y="14" {_FONT}>{title}</text>']
-    for share in (0, 0.5, 1):
-        y = top + height * (1 - share)
-        parts.append(f'<path d="M{left} {y}h{width}" stroke="#ccc" stroke-width="0.5"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end" {_FONT}>{share}</text>')
-    for i, (name, kept) in enumerate(series.items()):
-        for block, keep in enumerate(kept):
-            tall = height * float(keep.float().mean())
-            x = left + wide * (block + 0.1 + 0.4 * i)
-            parts.append(
-                f'<rect x="{x:.1f}" y="{top + height - tall:.1f}" width="{0.4 * wide:.1f}" '
-                f'height="{tall:.1f}" fill="{_COLOURS[i]}"/>'
-            )
-        parts.append(_key(i, name, left + 180 * i, top + height + 20))
-    return _svg(left + width + 10, top + height + 30, title, parts)
+    with figure(path, 7.8, 2.6) as (drawn, (axes,)):
+        for i, (name, kept) in enumerate(series.items()):
+            places = [block + 0.3 + 0.4 * i for block in range(len(kept))]
+            shares = [float(keep.float().mean()) for keep in kept]
+            axes.bar(places, shares, 0.4, color=_COLOURS[i], label=name)
+        axes.set(title=title, ylim=(0, 1), xticks=(), yticks=(0, 0.5, 1))
+        axes.grid(axis="y")
+        drawn.legend(loc="outside lower left", ncols=len(series))
 
 
-def maps(title: str, series: dict[str, list[Tensor]]) -> str:
-    """In how many blocks, but the first, each place was computed: white none, full colour all."""
-    parts = [f'<text x="8" y="14" {_FONT}>{title}</text>']
-    x, bottom = 8, 0
-    for name, kept in series.items():
-        share = torch.stack([keep.any(0) for keep in kept[1:]]).float().mean(0)
-        for row, line in enumerate(share.tolist()):
-            for column, value in enumerate(line):
-                parts.append(
-                    f'<rect x="{x + 20 * column}" y="{24 + 20 * row}" width="19" height="19" '
-                    f'fill="{_COLOURS[1]}" fill-opacity="{0.06 + 0.94 * value:.2f}"/>'
-                )
-        bottom = max(bottom, 24 + 20 * len(share))
-        parts.append(f'<text x="{x}" y="{bottom + 16}" {_FONT}>{name}</text>')
-        x += 20 * share.shape[1] + 24
-    return _svg(x, bottom + 24, title, parts)
-
-
-def _key(index: int, name: str, x: float, y: float) -> str:
-    return (
-        f'<rect x="{x}" y="{y - 9}" width="10" height="10" fill="{_COLOURS[index]}"/>'
-        f'<text x="{x + 15}" y="{y}" {_FONT}>{name}</text>'
-    )
-
-
-def _svg(width: float, height: float, title: str, parts: list[str]) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'role="img" aria-label="{title}">{"".join(parts)}</svg>\n'
-    )
+def maps(path: Path, title: str, series: dict[str, list[Tensor]]) -> None:
+    """In how many blocks, but the first, each place was computed: faint none, full colour all."""
+    colours = LinearSegmentedColormap.from_list("", [(_COLOURS[1], 0.06), (_COLOURS[1], 1.0)])
+    with figure(path, 3.6 * len(series), 2.7, len(series)) as (drawn, all_axes):
+        drawn.suptitle(title)
+        for axes, (name, kept) in zip(all_axes, series.items(), strict=True):
+            share = torch.stack([keep.any(0) for keep in kept[1:]]).float().mean(0)
+            axes.pcolormesh(share.numpy(), cmap=colours, vmin=0, vmax=1)
+            axes.set(title=name, aspect="equal", xticks=(), yticks=())
+            axes.invert_yaxis()
 
 
 def _masks(kept: list[Tensor], pipe: CausalWanPipeline) -> GivenMasks:
@@ -153,44 +124,32 @@ def main() -> None:
     def controlled(control: Controls, shown: Tensor = video) -> list[Tensor]:
         return run(pipe, shown, control, motion)
 
-    box = Box(0.25, 0.25, 0.5, 0.5)
-    drawn = {
-        "gop": bars(
-            "tokens computed, by block", {"without": plain, "--gop 3": controlled(Controls(Gop(3)))}
-        ),
-        "refresh": bars(
-            "tokens computed, by block",
-            {"without": plain, "--refresh 4": controlled(Controls(Refresh(4)))},
-        ),
-        "cuts": bars(
-            f"tokens computed, by block; a cut at frame {half}",
-            {
-                "without": run(pipe, joined, None, []),
-                "--cuts": controlled(Controls(Cuts()), joined),
-            },
-        ),
-        "regions": maps(
-            "blocks in which each place was computed; the middle half is the region",
-            {mode: controlled(Controls(Region(box, mode))) for mode in ("always", "never", "only")},
-        ),
-        "masks": maps(
-            "blocks in which each place was computed",
-            {
-                "the first edit": plain,
-                "another, --masks-in": controlled(Controls(_masks(plain, pipe))),
-            },
-        ),
-        "codec": maps(
-            "blocks in which each place was computed",
-            {
-                "latent": plain,
-                **{k: controlled(Controls(CodecDetector(k))) for k in ("codec", "both")},
-            },
-        ),
+    box, shares = Box(0.25, 0.25, 0.5, 0.5), "tokens computed, by block"
+    bars(
+        options.out / "gop.svg", shares, {"without": plain, "--gop 3": controlled(Controls(Gop(3)))}
+    )
+    bars(
+        options.out / "refresh.svg",
+        shares,
+        {"without": plain, "--refresh 4": controlled(Controls(Refresh(4)))},
+    )
+    bars(
+        options.out / "cuts.svg",
+        f"{shares}; a cut at frame {half}",
+        {
+            "without": run(pipe, joined, None, []),
+            "--cuts": controlled(Controls(Cuts()), joined),
+        },
+    )
+    places = "blocks in which each place was computed"
+    regions = {
+        mode: controlled(Controls(Region(box, mode))) for mode in ("always", "never", "only")
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name, text in drawn.items():
-        (options.out / f"{name}.svg").write_text(text, encoding="utf-8")
+    maps(options.out / "regions.svg", f"{places}; the middle half is the region", regions)
+    again = controlled(Controls(_masks(plain, pipe)))
+    maps(options.out / "masks.svg", places, {"the first edit": plain, "another, --masks-in": again})
+    detectors = {k: controlled(Controls(CodecDetector(k))) for k in ("codec", "both")}
+    maps(options.out / "codec.svg", places, {"latent": plain, **detectors})
 
 
 if __name__ == "__main__":

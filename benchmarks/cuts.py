@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks import say
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.controls.cuts import CutDetector, Cuts
 from stillframe.loading.load import load_pipeline
@@ -83,7 +84,7 @@ def main() -> None:
     for height in options.heights:
         clips = [read(clip, height, pipe.frame_multiple) for clip in options.clips]
         alone = [len(found(pipe, clip)) for clip in clips]
-        print(f"{height}: {sum(alone)} reported in {len(clips)} single clips", flush=True)  # noqa: T201
+        say(f"{height}: {sum(alone)} reported in {len(clips)} single clips")
         sums = [0, 0, 0, 0]
         for seed in options.seeds:
             video, true = joined(clips, seed)
@@ -93,14 +94,12 @@ def main() -> None:
             right = sum(any(cut // 4 <= at <= cut // 4 + 1 for cut in true) for at in reported)
             counts = (hits, len(true), right, len(reported))
             sums = [a + b for a, b in zip(sums, counts, strict=True)]
-            print(  # noqa: T201
+            say(
                 f"{height}, seed {seed}: found {hits} of {len(true)}, "
                 f"right {right} of {len(reported)}",
-                flush=True,
             )
-        print(  # noqa: T201
+        say(
             f"{height}, all seeds: found {sums[0]} of {sums[1]}, right {sums[2]} of {sums[3]}",
-            flush=True,
         )
 
 

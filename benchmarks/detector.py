@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks import say
 from benchmarks.cuts import read
 from benchmarks.detector_choice import choose, report
 from stillframe.autoencoders.streaming import open_autoencoder
@@ -255,7 +256,7 @@ def main() -> None:
     if options.places:
         _sweep(options)
     rows = [{**row, **{k: float(row[k]) for k in FIELDS[3:]}} for row in _rows(options.out)]
-    print(report(rows) if options.report else choose(rows))  # noqa: T201
+    say(report(rows) if options.report else choose(rows))
 
 
 if __name__ == "__main__":

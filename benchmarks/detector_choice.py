@@ -8,7 +8,7 @@ clips drawn anew, the same for all.
 The rule: of the shapes whose flicker at that error is at most 1% above the default's, the one of
 largest gain; and it replaces the default only if shapes so chosen on four fifths of the clips gain
 at least one point in a hundred on the remaining fifth, on average over the fifths, and if the
-winner's 95% interval lies above zero. It knows rows, not detectors.
+winner's 95% interval lies above zero.
 """
 
 from __future__ import annotations

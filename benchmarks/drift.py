@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import say
 from benchmarks.rates import noted_masks, noted_results, reused, true_error, within
-from benchmarks.rates_bench import Bench, Run, say, write_rows
+from benchmarks.rates_bench import Bench, Run, write_rows
 from stillframe.controls import Controls, Guard
 from stillframe.engine.stream import EditStream
 from stillframe.methods import find_method

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks import say
 from stillframe.controls import Controls, Refresh
 from stillframe.loading.load import load_pipeline
 from stillframe.methods import Method, find_method
@@ -168,10 +169,10 @@ def main() -> None:
     still = 2 * _BLOCK * max(options.refresh)
     frames = options.frames // _BLOCK * _BLOCK
     found = measure(load_pipeline("tiny"), ways, frames, still, options.size)
-    print(f"{'':24}{''.join(f'{name:>10}' for name in Outcome._fields)}")  # noqa: T201
+    say(f"{'':24}{''.join(f'{name:>10}' for name in Outcome._fields)}")
     for name, outcome in found.items():
-        print(f"{name:24}{''.join(f'{value:10.3f}' for value in outcome)}")  # noqa: T201
-    print(json.dumps({name: outcome._asdict() for name, outcome in found.items()}))  # noqa: T201
+        say(f"{name:24}{''.join(f'{value:10.3f}' for value in outcome)}")
+    say(json.dumps({name: outcome._asdict() for name, outcome in found.items()}))
 
 
 if __name__ == "__main__":

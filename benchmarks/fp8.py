@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks import say
 from benchmarks.cuts import read
+from benchmarks.rates_bench import psnr
 from stillframe.loading.load import load_pipeline
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
@@ -33,11 +35,6 @@ def edited(
     return torch.cat([part for part in parts if part is not None], 1)[0]
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Between frames in [0, 1], dB."""
-    return float(-10 * (a - b).square().mean().log10())
-
-
 def main() -> None:
     """Print a row a clip."""
     parser = argparse.ArgumentParser(description="Products in FP8 against exact ones.")
@@ -50,10 +47,9 @@ def main() -> None:
         frames = read(clip, options.height, pipe.frame_multiple, options.frames)
         exact, fp8 = (edited(pipe, frames, "prune", 0, kind) for kind in ("exact", "fp8"))
         dense, other = (edited(pipe, frames, "full", seed, "exact") for seed in (0, 1))
-        print(  # noqa: T201
-            f"{clip.stem:<24} fp8 to exact {psnr(fp8, exact):.1f} dB, pruned to dense "
-            f"{psnr(exact, dense):.1f} dB, dense of two seeds {psnr(other, dense):.1f} dB",
-            flush=True,
+        say(
+            f"{clip.stem:<24} fp8 to exact {psnr([fp8], [exact]):.1f} dB, pruned to dense "
+            f"{psnr([exact], [dense]):.1f} dB, dense of two seeds {psnr([other], [dense]):.1f} dB"
         )
 
 

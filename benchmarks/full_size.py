@@ -33,6 +33,7 @@ from tests.published import original_names
 from tests.tiny import tokenizer
 from transformers import UMT5Config, UMT5EncoderModel
 
+from benchmarks import say
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.loading.random_model import SHAPES
 from stillframe.loading.taehv import TAEW_CONFIG
@@ -153,9 +154,9 @@ def main() -> None:
                 "command_s": row["command_seconds"],
             }
         )
-        print({k: round(v, 2) if isinstance(v, float) else v for k, v in rows[-1].items()})  # noqa: T201
+        say(str({k: round(v, 2) if isinstance(v, float) else v for k, v in rows[-1].items()}))
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-    print(json.dumps({"device": name, "rows": rows}))  # noqa: T201
+    say(json.dumps({"device": name, "rows": rows}))
 
 
 if __name__ == "__main__":

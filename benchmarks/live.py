@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks import say
 from stillframe.live import LiveSession, SystemClock, Worker
 from stillframe.loading.host import keep_freed_memory
 from stillframe.loading.load import load_pipeline
@@ -285,11 +286,6 @@ def array(options: argparse.Namespace) -> dict[str, Any]:
     frames = read_clip(options.clip, options.width, options.height)
     np.save(options.out, frames)
     return {"what": "array", "shape": frames.shape}
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)  # noqa: T201
 
 
 def _options() -> argparse.Namespace:

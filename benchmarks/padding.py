@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import say
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.backbones.fused.blocks import bucket_lengths
 from stillframe.detection.frames import PixelBlocks
@@ -104,10 +105,10 @@ def main() -> None:
         kept, padding = kept + own, padding + sum(added)
         share = sum(count for count, _ in counts) / sum(total for _, total in counts)
         waste = f"{sum(added) / own:.1%}" if own else "-"
-        print(f"{clip.stem:<24} kept {share:6.1%}  padding {waste}", flush=True)  # noqa: T201
+        say(f"{clip.stem:<24} kept {share:6.1%}  padding {waste}")
     if options.masks is not None:
         np.save(options.masks, torch.stack(all_masks).numpy())
-    print(f"{'all':<24} {'':11}  padding {padding / kept:.1%}")  # noqa: T201
+    say(f"{'all':<24} {'':11}  padding {padding / kept:.1%}")
 
 
 if __name__ == "__main__":

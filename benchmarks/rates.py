@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.rates_bench import Bench, Run, psnr, say, write_rows
-from benchmarks.rates_plot import Line, draw_lines
+from benchmarks import say
+from benchmarks.plots import Line, draw_lines
+from benchmarks.rates_bench import Bench, Run, psnr, write_rows
 from stillframe.controls import Controls, Cuts, Forecast, Guard, Rate, Survey
 from stillframe.controls.guard import Watch
 from stillframe.controls.rate import RateController

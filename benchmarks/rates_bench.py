@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator, Sequence
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,7 +25,7 @@ from stillframe.tokens.grid import Grid, patchify
 from stillframe.video import VideoReader
 from stillframe.video.fit import fit_to_grid
 
-__all__ = ["Bench", "Run", "psnr", "say", "write_rows"]
+__all__ = ["Bench", "Run", "psnr", "write_rows"]
 
 
 class Run:
@@ -99,7 +99,7 @@ class Bench:
                 target_height=self.height,
                 target_width=self.width,
             )
-            for frame, _ in zip(reader, range(most), strict=False):
+            for frame in islice(reader, most):
                 pixels = fit.to_grid(torch.from_numpy(frame.pixels).unsqueeze(0))
                 frames.append((pixels * 255).round().to(torch.uint8))
         return torch.cat(frames)
@@ -146,11 +146,6 @@ class Bench:
         _, _, frames, height, width = block.shape
         grid = Grid(frames, height // patch, width // patch)
         return patchify(block.float(), patch).unflatten(1, (frames, -1)), grid
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)  # noqa: T201
 
 
 def psnr(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks import say
 from stillframe.jobs.edit import edit_file
 from stillframe.loading.load import load_pipeline
 from stillframe.methods.prune import InterFramePruning
@@ -68,7 +69,7 @@ def measure(pipe: Any, clip: Path, recovery: str, options: argparse.Namespace) -
 def show(row: dict[str, Any]) -> None:
     """Print one row of the table."""
     numbers = "".join(f"{row[name]:>9.2f}" for name in (*_COLUMNS, *_FLICKER))
-    print(f"{row['clip']:<22}{row['recovery']:<8}{numbers}", flush=True)  # noqa: T201
+    say(f"{row['clip']:<22}{row['recovery']:<8}{numbers}")
 
 
 def main() -> None:
@@ -83,7 +84,7 @@ def main() -> None:
     options = parser.parse_args()
     pipe = load_pipeline(options.model)
     header = "".join(f"{name:>9}" for name in (*_COLUMNS, *_FLICKER))
-    print(f"{'clip':<22}{'recovery':<8}{header}", flush=True)  # noqa: T201
+    say(f"{'clip':<22}{'recovery':<8}{header}")
     rows = []
     for clip in options.clips:
         for recovery in options.recoveries:
@@ -93,7 +94,7 @@ def main() -> None:
         mine = [row for row in rows if row["recovery"] == recovery]
         averages = {name: mean(row[name] for row in mine) for name in (*_COLUMNS, *_FLICKER)}
         show({"clip": "mean", "recovery": recovery, **averages})
-    print(json.dumps(rows))  # noqa: T201
+    say(json.dumps(rows))
 
 
 if __name__ == "__main__":

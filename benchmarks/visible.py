@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.rates_bench import say
+from benchmarks import say
 from stillframe.detection.pixels import TOLERANCE, Anchors, VisibleMask
 from stillframe.detection.staleness import Staleness
 from stillframe.tokens.grid import Grid

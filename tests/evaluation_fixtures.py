@@ -13,7 +13,7 @@ from tests.edit_fixtures import busy_frames, random_pipeline
 from tests.video_samples import LOSSLESS, Pixels, make_video
 
 from stillframe.evaluation.experiments import Bench, Scale
-from stillframe.evaluation.matrix import Matrix, Watch
+from stillframe.evaluation.matrix import Matrix, Progress
 from stillframe.evaluation.runs import Plan
 from stillframe.evaluation.sources import find_clips
 from stillframe.methods import base as method_registry
@@ -58,11 +58,11 @@ def plan_fixture(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     return Plan(random_pipeline(), "random", clips, folder / "out", metric_names=QUICK)
 
 
-def make_matrix(plan: Plan, out: Path, watch: Watch | None = None, **more: Any) -> Matrix:
+def make_matrix(plan: Plan, out: Path, progress: Progress | None = None, **more: Any) -> Matrix:
     """A matrix over the plan's clips in another folder."""
     conditions = plan.conditions(24, None, None)
     names = more.get("metric_names", QUICK)
-    return Matrix(plan.pipe, plan.clips, conditions, out, names, watch)
+    return Matrix(plan.pipe, plan.clips, conditions, out, names, progress)
 
 
 def make_bench(plan: Plan, out: Path, **more: Any) -> Bench:

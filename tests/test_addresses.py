@@ -220,7 +220,7 @@ def test_names_hide_what_is_secret() -> None:
     [
         (["--input-format", "nonsense"], "no input format"),
         (["--output-format", "avi"], "unknown output format"),
-        (["--input-timeout", "0"], "more than 0 seconds"),
+        (["--input-timeout", "0"], "a number above 0"),
     ],
 )
 def test_the_command_refuses_unknown_formats(more: list[str], said: str) -> None:

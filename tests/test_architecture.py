@@ -58,6 +58,9 @@ OUTSIDE = {"av", "rich", "typer", "cv2", "torchvision"}
 # what only the server is made with
 WEB = {"fastapi", "starlette", "uvicorn", "websockets", "httpx"}
 
+# what only reports are made with
+REPORTS = {"jinja2", "markupsafe", "matplotlib", "scipy"}
+
 
 def files() -> dict[str, Path]:
     """Every module by dotted name, ``stillframe`` itself excluded."""
@@ -81,6 +84,17 @@ def imported(path: Path) -> list[str]:
             assert node.module is not None
             names += [f"{node.module}.{alias.name}" for alias in node.names]
     return names
+
+
+def imported_at_once(path: Path) -> list[str]:
+    """Dotted names that a file imports when it is imported: of no function, of no condition."""
+    found = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
 
 
 def own_imports(path: Path) -> set[str]:
@@ -192,12 +206,17 @@ def test_only_the_server_knows_web_frameworks() -> None:
             found = WEB & {top(i) for i in imported(path)}
             assert not found, f"{name} imports {found}"
     # which is an extra: without it, the commands that do not serve still start
-    at_once = ast.parse((SOURCE / "cli" / "serve.py").read_text()).body
-    heads = {
-        top(alias.name) for node in at_once if isinstance(node, ast.Import) for alias in node.names
-    }
-    heads |= {top(node.module or "") for node in at_once if isinstance(node, ast.ImportFrom)}
-    assert not heads & WEB
+    assert not {top(i) for i in imported_at_once(SOURCE / "cli" / "serve.py")} & WEB
+
+
+def test_only_evaluation_knows_what_reports_are_made_with() -> None:
+    """They are an extra: without it, everything but its two commands works."""
+    for name, path in files().items():
+        if top(name) != "evaluation":
+            found = REPORTS & {top(i) for i in imported(path)}
+            assert not found, f"{name} imports {found}"
+            found = {other for other in imported_at_once(path) if "stillframe.evaluation" in other}
+            assert not found, f"{name} imports {found} when it is imported"
 
 
 def test_the_package_does_not_know_its_training_or_tests() -> None:
@@ -273,6 +292,7 @@ import importlib, json, os, pathlib, sys
 # libraries may print, cache and configure as they like; they come first
 import accelerate, av, diffusers, fastapi, numpy, rich, torch, transformers, typer, uvicorn
 import uvicorn.protocols.websockets.websockets_sansio_impl
+import jinja2, matplotlib.backends.backend_svg, matplotlib.figure, scipy.stats
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.pipelines.wan import pipeline_wan

@@ -114,11 +114,11 @@ def test_the_command_prints_a_table_and_json() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--kept", "half"], "--kept takes numbers"),
+        (["--kept", "half"], "--kept is numbers between commas"),
         (["--model", "rococo", "--random-weights"], "has the shapes 1.3b, 14b"),
         (["--height", "50"], "multiples of 16"),
         (["--recovery", "magic"], "unknown recovery"),
-        (["--execution", "magic"], "unknown execution"),
+        (["--execution", "magic"], "--execution is auto, graphs"),
     ],
 )
 def test_wrong_options_are_one_sentence(arguments: list[str], said: str) -> None:

@@ -76,7 +76,7 @@ def test_its_option_is_listed_checked_and_builds_it() -> None:
     method = find_method("prune")()
     values = {"stripes": 3, "gop": 5, "refresh": None, "what nobody knows": 1}
     assert build(values, method) == Controls(Stripes(3), Gop(5))
-    with pytest.raises(ValueError, match=r"^--stripes is a whole number from 2, got 1$"):
+    with pytest.raises(ValueError, match=r"^--stripes is a whole number from 2 to 9, got 1$"):
         build({"stripes": 1}, method, named=named)
 
 

@@ -128,7 +128,7 @@ def test_the_background_is_asked_for_on_the_command_line(
     done = CliRunner().invoke(app, command)
     assert done.exit_code == code, done.output
     if code:
-        assert "black or white, not 'pink'" in done.output
+        assert "--background is black or white, got 'pink'" in done.output
         assert os.listdir(tmp_path) == ["in"]
     else:
         # the map shows the source: grey where nothing was computed, and marked elsewhere

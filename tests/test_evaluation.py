@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 from stillframe.cli.app import app
 from stillframe.errors import InputError
 from stillframe.evaluation.cells import Cell, Conditions, Row, RowStore, identity
-from stillframe.evaluation.matrix import Matrix, Watch, fingerprint, pick_metrics
+from stillframe.evaluation.matrix import Matrix, Progress, fingerprint, pick_metrics
 from stillframe.evaluation.runs import Plan
 from stillframe.evaluation.sources import Clip, find_clips, spread
 from stillframe.evaluation.tables import write_table
@@ -257,9 +257,9 @@ def test_metrics_are_measured_against_what_they_compare_with(plan: Plan, tmp_pat
 def test_going_on_after_an_interruption_does_the_rest_only(plan: Plan, tmp_path: Path) -> None:
     cells = cells_of(plan, Variant("prune"), Variant.of("prune", recovery="none"))
     told: list[tuple[str, int, int]] = []
-    watch = Watch(lambda *step: told.append(step), lambda: len(told) > 2)
+    progress = Progress(lambda *step: told.append(step), lambda: len(told) > 2)
     with pytest.raises(KeyboardInterrupt):
-        make_matrix(plan, tmp_path, watch).run(cells)
+        make_matrix(plan, tmp_path, progress).run(cells)
     before = listing(tmp_path)
     done = {name for name in before if name.startswith("cells/")}
     assert 0 < len(done) < 6  # with the dense edits of two clips
@@ -283,7 +283,7 @@ def test_an_interruption_in_an_edit_leaves_nothing_of_it(plan: Plan, tmp_path: P
         return len(asked) > 20  # in the midst of the first edit's 24 frames
 
     with pytest.raises(KeyboardInterrupt):
-        make_matrix(plan, tmp_path, Watch(stop=stop)).run(cells_of(plan, FULL))
+        make_matrix(plan, tmp_path, Progress(stop=stop)).run(cells_of(plan, FULL))
     assert [Path(name).parent.name for name in listing(tmp_path)] == ["frames"]
     assert all("source" in name for name in listing(tmp_path))
 

@@ -13,6 +13,7 @@ from tests import tiny
 from tests.evaluation_fixtures import listing, make_bench, plan_fixture  # noqa: F401
 
 from stillframe.errors import InputError
+from stillframe.evaluation.baselines import RECOVERIES, at_rates, by_recovery
 from stillframe.evaluation.experiments import Bench, Scale, experiments, find_experiment
 from stillframe.evaluation.experiments.correlation import changes
 from stillframe.evaluation.experiments.curve import replaced
@@ -22,7 +23,6 @@ from stillframe.evaluation.experiments.settle import Verdict, conclusion, judge
 from stillframe.evaluation.findings import number, span
 from stillframe.evaluation.latents import decode, encode
 from stillframe.evaluation.layers import LayerProbe, PruneFrom, relative_error
-from stillframe.evaluation.lineup import RECOVERIES, at_rates, by_recovery
 from stillframe.evaluation.runs import BUNDLED_SCALE, PUBLISHED_SCALE, Plan, scaled
 from stillframe.evaluation.statistics import Interval
 from stillframe.evaluation.variants import FULL
@@ -54,8 +54,8 @@ def test_every_experiment_runs_once_and_is_then_remembered(
     assert any(table.rows for table in found.tables)
     for table in found.tables:
         assert {len(row) for row in table.rows} <= {len(table.columns)}
-    for exhibit in found.exhibits:
-        assert all((out / path).is_file() for _, path in exhibit.videos)
+    for group in found.videos:
+        assert all((out / path).is_file() for _, path in group.videos)
     before = listing(out)
     again = kind().run(make_bench(plan, out))
     assert listing(out) == before
@@ -70,7 +70,7 @@ def test_the_bundled_model_is_said_to_be_small(plan: Plan, out: Path, name: str)
     assert "undled model" in words or "carries over" in words
 
 
-def test_the_lineup_is_there_or_said_to_be_missing() -> None:
+def test_baselines_are_there_or_said_to_be_missing() -> None:
     variants, missing = at_rates([0.1, 0.3])
     told = " ".join(missing)
     for name in ("prune", "plain", "noisy", "runlength", "tomesd", "tome", "importance", "idm"):

@@ -20,8 +20,13 @@ from stillframe.evaluation.experiments import find_experiment
 from stillframe.evaluation.experiments.recovery import LONG_RUNS, relaxed_share, rms
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.layers import LayerProbe
-from stillframe.evaluation.long_still import block_errors, encoded_still, long_run, still_frames
 from stillframe.evaluation.runs import Plan
+from stillframe.evaluation.static_scene import (
+    block_errors,
+    encoded_scene,
+    run_latents,
+    scene_frames,
+)
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.recovery import RecoverySetup, recoveries
@@ -118,9 +123,9 @@ def clip(frames: int = 5) -> Any:
     return np.random.default_rng(1).integers(40, 200, (frames, 64, 128, 3), dtype=np.uint8)
 
 
-def test_a_long_still_moves_in_its_corner_and_nowhere_else() -> None:
+def test_a_static_scene_moves_in_its_corner_and_nowhere_else() -> None:
     source = clip()
-    made = still_frames(source, 12, 16).astype(float)
+    made = scene_frames(source, 12, 16).astype(float)
     assert made.shape == (12, 32, 64, 3)
     half = source.reshape(5, 32, 2, 64, 2, 3).mean((2, 4))
     for t, shown in enumerate([0, 1, 2, 3, 4, 3, 2, 1, 0, 1, 2, 3]):
@@ -129,9 +134,9 @@ def test_a_long_still_moves_in_its_corner_and_nowhere_else() -> None:
         assert np.abs(made[t] - expected).max() < 12  # six deviations of the noise
         assert 1.5 < (made[t] - expected).std() < 2.5
     assert not np.array_equal(made[0], made[8])  # the noise is new in every frame
-    assert np.array_equal(made, still_frames(source, 12, 16))
+    assert np.array_equal(made, scene_frames(source, 12, 16))
     with pytest.raises(ValueError, match="takes 2 frames of 128 pixels a side, got 5 of 128x64"):
-        still_frames(source, 12, 64)
+        scene_frames(source, 12, 64)
 
 
 def test_errors_are_told_apart_by_place() -> None:
@@ -148,14 +153,14 @@ def test_errors_are_told_apart_by_place() -> None:
 
 def test_a_refresh_recomputes_what_stands_still(plan: Plan, tmp_path: Path) -> None:
     bench = make_bench(plan, tmp_path)
-    source = encoded_still(plan.pipe, clip(24), 6)
+    source = encoded_scene(plan.pipe, clip(24), 6)
     assert len(source) == 6
     settings = plan.pipe.settings(sigmas=(0.8,), conditioning="sdedit")
     embeds = bench.matrix.embeds("sepia")
     method = InterFramePruning(tau1=9.0, tau2=9.0)
-    dense = long_run(plan.pipe, source, embeds, settings, find_method("full")())
-    held = long_run(plan.pipe, source, embeds, settings, method)
-    renewed = long_run(plan.pipe, source, embeds, settings, method, Controls(Refresh(1)))
+    dense = run_latents(plan.pipe, source, embeds, settings, find_method("full")())
+    held = run_latents(plan.pipe, source, embeds, settings, method)
+    renewed = run_latents(plan.pipe, source, embeds, settings, method, Controls(Refresh(1)))
     # thresholds that nothing passes: the first block's last frame, for ever
     assert all(torch.equal(block[:, :, 2], held[0][:, :, 2]) for block in held)
     assert block_errors(held, dense)[0] == (0.0, 0.0)

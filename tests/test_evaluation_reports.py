@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import math
+import pkgutil
+import re
+import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
-from itertools import pairwise
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.edit_fixtures import model_folder_fixture  # noqa: F401
 from tests.evaluation_fixtures import QUICK, make_bench, plan_fixture  # noqa: F401
 from typer.testing import CliRunner
 
+import stillframe.metrics
 from stillframe.cli.app import app
+from stillframe.evaluation.editing import as_video
 from stillframe.evaluation.experiments import experiments
-from stillframe.evaluation.findings import Exhibit, Findings, Plot, Point, Series, Table
-from stillframe.evaluation.plots import draw, ticks
+from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, VideoGroup
+from stillframe.evaluation.plots import draw
 from stillframe.evaluation.report_html import page
 from stillframe.evaluation.results_page import results_page
 from stillframe.evaluation.runs import Plan, evaluate, reproduce
 from stillframe.evaluation.variants import Variant, expand
 from stillframe.metrics import metrics
+from stillframe.metrics.base import _REGISTRY as registry
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -74,22 +84,6 @@ def check_page(folder: Path) -> References:
 # plots
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (-3.2, 17), (0.00012, 0.00019), (1e6, 3e6), (-1, -0.2), (29.9, 30.1)]
-)
-def test_ticks_are_round_even_and_inside(low: float, high: float) -> None:
-    found = ticks(low, high)
-    step = found[1] - found[0]
-    assert 3 <= len(found) <= 11
-    assert low - 1e-9 * abs(high) <= found[0] < low + step
-    assert high - step < found[-1] <= high + 1e-9 * abs(high)
-    assert [b - a for a, b in pairwise(found)] == pytest.approx([step] * (len(found) - 1))
-    digits = f"{step:.3e}".split("e")[0].rstrip("0").rstrip(".")
-    assert digits in ("1", "2", "2.5", "5")
-    with pytest.raises(ValueError, match="got 1 to 1"):
-        ticks(1, 1)
-
-
 def plot(**more: Any) -> Plot:
     series = [
         Series("a < b", [Point(0, 1), Point(1, 3, 2.5, 3.5), Point(2, 2)], line=True),
@@ -98,41 +92,70 @@ def plot(**more: Any) -> Plot:
     return Plot("caption", "x & y", "y", **{"series": series, "rule": (1.5, "dense"), **more})
 
 
+def marks(root: ElementTree.Element) -> dict[str, tuple[float, float]]:
+    """Where each point is, by what it says of itself."""
+    return {
+        use[0].text or "": (float(use.get("x", "")), float(use.get("y", "")))
+        for use in root.iter("use")
+        if len(use)
+    }
+
+
 def test_plots_show_every_point_where_it_belongs() -> None:
     drawn = draw(plot())
     assert 'xmlns="' not in drawn  # inline in a page
     root = ElementTree.fromstring(drawn)
-    circles = [c for c in root.iter("circle") if c.get("r") == "4"]
-    points = [(float(c.get("cx", "")), float(c.get("cy", ""))) for c in circles[:3]]
+    found = marks(root)
+    assert list(found) == [
+        "a < b: 1 at 0",
+        "a < b: 3 at 1 [2.5, 3.5]",
+        "a < b: 2 at 2",
+        "c: 2 at 0.5",
+    ]
+    points = list(found.values())
     assert points[0][0] < points[1][0] < points[2][0]
     assert points[1][1] < points[2][1] < points[0][1]  # up is more
     middle = (points[0][1] + points[1][1]) / 2
-    assert points[2][1] == pytest.approx(middle, abs=0.2)
-    bars = [p for p in root.iter("path") if p.get("class") == "bar"]
-    assert len(bars) == 1
-    titles = [t.text for t in root.iter("title")]
-    assert titles == ["a < b: 1 at 0", "a < b: 3 at 1 [2.5, 3.5]", "a < b: 2 at 2", "c: 2 at 0.5"]
-    texts = [t.text for t in root.iter("text")]
-    assert {"a < b", "c", "x & y", "dense"} <= set(texts)
+    assert points[2][1] == points[3][1] == pytest.approx(middle, abs=0.01)
+    x, quarter = points[1][0], abs(points[0][1] - points[1][1]) / 4
+    ends = [
+        [float(number) for number in re.findall(r"[\d.]+", path.get("d", ""))]
+        for path in root.iter("path")
+        if "stroke-opacity" in path.get("style", "")
+    ]
+    assert ends == [pytest.approx([x, points[1][1] + quarter, x, points[1][1] - quarter], abs=0.01)]
+    texts = {t.text for t in root.iter("text")}
+    assert {"a < b", "c", "x & y", "dense"} <= texts
+
+
+def test_colours_of_plots_are_the_page_s() -> None:
+    many = [Series(f"_{i} $x$", [Point(i, i)]) for i in range(9)]
+    drawn = draw(plot(series=many))
+    assert not re.findall("#[0-9a-f]{6}", drawn)
+    style = files("stillframe.evaluation").joinpath("page.css").read_text()
+    for name in set(re.findall(r"var\((--\w+)\)", drawn)):
+        assert style.count(f"{name}:") == 2  # light and dark
+    assert drawn == draw(plot(series=many))
 
 
 def test_plots_of_one_point_or_none() -> None:
     assert draw(plot(series=[])) == ""
-    single = draw(plot(series=[Series("one", [Point(3, 0)])], rule=None))
-    root = ElementTree.fromstring(single)
-    assert len(list(root.iter("circle"))) == 1
+    assert draw(plot(series=[Series("none", [Point(1, math.nan)])])) == ""
+    single = draw(plot(series=[Series("one", [Point(3, 0), Point(2, math.inf)])], rule=None))
+    assert list(marks(ElementTree.fromstring(single))) == ["one: 0 at 3"]
     assert "nan" not in single
 
 
 def test_legends_wrap_and_make_room() -> None:
-    many = [Series(f"a rather long name {i}", [Point(i, i)]) for i in range(9)]
-    root = ElementTree.fromstring(draw(plot(series=many)))
-    height = float(root.get("viewBox", "").split()[3])
-    keys = [t for t in root.iter("text") if t.get("class") == "key"]
-    assert len(keys) == 9
+    names = [f"_rather long ${i}$" for i in range(9)]
+    root = ElementTree.fromstring(draw(plot(series=[Series(n, [Point(1, 1)]) for n in names])))
+    width, height = (float(side) for side in root.get("viewBox", "").split()[2:])
+    keys = [t for t in root.iter("text") if t.text in names]
+    assert sorted(t.text or "" for t in keys) == names
     assert max(float(t.get("y", "")) for t in keys) < height
-    ends = [float(t.get("x", "")) + 6 * len(t.text or "") for t in keys]
-    assert max(ends) <= 640
+    assert max(float(t.get("x", "")) + 6 * len(t.text or "") for t in keys) <= width
+    places = {(t.get("x"), t.get("y")) for t in keys}
+    assert len(places) == 9
 
 
 # pages
@@ -148,7 +171,7 @@ def findings(**more: Any) -> Findings:
         "missing": ["M."],
         "tables": [Table("cap", ("a", "b"), [["x|y", "<2>"]])],
         "plots": [plot()],
-        "exhibits": [Exhibit("clip", [("source", 'v"1.mp4')])],
+        "videos": [VideoGroup("clip", [("source", 'v"1.mp4')])],
     }
     return Findings(**{**given, **more})
 
@@ -159,7 +182,10 @@ def test_pages_escape_what_they_show() -> None:
     words = " ".join(found.words)
     for shown in ("T <1>", "H & H.", "C.", "M.", "x|y", "<2>", "<b>", "note", "intro"):
         assert shown in words
-    assert {"#n", "#other", "v%221.mp4#t=0.01"} == set(found.links)
+    marks_of_plots = {link for link in found.links if link.startswith("#m")}
+    assert set(found.links) - marks_of_plots == {"#n", "#other", "v%221.mp4#t=0.01"}
+    assert {link[1:] for link in marks_of_plots} <= set(found.ids)
+    assert len(found.ids) == len(set(found.ids))
     assert "<2>" not in text
     assert "prefers-color-scheme: dark" in text
 
@@ -233,12 +259,12 @@ def run(*arguments: object) -> Any:
     [
         (["eval", "none.mp4"], "none.mp4 does not exist"),
         (["eval", "CLIP", "--methods", "half"], "unknown method 'half'"),
-        (["eval", "CLIP", "--rates", "few"], "--rates takes numbers such as .1,.32, got 'few'"),
+        (["eval", "CLIP", "--rates", "few"], "--rates is numbers between commas"),
         (["eval", "CLIP", "--methods", "prune", "--recoveries", "x"], "unknown recovery 'x'"),
-        (["eval", "CLIP", "--seeds", "0,a"], "--seeds takes whole numbers"),
+        (["eval", "CLIP", "--seeds", "0,a"], "--seeds is whole numbers between"),
         (["eval", "CLIP", "--metrics", "beauty"], "unknown metric 'beauty'"),
         (["reproduce", "nothing", "--clips", "CLIP"], "unknown experiment 'nothing'"),
-        (["reproduce", "all", "--clips", "CLIP", "--rates", "x"], "--rates takes numbers"),
+        (["reproduce", "all", "--clips", "CLIP", "--rates", "x"], "--rates is numbers between"),
     ],
 )
 def test_refusals_are_one_sentence_and_write_nothing(
@@ -250,6 +276,54 @@ def test_refusals_are_one_sentence_and_write_nothing(
     assert result.stderr.count("\n") == 1
     assert said in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [["eval", "none.mp4"], ["reproduce", "x", "--clips", "none"]])
+def test_the_commands_name_the_extra_that_is_missing(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = run(*command, "--out", tmp_path / "out")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "needs matplotlib: install them with pip install 'stillframe[eval]'" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+METRIC = """
+from dataclasses import dataclass
+from stillframe.metrics.base import Metric, Score, register
+
+@register("brightness")
+@dataclass(frozen=True)
+class Brightness(Metric):
+    summary = "mean of all numbers"
+    higher_is_better = True
+    reference = "none"
+
+    def _measure(self, video, reference):
+        return Score(float(video.mean()), video.mean((1, 2, 3)).double())
+"""
+
+
+def test_a_metric_of_one_file_is_in_all_reports(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brightness.py").write_text(METRIC)
+    monkeypatch.setattr(registry, "_kinds", dict(registry._kinds))
+    monkeypatch.setattr(stillframe.metrics, "__path__", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "stillframe.metrics.brightness", raising=False)
+    for module in pkgutil.iter_modules(stillframe.metrics.__path__):
+        importlib.import_module(f"stillframe.metrics.{module.name}")
+    given = replace(plan, out=tmp_path / "out", clips=plan.clips[:1], metric_names=["brightness"])
+    rows = evaluate(given, [Variant("prune")], prompts=["sepia"], frames=12)
+    frames = as_video(np.load(next((given.out / "frames").glob("*dense*.npy"))))
+    assert rows[0].metrics == {"brightness": pytest.approx(float(frames.mean()))}
+    with (given.out / "rows.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(line["brightness"]) for line in table] == [r.metrics["brightness"] for r in rows]
+    for name in ("report.html", "results.md"):
+        assert "brightness ↑" in (given.out / name).read_text()
+    sys.modules.pop("stillframe.metrics.brightness")
 
 
 def test_the_commands_run(plan: Plan, model_folder: Path, tmp_path: Path) -> None:

@@ -24,10 +24,9 @@ def exact_means(values: list[float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("values", [[1.0, 4.0, 2.0, 8.0, 3.5], [-1.0, 0.0, 10.0, 0.5, 0.1, 0.2]])
-@pytest.mark.parametrize("level", [0.8, 0.95])
-def test_intervals_are_those_of_all_resamples(values: list[float], level: float) -> None:
-    found = bootstrap_mean(values, level=level, draws=20_000)
-    means, tail = exact_means(values), (1 - level) / 2
+def test_intervals_are_those_of_all_resamples(values: list[float]) -> None:
+    found = bootstrap_mean(values)
+    means, tail = exact_means(values), 0.025
     assert found.mean == pytest.approx(sum(values) / len(values))
     assert found.size == len(values)
     # of a distribution of steps: no more than the tail lies beyond, and with the end not less
@@ -43,7 +42,6 @@ def test_the_same_numbers_give_the_same_interval_and_scale_with_them() -> None:
     values = [0.3, 0.1, 0.9, 0.4]
     found = bootstrap_mean(values)
     assert bootstrap_mean(values) == found
-    assert bootstrap_mean(values, draws=20) != found
     moved = bootstrap_mean([10 * v - 3 for v in values])
     assert moved[:3] == pytest.approx([10 * v - 3 for v in found[:3]])
 
@@ -58,8 +56,6 @@ def test_what_is_no_number_is_left_out_and_few_numbers_have_no_interval() -> Non
     assert math.isnan(bootstrap_mean([]).mean)
     with pytest.raises(ValueError, match="infinite"):
         bootstrap_mean([1.0, math.inf])
-    with pytest.raises(ValueError, match="got 1 and 5"):
-        bootstrap_mean([1.0], level=1, draws=5)
 
 
 def test_groups_are_averaged_and_empty_ones_left_out() -> None:

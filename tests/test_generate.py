@@ -202,11 +202,11 @@ def test_sizes_and_steps_have_defaults_and_quiet_says_nothing(
     ("more", "said"),
     [
         (["--sigmas", "0.8,0.5"], "starts at sigma 1, got 0.8"),
-        (["--sigmas", "a"], "--sigmas takes numbers"),
+        (["--sigmas", "a"], "--sigmas is numbers between commas"),
         (["--sigmas", "1,0.5", "--steps", "2"], "give either steps, 2, or sigmas"),
         (["--height", "50"], "multiples of 16, got 50"),
         (["--frames", "3", "--seconds", "3"], "either frames, 3, or seconds, 3.0"),
-        (["--fps", "0"], "fps must be 1 to 1000, got 0"),
+        (["--fps", "0"], "Input should be greater than or equal to 1"),
         (["--model", "huge"], "unknown model 'huge'"),
         (["--device", "abacus"], "unknown device"),
         (["--report", "no/report.json"], "there is no folder"),

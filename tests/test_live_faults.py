@@ -214,7 +214,7 @@ def test_memory_can_be_asked_for_at_any_moment_of_a_cut() -> None:
     for asked in (EditStream.memory, EditStream.graphs):
         # at -1 nothing is forgotten: Python 3.12 traces operations from the second call on
         steps, at = 1, -1
-        while at < steps:
+        while at < max(steps, 1):
             stream = pipe.stream(
                 prompt_embeds=embeds(), method=InterFramePruning(), control=Controls(Cuts())
             )

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from stillframe.cli import downloads, measuring, screen
 from stillframe.cli.app import app
 from stillframe.errors import InputError
-from stillframe.evaluation.findings import Exhibit, Findings, Plot, Point, Series, Table
+from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, VideoGroup
 from stillframe.evaluation.report_html import page
 from stillframe.evaluation.results_page import results_page
 from stillframe.evaluation.tables import write_table
@@ -144,7 +144,7 @@ def found(text: str) -> Findings:
     return Findings(
         name="n", title=text, question=text, headline=text, papers=text, words=[text],
         caveats=[text], missing=[text], tables=[Table(text, (text, "b"), [[text, "1"]])],
-        plots=[plot], exhibits=[Exhibit(text, [(text, "a.mp4")])],
+        plots=[plot], videos=[VideoGroup(text, [(text, "a.mp4")])],
     )  # fmt: skip
 
 

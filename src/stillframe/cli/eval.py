@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stillframe.cli.command import Given, takes
-from stillframe.cli.measuring import MEASURING, names, planned
+from stillframe.cli.measuring import MEASURING, check_packages, names, planned
 from stillframe.cli.screen import say, warn
 from stillframe.config import OPTIONS
 from stillframe.options import Option
@@ -56,6 +56,7 @@ def evaluate(
     given: Given,
 ) -> None:
     """Measure methods on clips: rows, a table file and an HTML report. Goes on if called again."""
+    check_packages()
     from stillframe.evaluation.sources import find_clips
 
     found = find_clips(clips)

@@ -37,7 +37,7 @@ _OPTIONS = {
         "Show so many frames a second.",
         default=16.0,
         metavar="FPS",
-        least=0.001,
+        least=1,
         most=1000,
         group=RESULT,
     ),

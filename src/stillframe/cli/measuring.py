@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ import typer
 
 from stillframe.cli.options import FRAMES, HARDWARE, MODEL, OFFLOAD, QUIET, SIZE, VAE, load, part
 from stillframe.cli.screen import Interruption, warn
+from stillframe.errors import StillframeError
 from stillframe.options import Option
 from stillframe.untrusted.printable import printable
 
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
     from stillframe.evaluation import Plan
     from stillframe.evaluation.sources import Clip
 
-__all__ = ["MEASURING", "RATES", "names", "planned"]
+__all__ = ["MEASURING", "RATES", "check_packages", "names", "planned"]
+
+_NEEDED = ("jinja2", "matplotlib", "scipy")
 
 RATES = {
     "rates": Option(
@@ -54,6 +58,15 @@ MEASURING = {
 }
 
 
+def check_packages() -> None:
+    """Refuse if what reports are made with is not installed."""
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise StillframeError(
+            f"a report needs {', '.join(missing)}: install them with pip install 'stillframe[eval]'"
+        )
+
+
 def names(text: str | None) -> list[str]:
     """What stands between commas."""
     return [part.strip() for part in (text or "").split(",") if part.strip()]
@@ -63,16 +76,16 @@ def names(text: str | None) -> list[str]:
 def planned(given: Mapping[str, Any], clips: tuple[Clip, ...]) -> Iterator[Plan]:
     """What a run works with: the model loaded, progress shown, Ctrl-C ends it after a cell."""
     from stillframe.evaluation import Plan
-    from stillframe.evaluation.matrix import Watch, pick_metrics
+    from stillframe.evaluation.matrix import Progress, pick_metrics
 
     out: Path = given["out"]
     metrics = names(given["metrics"]) or None
     pick_metrics(metrics)
     pipe = load(part(given, (*MODEL, *SIZE, *HARDWARE, *VAE, *OFFLOAD)))
     with Interruption() as interrupted, _progress(given["quiet"]) as tell:
-        watch = Watch(tell, interrupted)
+        progress = Progress(tell, interrupted)
         try:
-            yield Plan(pipe, given["model"], clips, out, _command(), metrics, watch)
+            yield Plan(pipe, given["model"], clips, out, _command(), metrics, progress)
         except KeyboardInterrupt as error:
             warn(f"interrupted: what is done is in {out}, and the same command goes on from there")
             raise typer.Exit(interrupted.code) from error

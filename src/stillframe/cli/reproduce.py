@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from stillframe.cli.command import Given, takes
-from stillframe.cli.measuring import MEASURING, names, planned
+from stillframe.cli.measuring import MEASURING, check_packages, names, planned
 from stillframe.cli.screen import say
 from stillframe.options import Option
 
@@ -46,6 +46,7 @@ def reproduce(
 ) -> None:
     """Run the experiments behind the papers' tables: ablation, correlation, curve, latency,
     layerwise, quality, recovery, seeds, settle, throughput, or all. Goes on if called again."""
+    check_packages()
     from stillframe.evaluation.sources import find_clips
 
     found = find_clips(given["clips"])

@@ -1,7 +1,7 @@
 """Cells of a matrix and their rows: one edit to be made, and what came of it.
 
 A row is a file of its own, written when everything else about its cell is; so whatever happens, at
-most one cell is lost. Knows JSON and names of files; neither models nor pixels.
+most one cell is lost.
 """
 
 from __future__ import annotations
@@ -182,10 +182,10 @@ class RowStore:
             raise OutputError(f"{folder} cannot be made a folder: {error.strerror}") from error
         forget_left_behind(folder)
 
-    def path(self, title: str, key: str) -> Path:
-        """Where a row is kept; ``title`` is for people, ``key`` tells rows apart."""
+    def path(self, title: str, key: str, suffix: str = ".json") -> Path:
+        """Where something is kept; ``title`` is for people, ``key`` tells it from others."""
         slug = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-")[:60]
-        return self.folder / f"{slug}-{key}.json"
+        return self.folder / f"{slug}-{key}{suffix}"
 
     def get(self, title: str, key: str) -> Any:
         """What was put there, None if nothing was.

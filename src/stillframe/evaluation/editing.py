@@ -1,7 +1,7 @@
 """Clips at their working size, and one edit of one of them, with its frames.
 
 The clip is scaled once and kept as 8-bit frames; they are what every method gets and what metrics
-call the source. Runs the same loop as files do (`loop.FileLoop`). Knows no matrix and no metrics.
+call the source. Runs the same loop as files do (`loop.FileLoop`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,16 @@ from stillframe.video import Frame, VideoWriter
 from stillframe.video.fit import fit_to_grid
 from stillframe.whole_file import open_whole
 
-__all__ = ["Edit", "Prepared", "as_video", "edit_frames", "keep_array", "prepare", "write_video"]
+__all__ = [
+    "Edit",
+    "Prepared",
+    "as_video",
+    "denoising_seconds",
+    "edit_frames",
+    "keep_array",
+    "prepare",
+    "write_video",
+]
 
 Pixels = NDArray[np.uint8]
 
@@ -112,14 +121,20 @@ def keep_array(path: Path, frames: Pixels) -> None:
 class _Recorder(VideoWriter):
     """A writer that also keeps the frames as they were before encoding."""
 
-    def __init__(self, path: Path, shape: tuple[int, ...], fps: float) -> None:
+    def __init__(self, path: Path, clip: Prepared) -> None:
         self.frames: list[Pixels] = []
-        super().__init__(path, shape[2], shape[1], Fraction(1, _TICKS), fps)
+        _, height, width, _ = clip.frames.shape
+        super().__init__(path, width, height, Fraction(1, _TICKS), clip.fps)
 
     def write(self, pixels: Pixels, pts: int, duration: int | None = None) -> None:
         """Keep and encode a frame."""
         self.frames.append(pixels.copy())
         super().write(pixels, pts)
+
+
+def _writer(path: Path, clip: Prepared) -> VideoWriter:
+    _, height, width, _ = clip.frames.shape
+    return VideoWriter(path, width, height, Fraction(1, _TICKS), clip.fps)
 
 
 def _timed(clip: Prepared) -> Iterator[Frame]:
@@ -133,10 +148,14 @@ def write_video(path: Path, clip: Prepared) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    _, height, width, _ = clip.frames.shape
-    with VideoWriter(path, width, height, Fraction(1, _TICKS), clip.fps) as writer:
+    with _writer(path, clip) as writer:
         for frame in _timed(clip):
             writer.write(frame.pixels, frame.pts)
+
+
+def denoising_seconds(stats: BlockStats) -> float:
+    """Seconds of a block's denoising and context passes."""
+    return sum(stats.seconds.get(stage, 0.0) for stage in DENOISING_STAGES)
 
 
 def edit_frames(
@@ -155,13 +174,9 @@ def edit_frames(
     """Edit a prepared clip into a file.
 
     Args:
-        pipe: the model.
-        clip: at its working size.
-        embeds: the prompt's embeddings.
-        method: which tokens to compute.
-        target: the video to write.
-        map_path: the map of what was recomputed, if wanted.
-        seed: of the noise.
+        clip, embeds: at its working size; the prompt's embeddings.
+        method, seed: which tokens to compute; of the noise.
+        target, map_path: videos to write: the edit and, if wanted, what was recomputed.
         paired: also run the dense edit, alternating block by block, for what it costs.
         stop: asked after every frame; true ends it, and no file is left.
         settings: other fields of `EditConfig`.
@@ -171,34 +186,26 @@ def edit_frames(
         OutputError: a file cannot be written.
         ValueError: the method or a setting does not fit the model.
     """
-    _, height, width, _ = clip.frames.shape
-    fit = frame_fit(pipe, clip.frames)
     blocks: list[Block] = []
 
     def note(stats: BlockStats) -> None:
-        seconds = sum(stats.seconds.get(stage, 0.0) for stage in DENOISING_STAGES)
-        blocks.append(Block(stats.kept, stats.tokens, seconds))
+        blocks.append(Block(stats.kept, stats.tokens, denoising_seconds(stats)))
         if maps is not None:
             maps.note(stats)
 
     with ExitStack() as stack:
-        writer = _Recorder(target, clip.frames.shape, clip.fps)
-        stack.enter_context(writer)
-        maps = None
-        if map_path is not None:
-            drawn = VideoWriter(map_path, width, height, Fraction(1, _TICKS), clip.fps)
-            maps = MapVideo(pipe, stack.enter_context(drawn))
+        stack.enter_context(writer := _Recorder(target, clip))
+        maps = MapVideo(pipe, stack.enter_context(_writer(map_path, clip))) if map_path else None
         config = EditConfig(method, seed=seed, **settings)
         runs = [EditRun(pipe, embeds, config, note)]
         if paired:
             runs.append(EditRun(pipe, embeds, replace(config, method="full")))
-        comparison = Comparison() if paired else None
+        comparison, fit = Comparison() if paired else None, frame_fit(pipe, clip.frames)
         loop = FileLoop(fit, pipe.compute_device, runs, writer, maps, comparison)
         loop.run(_timed(clip), stop)
         if loop.interrupted:
             raise KeyboardInterrupt
         loop.close()
     files = loop.clock.lap()
-    reports = [run.report(files, writer.frames_written, None) for run in runs]
-    frames = np.stack(writer.frames)
-    return Edit(frames, reports[0], reports[1] if paired else None, tuple(blocks))
+    run, *dense = [run.report(files, writer.frames_written, None) for run in runs]
+    return Edit(np.stack(writer.frames), run, dense[0] if dense else None, tuple(blocks))

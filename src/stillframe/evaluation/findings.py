@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from stillframe.evaluation.statistics import Interval
 
-__all__ = ["Exhibit", "Findings", "Plot", "Point", "Series", "Table", "number", "span"]
+__all__ = ["Findings", "Plot", "Point", "Series", "Table", "VideoGroup", "number", "span"]
 
 
 class Table(NamedTuple):
@@ -30,12 +30,17 @@ class Table(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point of a plot; ``low`` and ``high`` are the ends of y's interval, if it has one."""
+    """A point of a plot; ``low`` and ``high`` are the ends of y's interval, nan without one."""
 
     x: float
     y: float
-    low: float | None = None
-    high: float | None = None
+    low: float = math.nan
+    high: float = math.nan
+
+    @classmethod
+    def of(cls, x: float, y: Interval) -> Point:
+        """A mean and its interval; a mean that is nan is not drawn."""
+        return cls(x, y.mean, y.low, y.high)
 
 
 class Series(NamedTuple):
@@ -56,7 +61,7 @@ class Plot(NamedTuple):
     rule: tuple[float, str] | None = None
 
 
-class Exhibit(NamedTuple):
+class VideoGroup(NamedTuple):
     """Videos of one clip to watch beside each other: label and path relative to the page."""
 
     caption: str
@@ -76,7 +81,7 @@ class Findings:
         words: further sentences.
         caveats: what it cannot show, and why.
         missing: what was left out and why, one sentence each.
-        tables, plots, exhibits: to look at.
+        tables, plots, videos: to look at.
         rows: the numbers behind it that are no edits, one mapping a row, for a CSV file.
     """
 
@@ -90,7 +95,7 @@ class Findings:
     missing: Sequence[str] = ()
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
-    exhibits: Sequence[Exhibit] = ()
+    videos: Sequence[VideoGroup] = ()
     rows: Sequence[Mapping[str, Any]] = field(default=(), repr=False)
 
 

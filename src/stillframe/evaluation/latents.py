@@ -1,6 +1,8 @@
-"""Clips as latents and back, block by block, as a stream has them. Knows shapes, no questions."""
+"""Clips as latents and back, block by block, as a stream has them."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,16 +20,16 @@ __all__ = ["ClipLatents", "decode", "encode", "frame_fit"]
 Pixels = NDArray[np.uint8]
 
 
-class ClipLatents:
+class ClipLatents(NamedTuple):
     """A clip's latents.
 
-    Args:
+    Attributes:
         blocks: (1, C, S, h, w) each, normalised.
         timeline: how they go together with the clip's frames.
     """
 
-    def __init__(self, blocks: list[Tensor], timeline: Timeline) -> None:
-        self.blocks, self.timeline = blocks, timeline
+    blocks: list[Tensor]
+    timeline: Timeline
 
     @property
     def whole(self) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.recovery import Recovery
 from stillframe.tokens.source import SourceBlock
 
-__all__ = ["LayerProbe", "Outputs", "PruneFrom", "Reading", "Undecoded", "relative_error"]
+__all__ = ["LatentRecorder", "LayerProbe", "Outputs", "PruneFrom", "Reading", "relative_error"]
 
 
 class Reading(NamedTuple):
@@ -82,19 +83,13 @@ class PruneFrom(Method):
     first: int = 1
 
     def selector(self) -> Selector:
-        return _From(InterFramePruning(detector="latent").selector(), self.first)
+        select, blocks = InterFramePruning(detector="latent").selector(), count(1)
 
+        def masked(source: SourceBlock) -> Tensor:
+            keep = select(source)  # asked about every block, since it remembers them
+            return keep if next(blocks) >= self.first else torch.ones_like(keep)
 
-class _From:
-    """A selector whose answer counts from a block on; it is not asked about the first one."""
-
-    def __init__(self, select: Selector, first: int) -> None:
-        self._select, self._first, self._block = select, first, 1
-
-    def __call__(self, source: SourceBlock) -> Tensor:
-        keep = self._select(source)
-        whole, self._block = self._block < self._first, self._block + 1
-        return torch.ones_like(keep) if whole else keep
+        return masked
 
 
 class _Probed(EditStream):
@@ -120,7 +115,7 @@ class _Probed(EditStream):
         return [torch.where(chosen, draw, x) for x, draw in zip(own, draws, strict=True)]
 
 
-class Undecoded:
+class LatentRecorder:
     """In place of a stream's autoencoder: keeps the latents, since nobody looks at the pixels.
 
     Attributes:
@@ -190,7 +185,7 @@ class LayerProbe:
         def note(stats: BlockStats) -> None:
             kept.append(stats.keep.flatten().cpu())
 
-        result = Undecoded()
+        result = LatentRecorder()
         stream = _Probed(
             self._pipe.denoiser,
             result,  # type: ignore[arg-type]

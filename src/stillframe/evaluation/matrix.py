@@ -1,8 +1,8 @@
 """The matrix: cells in, rows out, every row a file, so that a run goes on where it ended.
 
 What is kept in the output folder: ``cells/`` rows, ``frames/`` sources and dense edits as arrays
-(references of the metrics), ``videos/`` to look at. Does not know which cells make sense together
-(experiments do) nor that code may have changed since a row was made: then take another folder.
+(references of the metrics), ``videos/`` to look at. Rows of older code are taken as they are: after
+a change, take another folder.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from stillframe.evaluation.variants import FULL
 from stillframe.metrics import Metric, find_metric, metrics
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
-__all__ = ["Matrix", "Watch", "fingerprint", "pick_metrics"]
+__all__ = ["Matrix", "Progress", "fingerprint", "pick_metrics"]
 
 Pixels = NDArray[np.uint8]
 _T = TypeVar("_T")
@@ -42,15 +42,15 @@ _T = TypeVar("_T")
 _SAMPLE = 64  # numbers of each weight that a fingerprint looks at
 
 
-class Watch(NamedTuple):
+class Progress(NamedTuple):
     """Who is told how far it is, and who may end it.
 
     Attributes:
-        tell: called with what is being done, steps done and steps there are.
+        report: called with what is being done, steps done and steps there are.
         stop: asked between steps and, in edits, after every frame; true ends the run.
     """
 
-    tell: Callable[[str, int, int], None] = lambda what, done, total: None
+    report: Callable[[str, int, int], None] = lambda what, done, total: None
     stop: Callable[[], bool] = lambda: False
 
     def steps(self, what: str, items: Sequence[_T]) -> Iterator[_T]:
@@ -62,9 +62,9 @@ class Watch(NamedTuple):
         for done, item in enumerate(items):
             if self.stop():
                 raise KeyboardInterrupt
-            self.tell(what, done, len(items))
+            self.report(what, done, len(items))
             yield item
-        self.tell(what, len(items), len(items))
+        self.report(what, len(items), len(items))
 
 
 def fingerprint(pipe: CausalWanPipeline) -> str:
@@ -101,7 +101,7 @@ class Matrix:
         conditions: what all cells have in common.
         out: folder to write; made if missing.
         metric_names: what to measure; None for all metrics.
-        watch: progress, and the wish to end.
+        progress: who is told how far it is, and may end it.
 
     Attributes:
         skipped: metrics that cannot be had here, one sentence each.
@@ -118,15 +118,14 @@ class Matrix:
         conditions: Conditions,
         out: Path,
         metric_names: Sequence[str] | None = None,
-        watch: Watch | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.pipe, self.conditions, self.out = pipe, conditions, out
-        self.watch = watch or Watch()
+        self.progress = progress or Progress()
         self.metrics, self.skipped = pick_metrics(metric_names)
         self._clips = {clip.name: clip for clip in clips}
         self._rows = RowStore(out / "cells")
-        self._frames = RowStore(out / "frames").folder
-        self._videos = RowStore(out / "videos").folder
+        self._frames, self._videos = RowStore(out / "frames"), RowStore(out / "videos")
         self._embeds: dict[str, Tensor] = {}
         self._seen: dict[Cell, Row] = {}
         # a clip and a dense edit serve many cells in a row
@@ -151,7 +150,7 @@ class Matrix:
         # one clip after another, so that references are read once
         first = {cell.on: place for place, cell in reversed(list(enumerate(wanted)))}
         order = sorted(wanted, key=lambda cell: first[cell.on])
-        rows = {cell: self._row(cell) for cell in self.watch.steps(what, order)}
+        rows = {cell: self._row(cell) for cell in self.progress.steps(what, order)}
         self._seen |= rows
         return [rows[cell] for cell in wanted]
 
@@ -186,7 +185,7 @@ class Matrix:
 
     def source_video(self, name: str) -> str:
         """The clip at its working size as a video, relative to the output folder."""
-        path = self._path(self._videos, f"source {name}", self._clip_key(name), ".mp4")
+        path = self._videos.path(f"source {name}", self._clip_key(name), ".mp4")
         if not path.is_file():
             write_video(path, self.source(name))
         return str(path.relative_to(self.out))
@@ -199,13 +198,10 @@ class Matrix:
     def _key(self, cell: Cell) -> str:
         return identity(asdict(cell), self._clip_key(cell.clip), asdict(self.conditions))
 
-    def _path(self, folder: Path, title: str, key: str, suffix: str) -> Path:
-        return RowStore(folder).path(title, key).with_suffix(suffix)
-
     def _source(self, name: str) -> Prepared:
         """A clip at its working size, made once."""
         clip = self._clips[name]
-        path = self._path(self._frames, f"source {name}", self._clip_key(name), ".npy")
+        path = self._frames.path(f"source {name}", self._clip_key(name), ".npy")
         if not path.is_file():
             keep_array(path, prepare(clip, self.pipe, self.conditions).frames)
         return Prepared(name, np.load(path, mmap_mode="r"), clip.fps)
@@ -217,7 +213,7 @@ class Matrix:
         return np.load(self._dense_path(cell), mmap_mode="r")
 
     def _dense_path(self, cell: Cell) -> Path:
-        return self._path(self._frames, self._title(cell), self._key(cell), ".npy")
+        return self._frames.path(self._title(cell), self._key(cell), ".npy")
 
     @staticmethod
     def _title(cell: Cell) -> str:
@@ -256,7 +252,7 @@ class Matrix:
         is_dense = cell.variant == FULL
         reference = None if is_dense else self.dense(cell)
         source, key = self.source(cell.clip), self._key(cell)
-        videos = {"edit": self._path(self._videos, self._title(cell), key, ".mp4")}
+        videos = {"edit": self._videos.path(self._title(cell), key, ".mp4")}
         if method.prunes:
             videos["map"] = videos["edit"].with_name(f"{videos['edit'].stem}-map.mp4")
         edit = edit_frames(
@@ -268,7 +264,7 @@ class Matrix:
             map_path=videos.get("map"),
             seed=cell.seed,
             paired=cell.paired,
-            stop=self.watch.stop,
+            stop=self.progress.stop,
             conditioning=cell.conditioning,
         )
         if is_dense and not cell.paired:

@@ -1,6 +1,6 @@
 // all videos of a clip from the start, at once: side by side is only worth it in step
 for (const button of document.querySelectorAll("button.together")) {
-  const videos = [...button.closest(".exhibit").querySelectorAll("video")];
+  const videos = [...button.closest(".group").querySelectorAll("video")];
   button.hidden = false;
   button.addEventListener("click", () => {
     const playing = videos.some((video) => !video.paused);

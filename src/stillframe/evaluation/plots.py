@@ -1,174 +1,170 @@
-"""Plots as inline SVG: points, lines, intervals, two axes and a legend. Colours are the page's.
+"""Plots as inline SVG, drawn by matplotlib: points, lines, intervals, two axes and a legend.
 
-Series differ in colour and in the shape of their marks. Knows geometry, not what is plotted.
+Series differ in colour and in the shape of their marks. Colours are variables of the page's style
+sheet, so that plots follow its light or dark theme.
 """
 
 from __future__ import annotations
 
+import io
 import math
+import re
+import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
 
 from stillframe.evaluation.findings import Plot, Point, Series
-from stillframe.untrusted.printable import html_text
+from stillframe.untrusted.printable import printable
 
-__all__ = ["draw", "ticks"]
+__all__ = ["draw"]
 
-_WIDTH, _HEIGHT = 640, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 76, 12, 12, 46
-_LEGEND_ROW = 20
-_LETTER = 7.2  # width of a letter of the legend, about
-_KINDS = 9  # colours of the page
+_WIDTH, _HEIGHT, _LEGEND_ROW = 8.9, 4.8, 0.32  # inches
+_LEGEND_LETTERS = 74  # of a row of the legend, about
 _DENSE = 60  # from so many points on, marks are small and faint
+_MARKS = "osD^"
+# matplotlib takes colours, not variables: stand-ins, which nothing else in a file looks like
+_SERIES = {f"#010{index}0{index}": f"var(--c{index})" for index in range(9)}
+_INK, _SOFT, _LINE = "#020101", "#020202", "#020303"
+_VARIABLES = {**_SERIES, _INK: "var(--ink)", _SOFT: "var(--soft)", _LINE: "var(--line)"}
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": _SOFT,
+    "axes.facecolor": "none",
+    "axes.formatter.useoffset": False,
+    "axes.labelcolor": _SOFT,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "none",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 13.0,
+    "grid.color": _LINE,
+    "legend.frameon": False,
+    "legend.labelcolor": _INK,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+}
 
 
-class _Axis(NamedTuple):
-    """From numbers ``low`` to ``high`` to places ``start`` to ``end``."""
+def draw(plot: Plot, place: str = "") -> str:
+    """An ``<svg>`` element; empty if there is no point.
 
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(self.start + share * (self.end - self.start), 1)
-
-
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from ``low`` to ``high``, about so many, evenly spaced.
-
-    Raises:
-        ValueError: if ``low`` is not below ``high``.
+    Args:
+        plot: what to draw; the same text for the same plot.
+        place: on the page; ids of elements differ from those at other places.
     """
-    if not low < high:
-        raise ValueError(f"an axis runs from a lower number to a higher, got {low} to {high}")
-    raw = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = power * next(f for f in (1, 2, 2.5, 5, 10) if f * power >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)]
-
-
-def draw(plot: Plot) -> str:
-    """An ``<svg>`` element; empty if there is no point."""
-    points = [p for series in plot.series for p in series.points]
-    if not points:
+    finite = [s._replace(points=_finite(s.points)) for s in plot.series]
+    plot = plot._replace(series=[series for series in finite if series.points])
+    if not plot.series:
         return ""
-    legend = _legend(plot)
-    height = _HEIGHT + _LEGEND_ROW * legend.count("<!--row-->")
-    x = _axis([p.x for p in points], _LEFT, _WIDTH - _RIGHT)
-    ys = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
-    y = _axis([*ys, *([plot.rule[0]] if plot.rule else [])], _HEIGHT - _BOTTOM, _TOP)
-    parts = [_grid(x, y), _rule(plot, y), *(_series(i, s, x, y) for i, s in enumerate(plot.series))]
-    title = html_text(f"{plot.y} over {plot.x}")
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{title}">'
-        f"{''.join(parts)}{_titles(plot)}{legend}</svg>"
-    )
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"{place} {plot}"}):
+        figure = Figure(figsize=(_WIDTH, _HEIGHT))
+        axes = figure.add_subplot()
+        _label(axes, plot)
+        for index, series in enumerate(plot.series):
+            _add(axes, index, series)
+        if len(plot.series) > 1:
+            _legend(figure, axes, plot)
+        return _inline(_svg(figure), plot)
 
 
-def _axis(values: Sequence[float], start: float, end: float) -> _Axis:
-    low, high = min(values), max(values)
-    margin = (high - low) * 0.06 or abs(low) * 0.1 or 1.0
-    return _Axis(low - margin, high + margin, start, end)
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return [p for p in points if math.isfinite(p.x) and math.isfinite(p.y)]
 
 
-def _label(value: float, step: float) -> str:
-    places = max(0, -math.floor(math.log10(step) + 1e-9))
-    if not (step / 10.0**-places + 1e-6) % 1 < 1e-5:
-        places += 1
-    return f"{value + 0.0:.{places}f}".replace("-", "−")
-
-
-def _grid(x: _Axis, y: _Axis) -> str:
-    parts = []
-    bottom, left = _HEIGHT - _BOTTOM, _LEFT
-    for axis, across in ((x, True), (y, False)):
-        marks = ticks(axis.low, axis.high, 6 if across else 5)
-        step = marks[1] - marks[0] if len(marks) > 1 else 1.0
-        for value in marks:
-            at, text = axis(value), _label(value, step)
-            if across:
-                parts.append(f'<path class="grid" d="M{at} {_TOP}V{bottom}"/>')
-                parts.append(f'<text class="tick" x="{at}" y="{bottom + 16}">{text}</text>')
-            else:
-                parts.append(f'<path class="grid" d="M{left} {at}H{_WIDTH - _RIGHT}"/>')
-                parts.append(f'<text class="tick y" x="{left - 7}" y="{at + 4}">{text}</text>')
-    parts.append(f'<path class="axis" d="M{left} {_TOP}V{bottom}H{_WIDTH - _RIGHT}"/>')
-    return "".join(parts)
-
-
-def _titles(plot: Plot) -> str:
-    middle, centre = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
-    return (
-        f'<text class="name" x="{middle}" y="{_HEIGHT - 10}">{html_text(plot.x)}</text>'
-        f'<text class="name" transform="translate(15 {centre}) rotate(-90)">'
-        f"{html_text(plot.y)}</text>"
-    )
-
-
-def _rule(plot: Plot, y: _Axis) -> str:
-    if plot.rule is None:
-        return ""
-    at = y(plot.rule[0])
-    return (
-        f'<path class="rule" d="M{_LEFT} {at}H{_WIDTH - _RIGHT}"/>'
-        f'<text class="tick rule-name" x="{_WIDTH - _RIGHT - 4}" y="{at - 5}">'
-        f"{html_text(plot.rule[1])}</text>"
-    )
-
-
-def _series(index: int, series: Series, x: _Axis, y: _Axis) -> str:
-    places = [(x(p.x), y(p.y)) for p in series.points]
-    parts = []
-    if series.line and len(places) > 1:
-        path = "L".join(f"{a} {b}" for a, b in places)
-        parts.append(f'<path class="line" d="M{path}"/>')
-    for point, (a, _) in zip(series.points, places, strict=True):
-        if point.low is not None and point.high is not None:
-            parts.append(f'<path class="bar" d="M{a} {y(point.low)}V{y(point.high)}"/>')
-    for point, (a, b) in zip(series.points, places, strict=True):
-        name = f"{series.name}: {_told(point)}"
-        parts.append(f"<g><title>{html_text(name)}</title>{_mark(index, a, b)}</g>")
-    faint = " many" if len(places) >= _DENSE else ""
-    return f'<g class="s{index % _KINDS}{faint}">{"".join(parts)}</g>'
-
-
-def _told(point: Point) -> str:
-    text = f"{point.y:.4g} at {point.x:.4g}"
-    if point.low is None or point.high is None:
-        return text
-    return f"{text} [{point.low:.4g}, {point.high:.4g}]"
-
-
-def _mark(index: int, x: float, y: float) -> str:
-    """A disc, square, diamond or triangle."""
-    if index % 4 == 0:
-        return f'<circle class="mark" cx="{x}" cy="{y}" r="4"/>'
-    shape = {
-        1: f"M{x - 4} {y - 4}h8v8h-8z",
-        2: f"M{x} {y - 5.5}l5.5 5.5l-5.5 5.5l-5.5 -5.5z",
-        3: f"M{x} {y - 5}l5 9h-10z",
-    }[index % 4]
-    return f'<path class="mark" d="{shape}"/>'
-
-
-def _legend(plot: Plot) -> str:
-    if len(plot.series) < 2:
-        return ""
-    parts, x, row = [], float(_LEFT), 0
-    for index, series in enumerate(plot.series):
-        width = 26 + _LETTER * len(series.name)
-        if x > _LEFT and x + width > _WIDTH:
-            x, row = float(_LEFT), row + 1
-        if x == _LEFT:
-            parts.append("<!--row-->")
-        at = _HEIGHT + 4 + _LEGEND_ROW * row
-        parts.append(
-            f'<g class="s{index % _KINDS}">{_mark(index, x + 6, at)}</g>'
-            f'<text class="key" x="{x + 15:.0f}" y="{at + 4}">{html_text(series.name)}</text>'
+def _label(axes: Axes, plot: Plot) -> None:
+    axes.grid(clip_on=False)
+    axes.set_xlabel(printable(plot.x))
+    axes.set_ylabel(printable(plot.y))
+    if plot.rule is not None:
+        height, name = plot.rule
+        axes.axhline(height, color=_INK, linestyle="--", linewidth=1, clip_on=False)
+        axes.annotate(
+            printable(name),
+            (1, height),
+            (-4, 4),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            ha="right",
+            color=_SOFT,
         )
-        x += width
-    return "".join(parts)
+
+
+def _add(axes: Axes, index: int, series: Series) -> None:
+    color = list(_SERIES)[index % len(_SERIES)]
+    is_dense = len(series.points) >= _DENSE
+    for point in series.points:
+        if math.isfinite(point.low):
+            ends = [point.low, point.high]
+            axes.plot([point.x] * 2, ends, color=color, alpha=0.55, clip_on=False)
+    x, y = [p.x for p in series.points], [p.y for p in series.points]
+    if series.line:
+        axes.plot(x, y, color=color, linewidth=2, clip_on=False)
+    (marks,) = axes.plot(
+        x,
+        y,
+        color=color,
+        linestyle="",
+        marker=_MARKS[index % len(_MARKS)],
+        markersize=3 if is_dense else 6,
+        alpha=0.4 if is_dense else 1,
+        clip_on=False,
+    )
+    marks.set_gid(_gid(index))
+
+
+def _gid(index: int) -> str:
+    return f"series {index}"
+
+
+def _legend(figure: Figure, axes: Axes, plot: Plot) -> None:
+    names = [printable(series.name) for series in plot.series]
+    columns = max(1, _LEGEND_LETTERS // (max(map(len, names)) + 6))
+    marks = [line for line in axes.lines if str(line.get_gid()).startswith("series")]
+    # names are filled in later: matplotlib leaves out those that begin with an underscore
+    legend = figure.legend(marks, ["-"] * len(marks), loc="outside lower left", ncols=columns)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
+    figure.set_figheight(_HEIGHT + _LEGEND_ROW * -(-len(names) // columns))
+
+
+def _svg(figure: Figure) -> str:
+    """The file as matplotlib writes it."""
+    file = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the browser has others
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(file, metadata=nothing)
+    return file.getvalue()
+
+
+def _inline(text: str, plot: Plot) -> str:
+    """An element of an HTML page: no namespaces, no ids of groups, the page's colours, and every
+    point's numbers where the mouse points at it."""
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    root = ElementTree.fromstring(text)
+    groups = {group.attrib.pop("id", ""): group for group in root.iter("g")}
+    for index, series in enumerate(plot.series):
+        uses = groups[_gid(index)].iter("use")
+        for point, use in zip(series.points, uses, strict=True):
+            ElementTree.SubElement(use, "title").text = _tooltip(series.name, point)
+    del root.attrib["width"], root.attrib["height"]
+    root.set("role", "img")
+    root.set("aria-label", printable(f"{plot.y} over {plot.x}"))
+    drawn = ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+    for color, variable in _VARIABLES.items():
+        drawn = drawn.replace(color, variable)
+    return drawn
+
+
+def _tooltip(name: str, point: Point) -> str:
+    text = printable(f"{name}: {point.y:.4g} at {point.x:.4g}")
+    return text if math.isnan(point.low) else f"{text} [{point.low:.4g}, {point.high:.4g}]"

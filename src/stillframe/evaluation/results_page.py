@@ -1,7 +1,4 @@
-"""Findings as one Markdown page, for the documentation: words and tables, no videos.
-
-Knows Markdown, not experiments.
-"""
+"""Findings as one Markdown page, for the documentation: words and tables, no videos."""
 
 from __future__ import annotations
 

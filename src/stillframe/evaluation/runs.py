@@ -19,18 +19,19 @@ from stillframe.evaluation.cells import Cell, Conditions, Row
 from stillframe.evaluation.experiments import Bench, Scale, experiments, find_experiment
 from stillframe.evaluation.experiments.quality import against_dense
 from stillframe.evaluation.findings import Findings, Plot, Point, Series
-from stillframe.evaluation.matrix import Matrix, Watch, fingerprint
+from stillframe.evaluation.matrix import Matrix, Progress, fingerprint
 from stillframe.evaluation.report_html import page
 from stillframe.evaluation.results_page import results_page
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.summaries import (
     by_label,
-    exhibits,
     failures,
     flat,
     metric_plots,
     quality_table,
     speed_table,
+    split,
+    video_groups,
 )
 from stillframe.evaluation.tables import write_table, write_text
 from stillframe.evaluation.variants import FULL, Variant
@@ -92,7 +93,7 @@ class Plan:
         out: folder to write.
         command: as it was typed, for the reports.
         metric_names: what to measure; None for all.
-        watch: progress, and the wish to end.
+        progress: who is told how far it is, and may end it.
     """
 
     pipe: CausalWanPipeline
@@ -101,7 +102,7 @@ class Plan:
     out: Path
     command: str = ""
     metric_names: Sequence[str] | None = None
-    watch: Watch = field(default_factory=Watch)
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def bundled(self) -> bool:
@@ -119,7 +120,7 @@ class Plan:
     def matrix(self, conditions: Conditions) -> Matrix:
         """The matrix in the output folder."""
         names = self.metric_names
-        return Matrix(self.pipe, self.clips, conditions, self.out, names, self.watch)
+        return Matrix(self.pipe, self.clips, conditions, self.out, names, self.progress)
 
 
 def evaluate(
@@ -170,8 +171,7 @@ def evaluate(
 
 
 def _matrix_findings(matrix: Matrix, rows: Sequence[Row], paired: bool) -> Findings:
-    dense = [row for row in rows if row.cell.variant == FULL and row.error is None]
-    others = [row for row in rows if row.cell.variant != FULL]
+    dense, others = split(rows)
     groups = by_label(others)
     tables = [
         quality_table(
@@ -182,17 +182,17 @@ def _matrix_findings(matrix: Matrix, rows: Sequence[Row], paired: bool) -> Findi
         tables.append(against_dense(others, dense))
     if paired:
         caption = "Each alternates with a dense edit block by block: read the speedups."
-        tables.append(speed_table([row for row in others if row.error is None], caption))
-    done = len([row for row in rows if row.error is None])
+        tables.append(speed_table(others, caption))
     return Findings(
         name="matrix",
         title="The matrix",
         question="Each method on each clip with each prompt and seed.",
-        headline=f"{done} of {len(rows)} cells done, {len(groups)} variants beside dense.",
+        headline=f"{len(dense) + len(others)} of {len(rows)} cells done, {len(groups)} variants "
+        "beside dense.",
         missing=list(dict.fromkeys([*failures(rows), *matrix.skipped.values()])),
         tables=tables,
         plots=[*metric_plots(others, dense), *_latency(rows)],
-        exhibits=exhibits(matrix, rows, most=3),
+        videos=video_groups(matrix, rows, most=3),
     )
 
 

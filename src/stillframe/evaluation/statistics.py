@@ -1,24 +1,27 @@
 """Means with intervals, paired differences and correlation, of a few numbers each.
 
 Clips are what is drawn at random here: numbers of one clip (its prompts, its seeds) belong together
-and are averaged first. Knows numbers only; not where they come from nor what is better.
+and are averaged first.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 __all__ = ["Interval", "bootstrap_mean", "by_group", "paired_difference", "pearson"]
 
 Numbers = NDArray[np.float64]
 
-_AT_ONCE = 1000  # resamples held in memory
+_DRAWS = 10_000
+_AT_ONCE = 1000  # resamples in memory
 
 
 class Interval(NamedTuple):
@@ -26,7 +29,7 @@ class Interval(NamedTuple):
 
     Attributes:
         mean: of the numbers; nan where there are none.
-        low, high: ends of the interval; nan where there are fewer than two numbers.
+        low, high: ends of the 95% interval; nan where there are fewer than two numbers.
         size: how many numbers.
     """
 
@@ -36,42 +39,32 @@ class Interval(NamedTuple):
     size: int
 
 
-def bootstrap_mean(
-    values: Iterable[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
-) -> Interval:
-    """The mean, with the percentile interval of its bootstrap distribution (Efron 1979).
+def bootstrap_mean(values: Iterable[float]) -> Interval:
+    """The mean, with the 95% percentile interval of its bootstrap distribution (Efron 1979).
+
+    The same numbers give the same interval.
 
     Args:
         values: independent numbers; nan is left out.
-        level: share of the distribution within the interval, between 0 and 1.
-        draws: resamples.
-        seed: of the draws: the same numbers give the same interval.
 
     Raises:
-        ValueError: if ``level`` or ``draws`` is out of range, or a number is infinite.
+        ValueError: if a number is infinite.
     """
-    if not 0 < level < 1 or draws < 1:
-        raise ValueError(
-            f"level must be between 0 and 1 and draws positive, got {level} and {draws}"
-        )
     numbers = np.array([v for v in values if not math.isnan(v)], dtype=np.float64)
     if not np.isfinite(numbers).all():
         raise ValueError(f"an infinite number has no mean, got {numbers.tolist()}")
     count = len(numbers)
     if count < 2:
         return Interval(float(numbers[0]) if count else math.nan, math.nan, math.nan, count)
-    means = _resampled_means(numbers, draws, np.random.default_rng(seed))
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(numbers.mean()), float(low), float(high), count)
-
-
-def _resampled_means(numbers: Numbers, draws: int, generator: np.random.Generator) -> Numbers:
-    parts = []
-    for start in range(0, draws, _AT_ONCE):
-        size = (min(_AT_ONCE, draws - start), len(numbers))
-        parts.append(numbers[generator.integers(0, len(numbers), size)].mean(1))
-    return np.concatenate(parts)
+    found = stats.bootstrap(
+        (numbers,),
+        np.mean,
+        n_resamples=_DRAWS,
+        batch=_AT_ONCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(float(numbers.mean()), float(found.low), float(found.high), count)
 
 
 def by_group(pairs: Iterable[tuple[Hashable, float]]) -> dict[Hashable, float]:
@@ -87,7 +80,6 @@ def paired_difference(
     a: Mapping[Hashable, float],
     b: Mapping[Hashable, float],
     group: Mapping[Hashable, Hashable] | None = None,
-    **options: float,
 ) -> Interval:
     """The mean of ``a - b`` over what both have, with its interval.
 
@@ -95,12 +87,10 @@ def paired_difference(
         a, b: numbers by what they were measured on (clip, prompt and seed).
         group: the clip of each, where several numbers belong to one clip: differences are averaged
             within a clip, and clips are drawn. None: everything is a clip of its own.
-        options: see `bootstrap_mean`.
     """
-    common = [key for key in a if key in b]
-    clip = (lambda key: key) if group is None else group.__getitem__
-    differences = by_group((clip(key), a[key] - b[key]) for key in common)
-    return bootstrap_mean(differences.values(), **options)  # type: ignore[arg-type]
+    clip = {key: key for key in a} if group is None else group
+    differences = by_group((clip[key], a[key] - b[key]) for key in a if key in b)
+    return bootstrap_mean(differences.values())
 
 
 def pearson(x: Sequence[float] | Numbers, y: Sequence[float] | Numbers) -> float:
@@ -114,6 +104,6 @@ def pearson(x: Sequence[float] | Numbers, y: Sequence[float] | Numbers) -> float
         raise ValueError(
             f"correlation needs two rows of 2 or more numbers, got {a.shape} and {b.shape}"
         )
-    a, b = a - a.mean(), b - b.mean()
-    spread = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / spread if spread else math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of constant rows
+        return float(stats.pearsonr(a, b).statistic)

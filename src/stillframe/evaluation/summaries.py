@@ -1,7 +1,6 @@
 """Rows of a matrix, summed up: means over clips with intervals, tables, plots, videos to watch.
 
 An infinite number (two videos that are the same have an infinite PSNR) has no mean and is left out.
-Does not know what is asked.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 from stillframe.detection.staleness import QUANTILES
 from stillframe.evaluation.cells import Row
-from stillframe.evaluation.findings import Exhibit, Plot, Point, Series, Table, number, span
+from stillframe.evaluation.findings import Plot, Point, Series, Table, VideoGroup, number, span
 from stillframe.evaluation.matrix import Matrix
 from stillframe.evaluation.statistics import (
     Interval,
@@ -28,19 +27,24 @@ __all__ = [
     "by_label",
     "difference",
     "digits",
-    "exhibits",
     "failures",
     "flat",
+    "gap",
+    "gap_table",
     "measured",
+    "metric_mean",
     "metric_plots",
     "metric_value",
     "over_clips",
     "quality_table",
     "signed",
     "speed_table",
+    "split",
+    "video_groups",
 ]
 
 Value = Callable[[Row], float]
+Rows = Sequence[Row]
 
 _DIGITS = {"ssim": 4, "ms_ssim": 4, "lpips": 4, "tlpips": 4, "warp_error": 6, "psnr": 1, "vmaf": 1}
 
@@ -65,6 +69,11 @@ def over_clips(rows: Iterable[Row], value: Value) -> Interval:
     return bootstrap_mean(by_group((row.cell.clip, value(row)) for row in rows).values())
 
 
+def metric_mean(rows: Iterable[Row], name: str) -> Interval:
+    """A metric's mean over clips."""
+    return over_clips(rows, metric_value(name))
+
+
 def difference(a: Sequence[Row], b: Sequence[Row], value: Value) -> Interval:
     """The mean over clips of ``a - b`` where both edit the same, with its interval."""
     first: dict[Hashable, float] = {row.cell.on: value(row) for row in a}
@@ -77,6 +86,22 @@ def signed(metric: Metric, interval: Interval) -> Interval:
     if metric.higher_is_better:
         return interval
     return Interval(-interval.mean, -interval.high, -interval.low, interval.size)
+
+
+def gap(metric: Metric, a: Sequence[Row], b: Sequence[Row]) -> Interval:
+    """The mean over clips of ``a - b`` in a metric, turned so that more is better."""
+    return signed(metric, difference(a, b, metric_value(metric.name)))
+
+
+def gap_table(
+    caption: str, heads: str, metrics: Sequence[Metric], pairs: Mapping[str, tuple[Rows, Rows]]
+) -> Table:
+    """Gaps of pairs of rows by name, a column a metric."""
+    body = [
+        [name, *(span(gap(metric, *rows), digits(metric.name)) for metric in metrics)]
+        for name, rows in pairs.items()
+    ]
+    return Table(caption, [heads, *(metric.name for metric in metrics)], body)
 
 
 def measured(rows: Iterable[Row]) -> list[Metric]:
@@ -103,6 +128,13 @@ def failures(rows: Iterable[Row]) -> list[str]:
     ]
 
 
+def split(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """Rows of dense edits, and of the others, failures left out."""
+    done = [row for row in rows if row.error is None]
+    dense = [row for row in done if row.cell.variant == FULL]
+    return dense, [row for row in done if row.cell.variant != FULL]
+
+
 def quality_table(rows: Sequence[Row], caption: str) -> Table:
     """Every variant's metrics, mean and interval over clips."""
     kinds = measured(rows)
@@ -115,7 +147,7 @@ def quality_table(rows: Sequence[Row], caption: str) -> Table:
         stale = over_clips(group, lambda row: row.staleness.get("p99.9", math.nan)).mean
         cells.append("" if math.isnan(stale) else number(stale, 1))
         for kind in kinds:
-            cells.append(span(over_clips(group, metric_value(kind.name)), digits(kind.name)))
+            cells.append(span(metric_mean(group, kind.name), digits(kind.name)))
         body.append(cells)
     return Table(caption, heads, body)
 
@@ -147,9 +179,8 @@ def metric_plots(rows: Sequence[Row], dense: Sequence[Row] = ()) -> list[Plot]:
     """
     plots = []
     for kind in measured(rows):
-        value = metric_value(kind.name)
-        series = [Series(name, points, line=True) for name, points in _families(rows, value)]
-        plain = over_clips(dense, value).mean
+        series = [Series(*family, line=True) for family in _families(rows, kind.name)]
+        plain = metric_mean(dense, kind.name).mean
         better = "higher" if kind.higher_is_better else "lower"
         plots.append(
             Plot(
@@ -164,19 +195,16 @@ def metric_plots(rows: Sequence[Row], dense: Sequence[Row] = ()) -> list[Plot]:
     return plots
 
 
-def _families(rows: Sequence[Row], value: Value) -> list[tuple[str, list[Point]]]:
+def _families(rows: Sequence[Row], metric: str) -> list[tuple[str, list[Point]]]:
     families: dict[str, list[Point]] = {}
     for group in by_label(rows).values():
-        y = over_clips(group, value)
-        if math.isnan(y.mean):
-            continue
         x = over_clips(group, lambda row: row.kept_share).mean
-        ends = (None, None) if math.isnan(y.low) else (y.low, y.high)
-        families.setdefault(group[0].cell.variant.family, []).append(Point(x, y.mean, *ends))
+        point = Point.of(x, metric_mean(group, metric))
+        families.setdefault(group[0].cell.variant.family, []).append(point)
     return [(name, sorted(points)) for name, points in families.items()]
 
 
-def exhibits(matrix: Matrix, rows: Iterable[Row], most: int = 2) -> list[Exhibit]:
+def video_groups(matrix: Matrix, rows: Iterable[Row], most: int = 2) -> list[VideoGroup]:
     """Source, dense edit, edits and maps of the first few clips, side by side."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -191,7 +219,7 @@ def exhibits(matrix: Matrix, rows: Iterable[Row], most: int = 2) -> list[Exhibit
         if maps:
             videos.append((f"computed by {maps[0].cell.variant.label}", maps[0].videos["map"]))
         how = "" if conditioning is None else f", {conditioning}"
-        shown.append(Exhibit(f"{clip}, “{prompt}”{how}", videos))
+        shown.append(VideoGroup(f"{clip}, “{prompt}”{how}", videos))
     return shown
 
 

@@ -1,4 +1,4 @@
-"""Rows into table files: CSV always, Parquet where pyarrow is installed. Knows no meanings."""
+"""Rows into table files: CSV always, Parquet where pyarrow is installed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    _replace(path, text.encode(errors="backslashreplace"))
+    _write(path, text.encode(errors="backslashreplace"))
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -66,8 +66,15 @@ def _write_parquet(path: Path, columns: Sequence[str], rows: Sequence[Mapping[st
     import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.table({name: [row.get(name) for row in rows] for name in columns})
+    table = pyarrow.table(
+        {_encodable(name): [_encodable(row.get(name)) for row in rows] for name in columns}
+    )
     sink = io.BytesIO()
     pyarrow.parquet.write_table(table, sink)
-    _replace(path, sink.getvalue())
+    _write(path, sink.getvalue())
     return path
+
+
+def _encodable(value: Any) -> Any:
+    """The value; of a text, what UTF-8 has no bytes for as escapes."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value

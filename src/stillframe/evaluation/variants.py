@@ -1,7 +1,4 @@
-"""A method with its parameters, as plain values that fit into a file name, a row and a legend.
-
-Knows which parameters a method has, not what they do.
-"""
+"""A method with its parameters, as plain values that fit into a file name, a row and a legend."""
 
 from __future__ import annotations
 
@@ -104,13 +101,13 @@ def missing_methods(names: Sequence[str], *, rate: bool = False) -> dict[str, st
         names: of methods.
         rate: whether they must take a rate.
     """
-    known, told = methods(), {}
+    known, missing = methods(), {}
     for name in names:
         if name not in known:
-            told[name] = f"{name}: there is no such method in this version"
+            missing[name] = f"{name}: there is no such method in this version"
         elif rate and "rate" not in _parameters(known[name]):
-            told[name] = f"{name}: it takes no rate in this version"
-    return told
+            missing[name] = f"{name}: it takes no rate in this version"
+    return missing
 
 
 def expand(

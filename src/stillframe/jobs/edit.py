@@ -77,10 +77,8 @@ def edit_file(
     **options: Any,
 ) -> Report:
     """Edit a video file or stream. Presentation times and sound are kept, as far as the output
-    holds them; memory does not grow with length.
-
-    A stream is edited as it comes, and every block is written as soon as it is done. Nothing is
-    left out to keep up: a model that is slower than its source lets it wait.
+    holds them; memory does not grow with length. A stream is edited as it comes, every block is
+    written as soon as it is done, and a model that is slower than its source lets it wait.
 
     Args:
         pipe: the model.
@@ -92,13 +90,13 @@ def edit_file(
             both, the short side is at most the pipeline's ``default_height``, and never enlarged.
         max_frames: stop reading after so many frames.
         crf: quality of the output, 0 (lossless) to 51.
-        compare: also edit without pruning, in lockstep, with the same noise and with that of the
-            next seed, and measure the differences. Only the first result is written. Of the
-            controls, only cuts, and a region that alone is edited, concern the others.
+        compare: also edit without pruning, with the same noise and with that of the next seed, and
+            measure the differences. Only the first result is written. Of the controls, only cuts,
+            and a region that alone is edited, concern the others.
         map_path: where to write the source with recomputed patches highlighted.
-        masks_out: where to write which patches were recomputed, see ``control.GivenMasks``.
+        masks_out: where to write which patches were recomputed, see ``controls.GivenMasks``.
         two_pass: look at the whole file first, and spend the rate where it moves.
-        rate_trace_out: where to write the times that a rate went by, see ``control.RateTrace``.
+        rate_trace_out: where to write the times that a rate went by, see ``controls.RateTrace``.
         model, load_seconds: the model's name and how long it took to load, for the report.
         on_progress: called after every block.
         stop: asked after every frame, and while a pipe is silent; true ends the files cleanly with
@@ -123,22 +121,12 @@ def edit_file(
         raise ValueError(f"at least 1 frame must be edited, got {max_frames}")
     source, target = Source.of(source), Sink.of(target)
     check_outputs(source, target, map_path, masks_out, rate_trace_out)
-    if rate_trace_out is not None and (control is None or control.find(Rate) is None):
-        raise ValueError(f"{rate_trace_out} would be empty: there is no rate to write a trace of")
-    if two_pass:
-        check_two_pass(source, control)
+    _check_rate(control, source, two_pass, rate_trace_out)
     started = time.perf_counter()
     with ExitStack() as stack:
         motion = control is not None and any(each.needs_motion for each in control)
         reader = stack.enter_context(_open_reader(source, stop, motion, max_frames))
-        fit = fit_to_grid(
-            reader.width,
-            reader.height,
-            multiple=pipe.frame_multiple,
-            target_height=height,
-            target_width=width,
-            max_short_side=pipe.config.default_height,
-        )
+        fit = _fit(pipe, reader, height, width)
         header = _mask_header(pipe, fit, method)
         control = _fitted(control, fit, header, replace(pipe.timeline, fps=reader.fps))
         if two_pass and control is not None:
@@ -150,32 +138,67 @@ def edit_file(
         if map_path is not None:
             map_writer = _open_writer(map_path, reader, fit, crf, sound=False)
             map_video = MapVideo(pipe, stack.enter_context(map_writer))
-        recorder = MaskRecorder()
-
-        def note(stats: BlockStats) -> None:
-            if map_video is not None:
-                map_video.note(stats)
-            if masks_out is not None:
-                recorder.add(stats.keep)
-
-        runs = [EditRun(pipe, embeds, replace(config, control=control), note)]
+        recorder = None if masks_out is None else MaskRecorder()
+        config = replace(config, control=control)
+        runs = [EditRun(pipe, embeds, config, _noting(map_video, recorder))]
         if compare:
-            full = replace(
-                config, method="full", control=None if control is None else control.unpruned
-            )
-            for other in (seed, seed + 1):
-                runs.append(EditRun(pipe, embeds, replace(full, seed=other)))
+            runs += [EditRun(pipe, embeds, dense) for dense in _compared(config, seed)]
         comparison = Comparison(pipe.timeline.decoded_from(1)) if compare else None
         loop = FileLoop(fit, pipe.compute_device, runs, writer, map_video, comparison)
         forget_peak(pipe.compute_device)
         loop.run(iter(reader), stop, _progress(on_progress, loop, reader, max_frames))
         loop.close()
-        if masks_out is not None and writer.frames_written:
+        if masks_out is not None and recorder is not None and writer.frames_written:
             recorder.masks(replace(header, frames=writer.frames_written)).write(masks_out)
         if rate_trace_out is not None:
             runs[0].write_rate_trace(rate_trace_out)
         job = Job(pipe, model, prompt, seed, load_seconds)
         return edit_report(job, reader, fit, loop, comparison)
+
+
+def _check_rate(
+    control: Controls | None, source: Source, two_pass: bool, trace: StrPath | None
+) -> None:
+    """Raise a ValueError for two passes or a trace where no rate asks for them."""
+    if trace is not None and (control is None or control.find(Rate) is None):
+        raise ValueError(f"{trace} would be empty: there is no rate to write a trace of")
+    if two_pass:
+        check_two_pass(source, control)
+
+
+def _fit(
+    pipe: CausalWanPipeline, reader: VideoReader, height: int | None, width: int | None
+) -> Fit:
+    """The working size of a source."""
+    return fit_to_grid(
+        reader.width,
+        reader.height,
+        multiple=pipe.frame_multiple,
+        target_height=height,
+        target_width=width,
+        max_short_side=pipe.config.default_height,
+    )
+
+
+def _noting(
+    map_video: MapVideo | None, recorder: MaskRecorder | None
+) -> Callable[[BlockStats], None]:
+    """What a run calls after every block."""
+
+    def note(stats: BlockStats) -> None:
+        if map_video is not None:
+            map_video.note(stats)
+        if recorder is not None:
+            recorder.add(stats.keep)
+
+    return note
+
+
+def _compared(config: EditConfig, seed: int) -> list[EditConfig]:
+    """The edits that a pruned one is compared with: all of it computed, with two seeds."""
+    control = None if config.control is None else config.control.unpruned
+    full = replace(config, method="full", control=control)
+    return [replace(full, seed=seed), replace(full, seed=seed + 1)]
 
 
 def _mask_header(pipe: CausalWanPipeline, fit: Fit, method: Method) -> MaskHeader:

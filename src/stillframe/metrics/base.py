@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from stillframe.registry import Registry
 __all__ = [
     "Metric",
     "Score",
+    "checkpoint",
     "find_metric",
     "first_line",
     "installed",
@@ -158,6 +160,11 @@ def installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):  # an import hook, or a module without a spec, says no
         return False
+
+
+def checkpoint(url: str) -> Path:
+    """Where torch keeps the weights of an address, whether or not they are there."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 def first_line(error: Exception) -> str:

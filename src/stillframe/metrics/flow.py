@@ -2,8 +2,7 @@
 
 Two estimators, neither of them needed to import this: OpenCV's DIS (Kroeger et al. 2016, without
 weights) and torchvision's RAFT (Teed and Deng 2020, weights on disk). Flow is in pixels, (2, H, W),
-x before y: the pixel at p of the first frame is at p + flow[:, p] of the second. It knows pictures,
-not what is measured with them."""
+x before y: the pixel at p of the first frame is at p + flow[:, p] of the second."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from stillframe.metrics.base import first_line, installed, levels
+from stillframe.metrics.base import checkpoint, first_line, installed, levels
 
 __all__ = ["ESTIMATORS", "Estimator", "estimator", "unavailable", "visible", "warp"]
 
@@ -35,12 +34,9 @@ def unavailable(name: str) -> str | None:
         return None
     try:
         weights = _raft_weights()
-    except (
-        Exception
-    ) as error:  # torchvision fails in its own ways where it was built for another torch
-        return (
-            f"RAFT optical flow needs torchvision, which could not be imported: {first_line(error)}"
-        )
+    except Exception as error:  # torchvision fails in its own ways if built for another torch
+        reason = f"which could not be imported: {first_line(error)}"
+        return f"RAFT optical flow needs torchvision, {reason}"
     if not weights.is_file():
         return f"RAFT optical flow needs its weights, which are not at {weights}"
     return None
@@ -74,8 +70,7 @@ def _dis() -> Estimator:
 def _raft_weights() -> Path:
     from torchvision.models.optical_flow import Raft_Large_Weights
 
-    url: str = Raft_Large_Weights.DEFAULT.url
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    return checkpoint(Raft_Large_Weights.DEFAULT.url)
 
 
 @functools.lru_cache(maxsize=1)

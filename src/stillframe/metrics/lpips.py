@@ -1,7 +1,7 @@
 """Learned perceptual image patch similarity, by its authors' package ``lpips``.
 
 The package holds only the small heads; the trunk is torchvision's, whose weights must be on disk
-already: nothing is downloaded here. It knows single frames."""
+already: nothing is downloaded here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stillframe.metrics.base import Metric, Score, first_line, installed, register
+from stillframe.metrics.base import Metric, Score, checkpoint, first_line, installed, register
 
 __all__ = ["NETS", "PerceptualSimilarity", "distances", "unavailable"]
 
@@ -72,9 +72,7 @@ def unavailable(net: str) -> str | None:
         import lpips  # noqa: F401
 
         weights = _trunk_weights(net)
-    except (
-        Exception
-    ) as error:  # torchvision fails in its own ways where it was built for another torch
+    except Exception as error:  # torchvision fails in its own ways if built for another torch
         return f"LPIPS needs torchvision, which could not be imported: {first_line(error)}"
     if not weights.is_file():
         return f"LPIPS needs the weights of its trunk, which are not at {weights}"
@@ -93,8 +91,7 @@ def _trunk_weights(net: str) -> Path:
     from torchvision import models
 
     source = models.AlexNet_Weights if net == "alex" else models.VGG16_Weights
-    url: str = source.IMAGENET1K_V1.url
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    return checkpoint(source.IMAGENET1K_V1.url)
 
 
 @functools.lru_cache(maxsize=2)

@@ -2,7 +2,7 @@
 and flicker.
 
 Accumulators over 8-bit frames, fed as the frames come; they hold two or three frames and a few
-sums, whatever the length. They know pixels, not files, models or prompts."""
+sums, whatever the length."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Multi-scale structural similarity: SSIM's factors at five sizes of the picture.
 
 Written after the paper: Wang, Simoncelli, Bovik, "Multi-Scale Structural Similarity for Image
-Quality Assessment", Asilomar 2003. It knows single frames in grey."""
+Quality Assessment", Asilomar 2003."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Structural similarity, and the windowed statistics that its multi-scale form shares.
 
 Written after the paper: Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error
-Visibility to Structural Similarity", IEEE TIP 13(4), 2004. It knows single frames in grey; nothing
-of it looks along time."""
+Visibility to Structural Similarity", IEEE TIP 13(4), 2004."""
 
 from __future__ import annotations
 

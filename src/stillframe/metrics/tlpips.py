@@ -9,15 +9,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from stillframe.metrics.base import Metric, Score, register
-from stillframe.metrics.lpips import NETS, distances, unavailable
+from stillframe.metrics.base import Score, register
+from stillframe.metrics.lpips import PerceptualSimilarity, distances
 
 __all__ = ["TemporalPerceptualSimilarity"]
 
 
 @register("tlpips")
 @dataclass(frozen=True)
-class TemporalPerceptualSimilarity(Metric):
+class TemporalPerceptualSimilarity(PerceptualSimilarity):
     """``|LPIPS(x[t-1], x[t]) - LPIPS(y[t-1], y[t])|`` of a video x and its reference y; the mean
     over t. Flicker and freezing both raise it.
 
@@ -35,18 +35,6 @@ class TemporalPerceptualSimilarity(Metric):
     """
 
     summary = "difference to the dense edit in perceptual change over time (Chu et al. 2020)"
-    higher_is_better = False
-    reference = "dense"
-
-    net: str = "alex"
-
-    def __post_init__(self) -> None:
-        if self.net not in NETS:
-            raise ValueError(f"net must be one of {', '.join(NETS)}, got {self.net!r}")
-
-    def available(self) -> str | None:
-        """None, or what LPIPS is missing."""
-        return unavailable(self.net)
 
     def least(self) -> tuple[int, int]:
         """Two frames that reach the trunk's last layer."""

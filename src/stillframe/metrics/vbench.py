@@ -3,7 +3,7 @@
 Their program reads a video file and writes its numbers to another, so that is how it is asked
 (``VBench.evaluate`` on ``custom_input``, as of 0.1.5). It would fetch weights that it does not
 find; here they must be on disk already, and nothing is downloaded. It pins an old ``transformers``,
-so it may have to be installed without its requirements. It knows nothing of prompts."""
+so it may have to be installed without its requirements."""
 
 from __future__ import annotations
 

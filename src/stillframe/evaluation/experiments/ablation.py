@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stillframe.evaluation.baselines import by_recovery
 from stillframe.evaluation.cells import Row
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
-from stillframe.evaluation.findings import Findings, Table, number, span
-from stillframe.evaluation.lineup import by_recovery
+from stillframe.evaluation.findings import Findings, Table, number
 from stillframe.evaluation.summaries import (
-    difference,
-    digits,
-    exhibits,
     failures,
+    gap_table,
     measured,
-    metric_value,
-    over_clips,
+    metric_mean,
     quality_table,
-    signed,
+    video_groups,
 )
 from stillframe.evaluation.variants import FULL
 
@@ -39,6 +36,11 @@ class Ablation(Experiment):
         "high-frequency noise, from clean tokens neither. A study with a 13 M model (two static "
         "clips, SDEdit) found aligned 1–3 dB closer to dense than clean or none."
     )
+    bundled_caveat = (
+        "The bundled model is small, and with its source in view it has little need of "
+        "self-attention: that recoveries hardly differ on it does not mean that they hardly differ "
+        "on the 1.3B models on which the papers report artefacts."
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
@@ -56,15 +58,15 @@ class Ablation(Experiment):
                 ),
                 _against_none(found, conditioning),
             ]
-            shown += exhibits(bench.matrix, found, most=1)
+            shown += video_groups(bench.matrix, found, most=1)
             words.append(_sentence(found, conditioning))
         return self.findings(
             words[0],
             words=words[1:],
-            caveats=_caveats(bench),
+            caveats=self.limits(bench),
             missing=failures(rows),
             tables=tables,
-            exhibits=shown,
+            videos=shown,
         )
 
 
@@ -77,38 +79,23 @@ def _against_none(rows: Sequence[Row], conditioning: str) -> Table:
     """Paired differences to pruning alone."""
     kinds = [kind for kind in measured(rows) if _of(rows, "none")]
     names = [variant.recovery for variant in by_recovery() if variant.recovery != "none"]
-    body = []
-    for name in map(str, names):
-        gaps = [difference(_of(rows, name), _of(rows, "none"), metric_value(k.name)) for k in kinds]
-        pairs = zip(kinds, gaps, strict=True)
-        body.append([name, *(span(signed(k, gap), digits(k.name)) for k, gap in pairs)])
-    return Table(
+    return gap_table(
         f"Conditioning {conditioning}: recovery minus pruning alone, pair by pair; above zero is "
         "better than pruning alone.",
-        ["recovery", *(kind.name for kind in kinds)],
-        body,
+        "recovery",
+        kinds,
+        {name: (_of(rows, name), _of(rows, "none")) for name in names},
     )
 
 
 def _sentence(rows: Sequence[Row], conditioning: str) -> str:
     """PSNR to dense of each recovery, or of which there is none."""
-    value = metric_value("psnr")
     parts = []
     for variant in by_recovery():
         name = variant.recovery
-        mean = over_clips(_of(rows, name), value).mean
+        mean = metric_mean(_of(rows, name), "psnr").mean
         if mean == mean:
             parts.append(f"{name} {number(mean, 1)} dB")
     if not parts:
         return f"With {conditioning} conditioning, nothing was pruned on these clips."
     return f"With {conditioning} conditioning, likeness to dense was {', '.join(parts)}."
-
-
-def _caveats(bench: Bench) -> list[str]:
-    if not bench.bundled:
-        return []
-    return [
-        "The bundled model is small, and with its source in view it has little need of "
-        "self-attention: that recoveries hardly differ on it does not mean that they hardly differ "
-        "on the 1.3B models on which the papers report artefacts."
-    ]

@@ -8,11 +8,12 @@ file in this package with a subclass under `register`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
+from stillframe.errors import InputError, ModelError
 from stillframe.evaluation.cells import Cell
 from stillframe.evaluation.findings import Findings
 from stillframe.evaluation.matrix import Matrix
@@ -21,9 +22,20 @@ from stillframe.evaluation.variants import Variant
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.registry import Registry
 
-__all__ = ["Bench", "Experiment", "Scale", "experiments", "find_experiment", "register"]
+__all__ = [
+    "Bench",
+    "Experiment",
+    "Job",
+    "Record",
+    "Scale",
+    "experiments",
+    "find_experiment",
+    "pick",
+    "register",
+]
 
-_T = TypeVar("_T")
+#: Plain values by name, of which many make a table.
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -112,13 +124,40 @@ class Bench:
         """The ways in which this model may be given its source."""
         return ("sdedit", "source") if self.pipe.denoiser.takes_source else ("sdedit",)
 
-    def steps(self, what: str, items: Sequence[_T]) -> Iterator[_T]:
-        """The items one by one, with progress."""
-        return self.matrix.watch.steps(what, items)
+    def each(self, what: str, jobs: Sequence[Job]) -> tuple[list[tuple[Clip, Any]], list[str]]:
+        """What jobs give, each computed once, and a sentence for each clip that was left out."""
+        found, missing = [], []
+        for clip, given, compute in self.matrix.progress.steps(what, jobs):
+            try:
+                values = self.matrix.once(what, {"clip": clip.name, **given}, compute)
+                found.append((clip, values))
+            except (InputError, ModelError, ValueError) as error:
+                missing.append(f"{clip.name} was left out: {error}")
+        return found, list(dict.fromkeys(missing))
 
-    def once(self, what: str, given: dict[str, Any], compute: Callable[[], Any]) -> Any:
-        """Plain values that are computed once; see `Matrix.once`."""
-        return self.matrix.once(what, given, compute)
+    def records(self, what: str, jobs: Sequence[Job]) -> tuple[list[Record], list[str]]:
+        """The records of jobs that give lists of them, each with its clip's name; see `each`."""
+        found, missing = self.each(what, jobs)
+        return [{"clip": clip.name, **record} for clip, own in found for record in own], missing
+
+
+class Job(NamedTuple):
+    """A computation on one clip.
+
+    Attributes:
+        clip: the clip.
+        given: plain values on which the result depends, besides clip, model and conditions.
+        compute: gives plain values.
+    """
+
+    clip: Clip
+    given: dict[str, Any]
+    compute: Callable[[], Any]
+
+
+def pick(records: Iterable[Record], **wanted: Any) -> list[Record]:
+    """The records that have some values."""
+    return [r for r in records if all(r.get(name) == value for name, value in wanted.items())]
 
 
 class Experiment(ABC):
@@ -130,6 +169,7 @@ class Experiment(ABC):
         title: a few words.
         question: what it asks.
         papers: what the papers report of the same; empty if nothing.
+        caveats: what it cannot show; ``bundled_caveat``: nor the bundled model.
         place: on a page of several, lowest first.
     """
 
@@ -138,6 +178,8 @@ class Experiment(ABC):
     title: ClassVar[str]
     question: ClassVar[str]
     papers: ClassVar[str] = ""
+    caveats: ClassVar[tuple[str, ...]] = ()
+    bundled_caveat: ClassVar[str] = ""
     place: ClassVar[int]
 
     @abstractmethod
@@ -147,6 +189,11 @@ class Experiment(ABC):
         Raises:
             KeyboardInterrupt: the run was to end; what was done is kept.
         """
+
+    def limits(self, bench: Bench) -> list[str]:
+        """Its caveats with this bench's model."""
+        bundled = bench.bundled and self.bundled_caveat
+        return [*self.caveats, self.bundled_caveat] if bundled else [*self.caveats]
 
     def findings(self, headline: str, **rest: Any) -> Findings:
         """Findings with this experiment's own words filled in."""

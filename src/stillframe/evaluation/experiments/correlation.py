@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stillframe.errors import InputError
-from stillframe.evaluation.experiments.base import Bench, Experiment, register
+from stillframe.evaluation.experiments.base import Bench, Experiment, Job, register
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, number, span
 from stillframe.evaluation.latents import encode, frame_fit
 from stillframe.evaluation.sources import Clip
@@ -82,18 +81,16 @@ class Correlation(Experiment):
     place = 8
     question = "Does a patch of latents change where, and as much as, its pixels do?"
     papers = "DAVIS 2017: Pearson r = 0.69 for Wan 2.1's autoencoder, 0.77 for Wan 2.2's."
+    caveats = (
+        "One r over all clips also counts that some clips move more than others; the clips' own "
+        "do not.",
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
-        found: dict[str, NDArray[np.float64]] = {}
-        missing = []
-        for clip in bench.steps(self.name, bench.clips):
-            try:
-                values = bench.once(self.name, {"clip": clip.name}, partial(_of_clip, bench, clip))
-            except (InputError, ValueError) as error:
-                missing.append(f"{clip.name} was left out: {error}")
-                continue
-            found[clip.name] = np.array(values)
+        jobs = [Job(clip, {}, partial(_of_clip, bench, clip)) for clip in bench.clips]
+        values, missing = bench.each(self.name, jobs)
+        found = {clip.name: np.array(each) for clip, each in values}
         if not found:
             return self.findings("No clip is long enough.", missing=missing)
         both = np.concatenate(list(found.values()), axis=1)
@@ -102,10 +99,7 @@ class Correlation(Experiment):
         return self.findings(
             f"Pearson r = {number(pearson(*both))} over {both.shape[1]} patches of {len(found)} "
             f"clips; mean of the clips' own {span(mean)}.",
-            caveats=[
-                "One r over all clips also counts that some clips move more than others; the "
-                "clips' own do not."
-            ],
+            caveats=self.limits(bench),
             missing=missing,
             tables=[_table(found, single)],
             plots=[_plot(both)],

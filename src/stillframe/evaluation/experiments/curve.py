@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from stillframe.detection.latents import patch_distance
-from stillframe.errors import InputError
-from stillframe.evaluation.experiments.base import Bench, Experiment, register
+from stillframe.evaluation.experiments.base import Bench, Experiment, Job, register
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, span
 from stillframe.evaluation.latents import decode, encode
 from stillframe.evaluation.sources import Clip
@@ -88,27 +87,23 @@ class Curve(Experiment):
         "video shows it?"
     )
     papers = "With 46% of patches replaced, decodes stay within LPIPS 0.05 of the original."
+    caveats = (
+        "Against the decode of the untouched latents, so what the autoencoder loses does not "
+        "count. No transformer runs: this bounds what any method can reach.",
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
-        records: list[dict[str, Any]] = []
-        missing = []
-        for clip in bench.steps(self.name, bench.larger()):
-            given = {"clip": clip.name, "metrics": [m.name for m in bench.matrix.metrics]}
-            try:
-                found = bench.once(self.name, given, partial(_of_clip, bench, clip))
-            except (InputError, ValueError) as error:
-                missing.append(f"{clip.name} was left out: {error}")
-                continue
-            records += [{"clip": clip.name, **record} for record in found]
+        names = [metric.name for metric in bench.matrix.metrics]
+        jobs = [
+            Job(clip, {"metrics": names}, partial(_of_clip, bench, clip)) for clip in bench.larger()
+        ]
+        records, missing = bench.records(self.name, jobs)
         missing += [sentence for name, sentence in bench.matrix.skipped.items() if name == "lpips"]
         names = sorted({name for r in records for name in r} - {"clip", "share"})
         return self.findings(
             _headline(records, names),
-            caveats=[
-                "Against the decode of the untouched latents, so what the autoencoder loses does "
-                "not count. No transformer runs: this bounds what any method can reach."
-            ],
+            caveats=self.limits(bench),
             missing=missing,
             tables=[_table(records, names)],
             plots=[_plot(records, name) for name in names],
@@ -149,12 +144,9 @@ def _table(records: Sequence[dict[str, Any]], names: Sequence[str]) -> Table:
 
 
 def _plot(records: Sequence[dict[str, Any]], name: str) -> Plot:
-    points = []
-    for share in _shares(records):
-        mean = bootstrap_mean(_values(records, share, name))
-        if not math.isnan(mean.mean):
-            ends = (None, None) if math.isnan(mean.low) else (mean.low, mean.high)
-            points.append(Point(share, mean.mean, *ends))
+    points = [
+        Point.of(share, bootstrap_mean(_values(records, share, name))) for share in _shares(records)
+    ]
     return Plot(
         f"{name} of the decode over the share of patches replaced. Where the line bends is how "
         "much of the latents is redundant.",

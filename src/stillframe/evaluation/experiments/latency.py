@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any, ClassVar
 
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 
 from stillframe.engine.stream import BlockStats
-from stillframe.evaluation.experiments.base import Bench, Experiment, register
+from stillframe.evaluation.editing import denoising_seconds
+from stillframe.evaluation.experiments.base import Bench, Experiment, Job, register
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, number
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import pearson
-from stillframe.jobs.report import DENOISING_STAGES
 from stillframe.methods import Method, Selector
 from stillframe.tokens.source import SourceBlock
 
@@ -43,22 +44,17 @@ class PrescribedShares(Method):
     shares: tuple[float, ...] = (1.0,)
 
     def selector(self) -> Selector:
-        return _Prescription(iter(self.shares), torch.Generator().manual_seed(0))
+        shares, generator = iter(self.shares), torch.Generator().manual_seed(0)
 
+        def masked(source: SourceBlock) -> Tensor:
+            batch, tokens = len(source.tokens), source.grid.tokens
+            order = torch.randperm(tokens, generator=generator)
+            keep = torch.zeros(tokens, dtype=torch.bool)
+            keep[order[: max(1, round(next(shares, self.shares[-1]) * tokens))]] = True
+            keep = keep.view(1, source.grid.frames, source.grid.height, source.grid.width)
+            return keep.expand(batch, -1, -1, -1).to(source.tokens.device)
 
-class _Prescription:
-    def __init__(self, shares: Iterator[float], generator: torch.Generator) -> None:
-        self._shares, self._generator, self._share = shares, generator, 1.0
-
-    def __call__(self, source: SourceBlock) -> Tensor:
-        grid = source.grid
-        self._share = next(self._shares, self._share)
-        order = torch.randperm(grid.tokens, generator=self._generator)
-        keep = torch.zeros(grid.tokens, dtype=torch.bool)
-        keep[order[: max(1, round(self._share * grid.tokens))]] = True
-        shape = (len(source.tokens), grid.frames, grid.height, grid.width)
-        view = keep.view(1, *shape[1:]).expand(shape)
-        return view.to(source.tokens.device)
+        return masked
 
 
 def time_blocks(bench: Bench, clip: Clip) -> list[tuple[int, int, float]]:
@@ -70,8 +66,7 @@ def time_blocks(bench: Bench, clip: Clip) -> list[tuple[int, int, float]]:
     found: list[tuple[int, int, float]] = []
 
     def note(stats: BlockStats) -> None:
-        seconds = sum(stats.seconds.get(stage, 0.0) for stage in DENOISING_STAGES)
-        found.append((stats.kept, stats.tokens, seconds))
+        found.append((stats.kept, stats.tokens, denoising_seconds(stats)))
 
     method = PrescribedShares(shares=(*[1.0] * (_WARM - 1), *shares))
     stream = bench.pipe.stream(
@@ -94,12 +89,21 @@ class Latency(Experiment):
     place = 7
     question = "Does the time of a block fall in proportion to the tokens that are left out?"
     papers = "Linear, Pearson r = 0.999."
+    caveats = (
+        "Denoising and context pass; the autoencoder is not in it. Times are wall times of this "
+        "machine, so what else ran on it is in them.",
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
-        (clip,) = bench.steps(self.name, bench.some(1))
-        given = {"clip": clip.name, "prompt": bench.prompt(clip)}
-        found = bench.once(self.name, given, lambda: time_blocks(bench, clip))
+        jobs = [
+            Job(clip, {"prompt": bench.prompt(clip)}, partial(time_blocks, bench, clip))
+            for clip in bench.some(1)
+        ]
+        done, missing = bench.each(self.name, jobs)
+        if not done:
+            return self.findings("No clip is long enough.", missing=missing)
+        found = done[0][1]
         groups: dict[int, list[float]] = defaultdict(list)
         for kept, _, seconds in found:
             groups[kept].append(1000 * seconds)
@@ -117,10 +121,7 @@ class Latency(Experiment):
                 f"microseconds; the line would meet zero tokens at {fixed:.1f} ms, which is what "
                 "a block costs whatever is pruned."
             ],
-            caveats=[
-                "Denoising and context pass; the autoencoder is not in it. Times are wall times of "
-                "this machine, so what else ran on it is in them."
-            ],
+            caveats=self.limits(bench),
             plots=[_plot(found, middle)],
             tables=[_table(middle, tokens)],
             rows=[{"kept": k, "tokens": n, "seconds": s} for k, n, s in found],

@@ -5,18 +5,22 @@ The instrument is `layers.LayerProbe`. Runs are SDEdit, as the papers'; the last
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
 
 from stillframe.engine.settings import StreamSettings
-from stillframe.errors import InputError, ModelError
-from stillframe.evaluation.experiments.base import Bench, Experiment, register
+from stillframe.evaluation.baselines import RECOVERIES
+from stillframe.evaluation.experiments.base import (
+    Bench,
+    Experiment,
+    Job,
+    Record,
+    pick,
+    register,
+)
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, number, span
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.layers import LayerProbe, Outputs, PruneFrom
-from stillframe.evaluation.lineup import RECOVERIES
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import Interval, bootstrap_mean, by_group
 from stillframe.methods import find_method
@@ -33,8 +37,6 @@ _EARLIER = {
     0.4: (".28–.29", ".26–.29", ".27–.30", ".09–.10", ".08–.10"),
     0.1: (".25", ".19", ".20", ".06–.07", ".05"),
 }
-
-Record = dict[str, Any]
 
 
 def readings_of(
@@ -86,7 +88,7 @@ def _measure(bench: Bench, clip: Clip, sigmas: tuple[float, ...] | None) -> list
     # single passes tell where errors come from; a whole schedule is looked at as it runs
     histories = ("own",) if sigmas is None else ("own", "dense")
     return [
-        {"clip": clip.name, "schedule": schedule, **record}
+        {"schedule": schedule, **record}
         for history in histories
         for record in readings_of(probe, settings, dense, history)
     ]
@@ -108,34 +110,37 @@ class Layerwise(Experiment):
         "Nothing of the kind; that copies of noisy tokens add a bias to the logits is the papers' "
         "argument for clean ones. An earlier study is in the last table."
     )
+    caveats = ("Without source channels (SDEdit), whatever the model's usual conditioning is.",)
+    bundled_caveat = (
+        "The size of an error depends on what self-attention does in a model; the order of the "
+        "columns is what carries over, not the figures."
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
-        records: list[Record] = []
-        missing: list[str] = []
         clips = bench.larger(bench.scale.probed_clips)
-        schedules: list[tuple[float, ...] | None] = [(sigma,) for sigma in _SIGMAS]
-        for clip, sigmas in bench.steps(
-            self.name, [(c, s) for c in clips for s in (*schedules, None)]
-        ):
-            given = {"clip": clip.name, "prompt": bench.prompt(clip), "sigmas": sigmas}
-            try:
-                records += bench.once(self.name, given, partial(_measure, bench, clip, sigmas))
-            except (InputError, ModelError, ValueError) as error:
-                missing.append(f"{clip.name} was left out: {error}")
-        told = sorted({record["clip"] for record in records})
+        jobs = [
+            Job(
+                clip,
+                {"prompt": bench.prompt(clip), "sigmas": sigmas},
+                partial(_measure, bench, clip, sigmas),
+            )
+            for clip in clips
+            for sigmas in (*((sigma,) for sigma in _SIGMAS), None)
+        ]
+        records, missing = bench.records(self.name, jobs)
+        measured = sorted({record["clip"] for record in records})
         missing += [
             f"{clip.name} was left out: its last block is computed whole"
             for clip in clips
-            if clip.name not in told and not any(clip.name in m for m in missing)
+            if clip.name not in measured and not any(clip.name in m for m in missing)
         ]
-        missing = list(dict.fromkeys(missing))
         if not records:
             return self.findings("No clip had anything to prune.", missing=missing)
         return self.findings(
             _headline(records),
-            words=[_sentence(records, told)],
-            caveats=_caveats(bench),
+            words=[_sentence(records, measured)],
+            caveats=self.limits(bench),
             missing=missing,
             tables=[
                 _by_sigma(records, "own", "Earlier blocks are pruned as well, as in any stream."),
@@ -153,10 +158,6 @@ class Layerwise(Experiment):
         )
 
 
-def _pick(records: Iterable[Record], **wanted: Any) -> list[Record]:
-    return [r for r in records if all(r[name] == value for name, value in wanted.items())]
-
-
 def _mean(records: Iterable[Record]) -> Interval:
     """Over clips, of the mean over layers."""
     return bootstrap_mean(by_group((r["clip"], r["error"]) for r in records).values())
@@ -165,8 +166,8 @@ def _mean(records: Iterable[Record]) -> Interval:
 def _by_sigma(records: Sequence[Record], history: str, caption: str) -> Table:
     body = []
     for sigma in _SIGMAS:
-        found = _pick(records, schedule="single", history=history, sigma=sigma)
-        cells = [span(_mean(_pick(found, stands_in=name)), 3) for name in _COLUMNS]
+        found = pick(records, schedule="single", history=history, sigma=sigma)
+        cells = [span(_mean(pick(found, stands_in=name)), 3) for name in _COLUMNS]
         body.append([number(sigma), *cells])
     return Table(
         f"Relative error at kept tokens in one pass at sigma, mean over layers, with 95% intervals "
@@ -177,12 +178,12 @@ def _by_sigma(records: Sequence[Record], history: str, caption: str) -> Table:
 
 
 def _by_pass(records: Sequence[Record]) -> Table:
-    found = _pick(records, schedule="own", history="own")
+    found = pick(records, schedule="own", history="own")
     body = []
     for step, sigma in sorted({(r["pass"], r["sigma"]) for r in found}):
         name = "context" if sigma == 0 else f"{step + 1}, sigma {sigma:.3f}"
-        mine = _pick(found, **{"pass": step})
-        body.append([name, *(span(_mean(_pick(mine, stands_in=c)), 3) for c in _COLUMNS)])
+        mine = pick(found, **{"pass": step})
+        body.append([name, *(span(_mean(pick(mine, stands_in=c)), 3) for c in _COLUMNS)])
     return Table(
         "The same in each pass of the model's own SDEdit schedule: errors of earlier passes are in "
         "later ones. In the context pass all recoveries but none do the same.",
@@ -204,13 +205,8 @@ def _earlier() -> Table:
 def _over_sigma(records: Sequence[Record]) -> Plot:
     series = []
     for name in _COLUMNS:
-        points = []
-        for sigma in sorted(_SIGMAS):
-            wanted = {"schedule": "single", "history": "own", "sigma": sigma, "stands_in": name}
-            mean = _mean(_pick(records, **wanted))
-            if not math.isnan(mean.mean):
-                ends = (None, None) if math.isnan(mean.low) else (mean.low, mean.high)
-                points.append(Point(sigma, mean.mean, *ends))
+        found = pick(records, schedule="single", history="own", stands_in=name)
+        points = [Point.of(sigma, _mean(pick(found, sigma=sigma))) for sigma in sorted(_SIGMAS)]
         series.append(Series(name, points, line=True))
     return Plot(
         "Relative error over the noise level, earlier blocks pruned as well. The lower the line "
@@ -222,26 +218,26 @@ def _over_sigma(records: Sequence[Record]) -> Plot:
 
 
 def _over_layers(records: Sequence[Record]) -> Plot:
-    found = _pick(records, schedule="single", history="own", sigma=0.77, **{"pass": 0})
+    found = pick(records, schedule="single", history="own", sigma=0.77, **{"pass": 0})
     series = []
     for name in _COLUMNS:
-        mine = _pick(found, stands_in=name)
+        mine = pick(found, stands_in=name)
         layers = sorted({r["layer"] for r in mine})
-        points = [Point(layer, _mean(_pick(mine, layer=layer)).mean) for layer in layers]
+        points = [Point(layer, _mean(pick(mine, layer=layer)).mean) for layer in layers]
         series.append(Series(name, points, line=True))
     return Plot("The same by layer, at sigma 0.77.", "layer", "relative error", series)
 
 
 def _headline(records: Sequence[Record]) -> str:
-    found = _pick(records, schedule="single", history="own", sigma=0.77)
-    parts = [f"{name} {number(_mean(_pick(found, stands_in=name)).mean, 3)}" for name in _COLUMNS]
+    found = pick(records, schedule="single", history="own", sigma=0.77)
+    parts = [f"{name} {number(_mean(pick(found, stands_in=name)).mean, 3)}" for name in _COLUMNS]
     return f"Relative error at sigma 0.77, mean over layers and clips: {', '.join(parts)}."
 
 
 def _sentence(records: Sequence[Record], clips: Sequence[str]) -> str:
     """How far aligned recovery is from the floor, and whether anything else is closer."""
-    found = _pick(records, schedule="single", history="own")
-    means = {name: _mean(_pick(found, stands_in=name)).mean for name in _COLUMNS}
+    found = pick(records, schedule="single", history="own")
+    means = {name: _mean(pick(found, stands_in=name)).mean for name in _COLUMNS}
     best = min(RECOVERIES, key=means.__getitem__)
     share = bootstrap_mean(by_group((r["clip"], r["kept_share"]) for r in found).values()).mean
     agrees = "as in" if best == "aligned" else "unlike"
@@ -251,13 +247,3 @@ def _sentence(records: Sequence[Record], clips: Sequence[str]) -> str:
         f"{best} is closest to dense, {agrees} the earlier study; aligned is "
         f"{means['aligned'] / means[_FLOOR]:.2f} times the floor there (1 is all that can be had)."
     )
-
-
-def _caveats(bench: Bench) -> list[str]:
-    told = ["Without source channels (SDEdit), whatever the model's usual conditioning is."]
-    if bench.bundled:
-        told.append(
-            "The size of an error depends on what self-attention does in a model; the order of the "
-            "columns is what carries over, not the figures."
-        )
-    return told

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from stillframe.evaluation.baselines import at_rates
 from stillframe.evaluation.cells import Row
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
-from stillframe.evaluation.findings import Findings, Table, span
-from stillframe.evaluation.lineup import at_rates
+from stillframe.evaluation.findings import Findings, Table
 from stillframe.evaluation.summaries import (
     by_label,
-    difference,
-    digits,
-    exhibits,
     failures,
+    gap_table,
     measured,
+    metric_mean,
     metric_plots,
-    metric_value,
-    over_clips,
     quality_table,
-    signed,
+    split,
+    video_groups,
 )
 from stillframe.evaluation.variants import FULL
 
@@ -39,6 +37,15 @@ class Quality(Experiment):
         "67.1 and 71.7 against 77–82. VBench subject consistency at 32%: dense .921, recovery "
         ".923, merging .843–.856."
     )
+    caveats = (
+        "Rates are forced on every clip, moving ones included: what has changed is pruned, too, "
+        "once nothing unchanged is left. Thresholds would not do that; the ablation has them.",
+        "Likeness to the dense edit says how little a method disturbs, not how good a picture is.",
+    )
+    bundled_caveat = (
+        "With its source in view, the bundled model has little need of self-attention: merging "
+        "and missing neighbours hurt it less than they hurt a model that relies on it."
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
@@ -50,8 +57,7 @@ class Quality(Experiment):
         # timed clips beside the dense edit at once: throughput asks for the same cells
         cells += bench.cells(variants, [clip for clip in clips if clip not in timed])
         rows = bench.matrix.run(cells, self.name)
-        dense = [row for row in rows if row.cell.variant == FULL and row.error is None]
-        others = [row for row in rows if row.cell.variant != FULL]
+        dense, others = split(rows)
         table = quality_table(
             rows, "Mean and 95% interval over clips. Arrows say which direction is better."
         )
@@ -59,39 +65,30 @@ class Quality(Experiment):
         shown = [r for r in rows if dict(r.cell.variant.params).get("rate") in (None, highest)]
         return self.findings(
             _headline(others, highest),
-            caveats=_caveats(bench),
+            caveats=self.limits(bench),
             missing=[*missing, *failures(rows)],
             tables=[table, against_dense(others, dense)],
             plots=metric_plots(others, dense),
-            exhibits=exhibits(bench.matrix, shown),
+            videos=video_groups(bench.matrix, shown),
         )
 
 
 def against_dense(rows: Sequence[Row], dense: Sequence[Row]) -> Table:
     """Paired differences to the dense edit, in metrics that do not compare with it."""
     kinds = [kind for kind in measured(dense) if kind.reference != "dense"]
-    body = [
-        [
-            label,
-            *(
-                span(signed(k, difference(group, dense, metric_value(k.name))), digits(k.name))
-                for k in kinds
-            ),
-        ]
-        for label, group in by_label(rows).items()
-    ]
-    return Table(
+    pairs = {label: (group, dense) for label, group in by_label(rows).items()}
+    return gap_table(
         "Against the dense edit of the same clip, prompt and seed, pair by pair: above zero is "
         "better than dense, and where the interval holds zero, nothing is shown.",
-        ["method", *(kind.name for kind in kinds)],
-        body,
+        "method",
+        kinds,
+        pairs,
     )
 
 
 def _headline(rows: Sequence[Row], rate: float) -> str:
     at = [row for row in rows if dict(row.cell.variant.params).get("rate") == rate]
-    value = metric_value("psnr")
-    likeness = {label: over_clips(group, value).mean for label, group in by_label(at).items()}
+    likeness = {label: metric_mean(group, "psnr").mean for label, group in by_label(at).items()}
     known = {label: mean for label, mean in likeness.items() if mean == mean}
     if not known:
         return "Nothing could be measured against the dense edit."
@@ -100,17 +97,3 @@ def _headline(rows: Sequence[Row], rate: float) -> str:
         f"At {rate:.0%}, closest to the dense edit was {best} ({known[best]:.1f} dB), furthest "
         f"{worst} ({known[worst]:.1f} dB)."
     )
-
-
-def _caveats(bench: Bench) -> list[str]:
-    told = [
-        "Rates are forced on every clip, moving ones included: what has changed is pruned, too, "
-        "once nothing unchanged is left. Thresholds would not do that; the ablation has them.",
-        "Likeness to the dense edit says how little a method disturbs, not how good a picture is.",
-    ]
-    if bench.bundled:
-        told.append(
-            "With its source in view, the bundled model has little need of self-attention: merging "
-            "and missing neighbours hurt it less than they hurt a model that relies on it."
-        )
-    return told

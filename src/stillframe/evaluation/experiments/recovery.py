@@ -11,21 +11,26 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from stillframe.controls import Controls
 from stillframe.controls.refresh import Refresh
-from stillframe.errors import InputError, ModelError
 from stillframe.evaluation.alignments import ALIGNMENTS
-from stillframe.evaluation.experiments.base import Bench, Experiment, register
+from stillframe.evaluation.experiments.base import (
+    Bench,
+    Experiment,
+    Job,
+    Record,
+    pick,
+    register,
+)
 from stillframe.evaluation.findings import Findings, Plot, Point, Series, Table, number, span
 from stillframe.evaluation.latents import encode
 from stillframe.evaluation.layers import LayerProbe, Outputs
-from stillframe.evaluation.long_still import block_errors, encoded_still, long_run
 from stillframe.evaluation.sources import Clip
+from stillframe.evaluation.static_scene import block_errors, encoded_scene, run_latents
 from stillframe.evaluation.statistics import Interval, bootstrap_mean, paired_difference
 from stillframe.methods import find_method
 from stillframe.methods.prune import InterFramePruning
@@ -50,8 +55,6 @@ LONG_RUNS: dict[str, tuple[str, str, int | None]] = {
     "aligned, refresh 8": ("aligned", "exact", 8),
 }
 _YARDSTICK = "dense, another seed"
-
-Record = dict[str, Any]
 
 
 def rms(run: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
@@ -101,14 +104,13 @@ def _of_clip(bench: Bench, clip: Clip) -> list[Record]:
     probe = LayerProbe(bench.pipe, latents.blocks, embeds, settings)
     rounded = LayerProbe(bench.pipe, latents.blocks, embeds, replace(settings, store="fp8"))
     dense = probe.run(find_method("full")())
-    found = _alignments(probe, rounded, dense) + _thresholds(probe, dense)
-    return [{"clip": clip.name, **record} for record in found]
+    return _alignments(probe, rounded, dense) + _thresholds(probe, dense)
 
 
 def _long(bench: Bench, clip: Clip, blocks: int) -> list[Record]:
-    source = encoded_still(bench.pipe, bench.matrix.source(clip.name).frames, blocks)
+    source = encoded_scene(bench.pipe, bench.matrix.source(clip.name).frames, blocks)
     settings = bench.pipe.settings(conditioning="sdedit", store="exact")
-    run = partial(long_run, bench.pipe, source, bench.matrix.embeds(bench.prompt(clip)))
+    run = partial(run_latents, bench.pipe, source, bench.matrix.embeds(bench.prompt(clip)))
     full = find_method("full")()
     dense = run(settings, full)
     runs = {_YARDSTICK: run(settings, full, seed=1)}
@@ -117,7 +119,7 @@ def _long(bench: Bench, clip: Clip, blocks: int) -> list[Record]:
         method = InterFramePruning(recovery, detector="latent")
         runs[name] = run(replace(settings, store=store), method, control)
     return [
-        {"clip": clip.name, "part": "long", "name": name, "block": block, **error._asdict()}
+        {"part": "long", "name": name, "block": block, **error._asdict()}
         for name, latents in runs.items()
         for block, error in enumerate(block_errors(latents, dense))
     ]
@@ -129,8 +131,8 @@ def relaxed_share(records: Sequence[Record], recovery: str) -> float:
     Between the scales by linear interpolation, from nothing pruned and no error on; where even the
     loosest thresholds err less, the share they prune, which is too low then.
     """
-    clean = _pick(records, name="clean", scale=1.0)
-    mine = sorted((r["latent"], r["pruned"]) for r in _pick(records, name=recovery))
+    clean = pick(records, name="clean", scale=1.0)
+    mine = sorted((r["latent"], r["pruned"]) for r in pick(records, name=recovery))
     x, y = zip((0.0, 0.0), *mine, strict=True)
     return float(np.interp(clean[0]["latent"], x, y))
 
@@ -148,49 +150,50 @@ class PushedRecovery(Experiment):
         "long still?"
     )
     papers = "Nothing of the kind; long clips are among what they leave open."
+    caveats = (
+        "Error to dense is no loss of quality by itself: where nothing changes, a pruned place "
+        "keeps an earlier draw of the noise, and dense a new one every block.",
+        f"Long stills are made of {_LONG_CLIPS} clips at most, and clips differ. Where another "
+        "seed of dense drifts as far, what a pruned run adds does not show.",
+    )
+    bundled_caveat = "The bundled model is small: the order carries over, if anything does."
 
     #: Blocks of the long still.
     blocks = _BLOCKS
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
-        records: list[Record] = []
-        missing: list[str] = []
-        clips = bench.larger()
-        jobs = [(clip, False) for clip in clips]
-        jobs += [(clip, True) for clip in bench.larger(_LONG_CLIPS)]
-        for clip, long in bench.steps(self.name, jobs):
-            given = {"clip": clip.name, "prompt": bench.prompt(clip)}
-            work = partial(_of_clip, bench, clip)
-            if long:
-                given["blocks"] = str(self.blocks)
-                work = partial(_long, bench, clip, self.blocks)
-            try:
-                records += bench.once(self.name, given, work)
-            except (InputError, ModelError, ValueError) as error:
-                missing.append(f"{clip.name} was left out: {error}")
+        jobs = [
+            Job(clip, {"prompt": bench.prompt(clip)}, partial(_of_clip, bench, clip))
+            for clip in bench.larger()
+        ]
+        jobs += [
+            Job(
+                clip,
+                {"prompt": bench.prompt(clip), "blocks": str(self.blocks)},
+                partial(_long, bench, clip, self.blocks),
+            )
+            for clip in bench.larger(_LONG_CLIPS)
+        ]
+        records, missing = bench.records(self.name, jobs)
         if not records:
             return self.findings("No clip was long and large enough.", missing=missing)
         return self.findings(
             _headline(records),
             words=[text for text in (_of_thresholds(records), _of_long(records)) if text],
-            caveats=_caveats(bench),
-            missing=list(dict.fromkeys(missing)),
+            caveats=self.limits(bench),
+            missing=missing,
             tables=[_alignment_table(records), _threshold_table(records), _long_table(records)],
             plots=[_threshold_plot(records), _long_plot(records)],
             rows=records,
         )
 
 
-def _pick(records: Sequence[Record], **wanted: Any) -> list[Record]:
-    return [r for r in records if all(r.get(name) == value for name, value in wanted.items())]
-
-
 def _gap(records: Sequence[Record], name: str, measure: str) -> Interval:
     """A choice's error minus the usual one's, clip by clip."""
 
     def by_clip(which: str) -> dict[Hashable, float]:
-        return {r["clip"]: r[measure] for r in _pick(records, part="alignment", name=which)}
+        return {r["clip"]: r[measure] for r in pick(records, part="alignment", name=which)}
 
     return paired_difference(by_clip(name), by_clip(_USUAL))
 
@@ -198,7 +201,7 @@ def _gap(records: Sequence[Record], name: str, measure: str) -> Interval:
 def _alignment_table(records: Sequence[Record]) -> Table:
     body = []
     for name in (*ALIGNMENTS, _FP8):
-        mine = _pick(records, part="alignment", name=name)
+        mine = pick(records, part="alignment", name=name)
         cells = [name]
         for measure in ("layer", "latent"):
             cells.append(span(bootstrap_mean(r[measure] for r in mine), 4))
@@ -216,10 +219,10 @@ def _alignment_table(records: Sequence[Record]) -> Table:
 
 def _by_clip(records: Sequence[Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
-    for record in _pick(records, part="threshold"):
+    for record in pick(records, part="threshold"):
         found.setdefault(record["clip"], []).append(record)
     # where nothing is pruned there is nothing to compare
-    return {clip: own for clip, own in found.items() if _pick(own, scale=1.0)[0]["pruned"] > 0}
+    return {clip: own for clip, own in found.items() if pick(own, scale=1.0)[0]["pruned"] > 0}
 
 
 def _relaxed(records: Sequence[Record], recovery: str) -> Interval:
@@ -233,7 +236,7 @@ def _threshold_table(records: Sequence[Record]) -> Table:
     body = []
     for name in _RECOVERIES:
         for scale in _SCALES:
-            mine = _pick(records, part="threshold", name=name, scale=scale)
+            mine = pick(records, part="threshold", name=name, scale=scale)
             if mine:
                 shares, errors = ([r[key] for r in mine] for key in ("pruned", "latent"))
                 row = [name, number(scale, 1), f"{fmean(shares):.0%}"]
@@ -248,7 +251,7 @@ def _threshold_table(records: Sequence[Record]) -> Table:
 
 def _mean_error(records: Sequence[Record], name: str, measure: str, late: bool) -> float:
     """Over clips, at the beginning or the end of the long still."""
-    mine = _pick(records, part="long", name=name)
+    mine = pick(records, part="long", name=name)
     last = max(r["block"] for r in mine)
     wanted = range(last + 1 - _SPAN, last + 1) if late else range(1, 1 + _SPAN)
     return fmean(r[measure] for r in mine if r["block"] in wanted)
@@ -257,7 +260,7 @@ def _mean_error(records: Sequence[Record], name: str, measure: str, late: bool) 
 def _long_table(records: Sequence[Record]) -> Table:
     body = []
     for name in (_YARDSTICK, *LONG_RUNS):
-        if _pick(records, part="long", name=name):
+        if pick(records, part="long", name=name):
             cells = [
                 number(_mean_error(records, name, measure, late), 4)
                 for measure in ("moving", "still")
@@ -265,7 +268,7 @@ def _long_table(records: Sequence[Record]) -> Table:
             ]
             body.append([name, *cells])
     clips = _long_clips(records)
-    blocks = len(_pick(records, part="long", name=_YARDSTICK)) // max(1, len(clips))
+    blocks = len(pick(records, part="long", name=_YARDSTICK)) // max(1, len(clips))
     return Table(
         f"A still of {blocks} blocks with camera noise, a quarter of it moving: root mean square "
         f"error of the edited latents against dense over the {_SPAN} blocks after the first and "
@@ -276,7 +279,7 @@ def _long_table(records: Sequence[Record]) -> Table:
 
 
 def _long_clips(records: Sequence[Record]) -> list[str]:
-    return sorted({r["clip"] for r in _pick(records, part="long")})
+    return sorted({r["clip"] for r in pick(records, part="long")})
 
 
 def _threshold_plot(records: Sequence[Record]) -> Plot:
@@ -284,7 +287,7 @@ def _threshold_plot(records: Sequence[Record]) -> Plot:
     for name in _RECOVERIES:
         points = []
         for scale in _SCALES:
-            mine = _pick(records, part="threshold", name=name, scale=scale)
+            mine = pick(records, part="threshold", name=name, scale=scale)
             if mine:
                 shares, errors = ([r[key] for r in mine] for key in ("pruned", "latent"))
                 points.append(Point(fmean(shares), fmean(errors)))
@@ -296,9 +299,9 @@ def _threshold_plot(records: Sequence[Record]) -> Plot:
 def _long_plot(records: Sequence[Record]) -> Plot:
     series = []
     for name in (_YARDSTICK, *LONG_RUNS):
-        mine = _pick(records, part="long", name=name)
+        mine = pick(records, part="long", name=name)
         points = [
-            Point(block, fmean(r["moving"] for r in _pick(mine, block=block)))
+            Point(block, fmean(r["moving"] for r in pick(mine, block=block)))
             for block in sorted({r["block"] for r in mine})
         ]
         series.append(Series(name, points, line=True))
@@ -310,9 +313,9 @@ def _headline(records: Sequence[Record]) -> str:
     found = {name: _gap(records, name, "layer") for name in [*ALIGNMENTS][1:]}
     better = [name for name, gap in found.items() if gap.size > 4 and gap.high < 0]
     if better:
-        told = min(better, key=lambda name: found[name].mean)
-        gap = span(found[told], 4)
-        return f"Aligning to the {told} errs less than to the {_USUAL}, by {gap} a layer."
+        best = min(better, key=lambda name: found[name].mean)
+        gap = span(found[best], 4)
+        return f"Aligning to the {best} errs less than to the {_USUAL}, by {gap} a layer."
     return f"No choice of what to align to is shown to err less than the {_USUAL}."
 
 
@@ -327,22 +330,10 @@ def _of_thresholds(records: Sequence[Record]) -> str:
 
 
 def _of_long(records: Sequence[Record]) -> str:
-    if not _pick(records, part="long", name="aligned"):
+    if not pick(records, part="long", name="aligned"):
         return ""
     parts = []
     for name in (_YARDSTICK, *LONG_RUNS):
         early, late = (_mean_error(records, name, "moving", late) for late in (False, True))
         parts.append(f"{name} {number(late / early) if early else '—'}")
     return f"Over the long still, late error over early error where it moves: {', '.join(parts)}."
-
-
-def _caveats(bench: Bench) -> list[str]:
-    told = [
-        "Error to dense is no loss of quality by itself: where nothing changes, a pruned place "
-        "keeps an earlier draw of the noise, and dense a new one every block.",
-        f"Long stills are made of {_LONG_CLIPS} clips at most, and clips differ. Where another "
-        "seed of dense drifts as far, what a pruned run adds does not show.",
-    ]
-    if bench.bundled:
-        told.append("The bundled model is small: the order carries over, if anything does.")
-    return told

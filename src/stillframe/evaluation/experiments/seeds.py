@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from stillframe.errors import ModelError
+from stillframe.evaluation.baselines import by_recovery
+from stillframe.evaluation.cells import Row
 from stillframe.evaluation.editing import as_video
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.findings import Findings, Table, number, span
-from stillframe.evaluation.lineup import by_recovery
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import Interval, bootstrap_mean, by_group
-from stillframe.evaluation.summaries import digits, failures, metric_value, over_clips
+from stillframe.evaluation.summaries import digits, failures, metric_mean, metric_value
 from stillframe.evaluation.variants import FULL
 from stillframe.metrics import Metric
 
@@ -54,8 +55,8 @@ def spread_of_seeds(
             return [value if math.isfinite(value) else None for value in values]
 
         try:
-            values = bench.once("seeds", given, compare)
-        except (ModelError, ValueError):  # a clip that failed is told by its row
+            values = bench.matrix.once("seeds", given, compare)
+        except (ModelError, ValueError):  # the row of a clip that failed says why
             continue
         found += [(clip.name, math.nan if value is None else value) for value in values]
     return by_group(found)
@@ -93,16 +94,10 @@ class Seeds(Experiment):
             ]
             missing += failures([*pruned, *bench.matrix.run(dense, f"{self.name}, {conditioning}")])
             body = []
-            for metric in bench.matrix.metrics:
-                if metric.reference != "dense":
-                    continue
+            for metric in (m for m in bench.matrix.metrics if m.reference == "dense"):
                 between = spread_of_seeds(bench, metric, clips, conditioning)
                 apart = bootstrap_mean(between.values())
-                value = metric_value(metric.name)
-                means = [
-                    over_clips([r for r in pruned if r.cell.variant == variant], value)
-                    for variant in by_recovery(_SHOWN)
-                ]
+                means = _to_dense(pruned, metric)
                 shown = [span(mean, digits(metric.name)) for mean in (apart, *means)]
                 body.append([metric.name, *shown])
                 rows.append({"conditioning": conditioning, "metric": metric.name, **_row(apart)})
@@ -127,6 +122,14 @@ class Seeds(Experiment):
             tables=tables,
             rows=rows,
         )
+
+
+def _to_dense(pruned: Sequence[Row], metric: Metric) -> list[Interval]:
+    """Likeness of the pruned edits to dense, by recovery."""
+    return [
+        metric_mean([row for row in pruned if row.cell.variant == variant], metric.name)
+        for variant in by_recovery(_SHOWN)
+    ]
 
 
 def _row(interval: Interval) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from stillframe.evaluation.baselines import by_recovery
 from stillframe.evaluation.cells import Row
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.experiments.seeds import spread_of_seeds
 from stillframe.evaluation.findings import Findings, Table, number, span
-from stillframe.evaluation.lineup import by_recovery
 from stillframe.evaluation.sources import Clip
 from stillframe.evaluation.statistics import (
     Interval,
@@ -27,10 +27,10 @@ from stillframe.evaluation.statistics import (
 from stillframe.evaluation.summaries import (
     difference,
     digits,
-    exhibits,
     failures,
     metric_value,
     signed,
+    video_groups,
 )
 from stillframe.evaluation.variants import FULL, Variant
 from stillframe.metrics import Metric
@@ -98,6 +98,13 @@ class Settle(Experiment):
         "pairs judged by people: 18.4% better, 68.3% equal, 13.3% worse). Pruning alone is shown "
         "in pictures only and not measured."
     )
+    caveats = (
+        "Several metrics are asked and none is corrected for: one verdict in twenty may be chance.",
+    )
+    bundled_caveat = (
+        "The bundled model is small and blurry in SDEdit mode. Whatever falls below dense here, or "
+        "does not, says nothing about a 1.3B model."
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
@@ -119,10 +126,14 @@ class Settle(Experiment):
         return self.findings(
             conclusion(verdicts, bench.bundled),
             words=_words(verdicts),
-            caveats=_caveats(bench, len(clips)),
+            caveats=[
+                f"{len(clips)} clips. An interval over few clips is wide, and “undecided” says no "
+                "more than that.",
+                *self.limits(bench),
+            ],
             missing=missing,
             tables=[_table(verdicts), _stale(mine)],
-            exhibits=exhibits(bench.matrix, mine),
+            videos=video_groups(bench.matrix, mine),
             rows=[
                 {**v._asdict(), "gap": v.gap.mean, "low": v.gap.low, "high": v.gap.high}
                 for v in verdicts
@@ -236,26 +247,12 @@ def _words(verdicts: Sequence[Verdict]) -> list[str]:
     groups: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for metric, words in _by_metric(verdicts).items():
         groups.setdefault(tuple(words.items()), []).append(metric)
-    told = []
+    sentences = []
     for said, names in groups.items():
         parts = [
             f"{_NAMES.get(name, f'with {name} recovery it')} is {word}"
             f"{'' if word == 'undecided' else ' dense'}"
             for name, word in said
         ]
-        told.append(f"{', '.join(names)}: {'; '.join(parts)}.")
-    return told
-
-
-def _caveats(bench: Bench, clips: int) -> list[str]:
-    told = [
-        f"{clips} clips. An interval over few clips is wide, and “undecided” says no more than "
-        "that.",
-        "Several metrics are asked and none is corrected for: one verdict in twenty may be chance.",
-    ]
-    if bench.bundled:
-        told.append(
-            "The bundled model is small and blurry in SDEdit mode. Whatever falls below dense "
-            "here, or does not, says nothing about a 1.3B model."
-        )
-    return told
+        sentences.append(f"{', '.join(names)}: {'; '.join(parts)}.")
+    return sentences

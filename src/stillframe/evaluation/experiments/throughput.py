@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from stillframe.evaluation.baselines import at_rates
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.findings import Findings
-from stillframe.evaluation.lineup import at_rates
 from stillframe.evaluation.summaries import by_label, failures, over_clips, speed_table
 
 __all__ = ["Throughput"]
@@ -25,11 +25,17 @@ class Throughput(Experiment):
         "480x832 on an A6000: 8.4 FPS dense; merging 8.2–9.2, no faster than dense; pruning with "
         "recovery 9.8, 10.9 and 12.2 at 10, 20 and 32%."
     )
+    bundled_caveat = (
+        "The bundled model is so small that the autoencoder and fixed costs weigh more than the "
+        "tokens; a larger model gains more from leaving tokens out."
+    )
 
     def run(self, bench: Bench) -> Findings:
         """Do it."""
         variants, missing = at_rates(bench.scale.rates)
-        cells = bench.cells(variants, bench.larger(bench.scale.paired_clips), paired=True)
+        clips = bench.larger(bench.scale.paired_clips)
+        count = len(clips)
+        cells = bench.cells(variants, clips, paired=True)
         rows = bench.matrix.run(cells, self.name)
         table = speed_table(
             rows,
@@ -51,18 +57,10 @@ class Throughput(Experiment):
             ]
         return self.findings(
             words[0],
-            caveats=_caveats(bench),
+            caveats=[
+                f"{count} {'clip' if count == 1 else 'clips'}; reading the clip is not counted.",
+                *self.limits(bench),
+            ],
             missing=[*missing, *failures(rows)],
             tables=[table],
         )
-
-
-def _caveats(bench: Bench) -> list[str]:
-    clips = len(bench.larger(bench.scale.paired_clips))
-    told = [f"{clips} {'clip' if clips == 1 else 'clips'}; reading the clip is not counted."]
-    if bench.bundled:
-        told.append(
-            "The bundled model is so small that the autoencoder and fixed costs weigh more than "
-            "the tokens; a larger model gains more from leaving tokens out."
-        )
-    return told

@@ -1,4 +1,4 @@
-"""Who takes part: the methods that experiments compare, as far as this version has them."""
+"""The methods that experiments compare, as far as this version has them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A long still: a picture held with camera noise, in one corner of which something always moves.
+"""A long static scene: one picture with camera noise, in one corner of which something moves.
 
 Without the corner nothing would be computed after the first block, and nothing could go wrong. Runs
-are compared as latents, block by block; nothing is decoded. Does not know what is asked.
+are compared as latents, block by block; nothing is decoded.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from stillframe.controls import Controls
 from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stream import EditStream
 from stillframe.evaluation.latents import encode
-from stillframe.evaluation.layers import Undecoded
+from stillframe.evaluation.layers import LatentRecorder
 from stillframe.methods import Method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
-__all__ = ["BlockError", "block_errors", "encoded_still", "long_run", "still_frames"]
+__all__ = ["BlockError", "block_errors", "encoded_scene", "run_latents", "scene_frames"]
 
 Pixels = NDArray[np.uint8]
 
@@ -41,7 +41,7 @@ class BlockError(NamedTuple):
     still: float
 
 
-def still_frames(clip: Pixels, count: int, multiple: int, seed: int = 0) -> Pixels:
+def scene_frames(clip: Pixels, count: int, multiple: int, seed: int = 0) -> Pixels:
     """So many frames of half a clip's size: its first picture with camera noise, and in the upper
     left quarter the clip itself, back and forth.
 
@@ -74,13 +74,13 @@ def still_frames(clip: Pixels, count: int, multiple: int, seed: int = 0) -> Pixe
     return np.stack(made)
 
 
-def encoded_still(pipe: CausalWanPipeline, clip: Pixels, blocks: int) -> list[Tensor]:
-    """Latents (1, C, S, h, w) of so many blocks of `still_frames`."""
+def encoded_scene(pipe: CausalWanPipeline, clip: Pixels, blocks: int) -> list[Tensor]:
+    """Latents (1, C, S, h, w) of so many blocks of `scene_frames`."""
     count = blocks * pipe.timeline.later_frames
-    return encode(pipe, still_frames(clip, count, pipe.frame_multiple)).blocks[:blocks]
+    return encode(pipe, scene_frames(clip, count, pipe.frame_multiple)).blocks[:blocks]
 
 
-def long_run(
+def run_latents(
     pipe: CausalWanPipeline,
     blocks: Sequence[Tensor],
     embeds: Tensor,
@@ -90,7 +90,7 @@ def long_run(
     seed: int = 0,
 ) -> list[Tensor]:
     """Edited latents, block by block, of a stream over latents."""
-    result = Undecoded()
+    result = LatentRecorder()
     stream = EditStream(
         pipe.denoiser,
         result,  # type: ignore[arg-type]
