@@ -41,7 +41,9 @@ class Stripes(Control):
     """Recompute every N-th column."""
 
     summary = "every so manieth column recomputed"
-    options: ClassVar = {"stripes": Option("int", "Recompute every N-th column.", least=2, most=9)}
+    options: ClassVar = {
+        "stripes": Option("int", "Recompute every N-th column.", least=2, most=9, live=True)
+    }
 
     every: int
 
@@ -78,6 +80,19 @@ def test_its_option_is_listed_checked_and_builds_it() -> None:
     assert build(values, method) == Controls(Stripes(3), Gop(5))
     with pytest.raises(ValueError, match=r"^--stripes is a whole number from 2 to 9, got 1$"):
         build({"stripes": 1}, method, named=named)
+
+
+def test_clients_of_the_server_may_set_and_change_it() -> None:
+    pytest.importorskip("pydantic")
+    from stillframe.server.client_config import ClientConfig
+    from stillframe.server.messages import Hello, ProtocolError, Update, parse_message
+
+    first = ClientConfig().changed(parse_message(Hello, {"prompt": "oil", "stripes": 4}))
+    assert first.config.control == Controls(Stripes(4))
+    gone = parse_message(Update, {"stripes": False})
+    assert (gone.what, first.changed(gone).config.control) == (["stripes"], None)
+    with pytest.raises(ProtocolError, match=r"^stripes is a whole number from 2 to 9, got 1$"):
+        parse_message(Update, {"stripes": 1})
 
 
 def test_it_acts_between_the_others_and_is_reported() -> None:
