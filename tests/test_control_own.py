@@ -30,7 +30,7 @@ from stillframe.controls import (
 )
 from stillframe.controls.stream import ControlState
 from stillframe.engine.stream import BlockStats
-from stillframe.methods import find_method
+from stillframe.methods import Method, find_method
 from stillframe.methods.prune import InterFramePruning
 from stillframe.options import Option
 
@@ -41,9 +41,15 @@ class Stripes(Control):
     """Recompute every N-th column."""
 
     summary = "every so manieth column recomputed"
-    options: ClassVar = {"stripes": Option("int", "Recompute every N-th column.", least=2, most=9)}
+    options: ClassVar = {
+        "stripes": Option("int", "Recompute every N-th column.", least=2, most=9, live=True)
+    }
 
     every: int
+
+    def check(self, method: Method, controls: Controls) -> None:
+        if not method.prunes:
+            raise ValueError(f"method {method.name!r} recomputes every column")
 
     def start(self, facts: StreamFacts) -> RunningStripes:
         return RunningStripes(self)
@@ -78,6 +84,25 @@ def test_its_option_is_listed_checked_and_builds_it() -> None:
     assert build(values, method) == Controls(Stripes(3), Gop(5))
     with pytest.raises(ValueError, match=r"^--stripes is a whole number from 2 to 9, got 1$"):
         build({"stripes": 1}, method, named=named)
+
+
+def test_clients_of_the_server_may_set_and_change_it() -> None:
+    pytest.importorskip("pydantic")
+    from stillframe.server.client_config import ClientConfig
+    from stillframe.server.messages import Hello, Update, parse_message
+    from stillframe.server.protocol import ProtocolError
+
+    first = ClientConfig().changed(parse_message(Hello, {"prompt": "oil", "stripes": 4}))
+    assert first.config.control == Controls(Stripes(4))
+    full = first.changed(parse_message(Update, {"method": "full"}))
+    assert full.config.control is None  # and rests until another method can have it
+    assert full.changed(parse_message(Update, {"method": "prune"})).config == first.config
+    with pytest.raises(ValueError, match="method 'full' recomputes every column"):
+        full.changed(parse_message(Update, {"stripes": 4}))
+    gone = parse_message(Update, {"stripes": False})
+    assert (gone.what, first.changed(gone).config.control) == (["stripes"], None)
+    with pytest.raises(ProtocolError, match=r"^stripes is a whole number from 2 to 9, got 1$"):
+        parse_message(Update, {"stripes": 1})
 
 
 def test_it_acts_between_the_others_and_is_reported() -> None:

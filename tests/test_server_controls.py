@@ -17,8 +17,9 @@ from tests.server_fixtures import Client, Server, jpeg, pictures, serving, wait_
 
 from stillframe.controls import Controls, Cuts, Gop, Guard, Rate, Refresh
 from stillframe.server.client_config import ClientConfig
-from stillframe.server.messages import Hello, ProtocolError, Update, parse_message, parse_text
+from stillframe.server.messages import Hello, Update, parse_message, parse_text
 from stillframe.server.pictures import encode_picture
+from stillframe.server.protocol import ProtocolError
 
 HELLO = {"type": "hello", "prompt": "oil"}
 UPDATE = {"type": "update"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -17,8 +18,8 @@ from tests.server_fixtures import WAIT, Server, pictures, serving, wait_until
 from stillframe.live import SessionError
 from stillframe.server.limits import Limits
 from stillframe.server.logs import LogLimit, limit_logs
-from stillframe.server.messages import ProtocolError
 from stillframe.server.pictures import decode_picture
+from stillframe.server.protocol import ProtocolError
 
 TIMES = 30
 
@@ -96,6 +97,10 @@ def no_text_and_goodbye(server: Server) -> None:
 def raw(server: Server, said: bytes) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT) as line:
         line.sendall(said)
+        line.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            while line.recv(4096):  # to its end, after which nothing of it is logged
+                pass
 
 
 def half_an_offer(server: Server) -> None:

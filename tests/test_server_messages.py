@@ -16,12 +16,13 @@ from PIL import Image
 from tests.live_fixtures import levels
 from tests.server_fixtures import frame_message, jpeg
 
-from stillframe.server import messages
+from stillframe.server import messages, protocol
 from stillframe.server.access import AccessPolicy, is_loopback, new_token
 from stillframe.server.app import packaged_file
 from stillframe.server.limits import ConnectionLimit, Limits, RateLimit, RefusedError
-from stillframe.server.messages import Command, Hello, ProtocolError, Update, parse_text
+from stillframe.server.messages import Command, Hello, Update, parse_text
 from stillframe.server.pictures import decode_picture, encode_picture, picture_size
+from stillframe.server.protocol import ProtocolError
 from stillframe.server.serving import address
 
 LIMITS = Limits()
@@ -131,20 +132,20 @@ def test_what_they_may_not_say_is_refused(message: Any, code: int) -> None:
 )
 def test_binary_messages_other_than_frames_are_refused(data: bytes, code: int) -> None:
     with pytest.raises(ProtocolError) as error:
-        messages.parse_frame(data, 100)
+        protocol.parse_frame(data, 100)
     assert error.value.code == code
-    assert messages.parse_frame(frame_message(1.5, b"abc"), 100) == (1.5, b"abc")
+    assert protocol.parse_frame(frame_message(1.5, b"abc"), 100) == (1.5, b"abc")
 
 
 def test_maps_and_frames_are_packed_as_the_table_says() -> None:
     keep = np.random.default_rng(0).random((3, 5, 7)) < 0.4
-    data = messages.pack_map(2.25, keep)
+    data = protocol.pack_map(2.25, keep)
     assert data[:8] == b"\x02" + bytes(7)
     assert struct.unpack("<dHHH", data[8:22]) == (2.25, 3, 5, 7)
     bits = [byte >> (7 - at) & 1 for byte in data[22:] for at in range(8)]
     assert bits[:105] == keep.flatten().tolist()
     assert len(bits) == 112
-    assert messages.pack_frame(2.25, b"xy") == frame_message(2.25, b"xy")
+    assert protocol.pack_frame(2.25, b"xy") == frame_message(2.25, b"xy")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from stillframe.live import EditedFrame
 from stillframe.server.access import AccessPolicy
 from stillframe.server.client_session import ClientSession
 from stillframe.server.limits import Limits, RefusedError
-from stillframe.server.messages import Hello, ProtocolError, parse_message
+from stillframe.server.messages import Hello, parse_message
+from stillframe.server.protocol import ProtocolError
 from stillframe.server.state import ServerState
 from stillframe.server.supervisor import ThreadSupervisor
 from stillframe.server.transport import (

@@ -25,7 +25,7 @@ from tests.test_webrtc import Caller, an_offer, freed, post, section
 
 from stillframe.server.decoding import codecs, limit_decoding, vp8_size
 from stillframe.server.limits import Limits
-from stillframe.server.messages import ProtocolError
+from stillframe.server.protocol import ProtocolError
 from stillframe.server.sdp import checked_offer
 from stillframe.server.webrtc import WebRtcTransport
 

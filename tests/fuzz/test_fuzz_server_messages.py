@@ -19,17 +19,9 @@ from websockets.exceptions import ConnectionClosed
 
 from stillframe.server.client_config import ClientConfig
 from stillframe.server.limits import Limits
-from stillframe.server.messages import (
-    Command,
-    Hello,
-    ProtocolError,
-    Update,
-    live_options,
-    parse_frame,
-    parse_offer,
-    parse_text,
-)
+from stillframe.server.messages import Command, Hello, Update, live_options, parse_offer, parse_text
 from stillframe.server.pictures import decode_picture
+from stillframe.server.protocol import ProtocolError, parse_frame
 
 LIMITS = Limits(
     frames_per_second=5000.0, texts_per_second=500.0, hello_seconds=0.3, message_bytes=200_000,

@@ -17,7 +17,7 @@ import torch
 
 from stillframe.errors import StillframeError
 
-__all__ = ["Served", "SessionError", "Worker"]
+__all__ = ["Runnable", "SessionError", "Worker"]
 
 
 class SessionError(StillframeError):
@@ -33,7 +33,7 @@ class SessionError(StillframeError):
         self.trace = trace
 
 
-class Served(Protocol):
+class Runnable(Protocol):
     """What the worker asks of a session."""
 
     @property
@@ -60,7 +60,7 @@ class Worker:
     def __init__(self, max_sessions: int | None = None) -> None:
         self.max_sessions = max_sessions
         # sessions in the order in which they were last served, least recently first
-        self._sessions: list[Served] = []
+        self._sessions: list[Runnable] = []
         self._changed = threading.Condition()
         self._signals = 0
         self._stopped = False
@@ -77,7 +77,7 @@ class Worker:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    def add(self, session: Served) -> None:
+    def add(self, session: Runnable) -> None:
         """Serve a session from now on; sessions do this themselves when they are opened.
 
         Raises:
@@ -94,7 +94,7 @@ class Worker:
             self._sessions.append(session)
         self.notify()
 
-    def remove(self, session: Served) -> None:
+    def remove(self, session: Runnable) -> None:
         """Serve a session no more; nothing happens if it is not there."""
         with self._changed:
             self._sessions = [other for other in self._sessions if other is not session]
@@ -135,7 +135,7 @@ class Worker:
                 return True
         return False
 
-    def _to_the_end(self, session: Served) -> None:
+    def _to_the_end(self, session: Runnable) -> None:
         with self._changed:
             if any(other is session for other in self._sessions):
                 self._sessions = [other for other in self._sessions if other is not session]

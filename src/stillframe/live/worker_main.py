@@ -72,7 +72,7 @@ class _RequestHandler:
 
     def __init__(self, channel: Channel, pipe: CausalWanPipeline, worker: Worker) -> None:
         self._channel, self._pipe, self._worker = channel, pipe, worker
-        self._served: dict[int, _Served] = {}
+        self._hosted: dict[int, _HostedSession] = {}
         # a session that is closed waits for its block, and nobody else shall
         self._closing = ThreadPoolExecutor(4, "stillframe-close")
 
@@ -92,16 +92,16 @@ class _RequestHandler:
                     pass
                 self._answer(*asked)
         finally:
-            for served in list(self._served.values()):
-                served.give(1)
+            for hosted in list(self._hosted.values()):
+                hosted.give(1)
             self._worker.stop()
             self._closing.shutdown()
 
     def _thread_for(self, verb: str, number: int) -> ThreadPoolExecutor | None:
         """Where to do what may wait, so that nobody else does."""
-        served = self._served.get(number)
-        if verb == "push" and served is not None:
-            return served.pushing
+        hosted = self._hosted.get(number)
+        if verb == "push" and hosted is not None:
+            return hosted.pushing
         return self._closing if verb == "close" else None
 
     def _answer(
@@ -111,8 +111,8 @@ class _RequestHandler:
         try:
             # here, where what cannot be read is the caller's fault only
             value = self._do(number, verb, pickle.loads(options), pixels)
-            served = self._served.get(number)
-            counters = None if served is None else served.counters
+            hosted = self._hosted.get(number)
+            counters = None if hosted is None else hosted.counters
         except Exception as error:
             trace = error.trace if isinstance(error, SessionError) else traceback.format_exc()
             problem = type(error).__name__, str(error), trace
@@ -123,29 +123,29 @@ class _RequestHandler:
         if verb == "open":
             return self._open(number, options)
         if verb == "close":
-            served = self._served.pop(number, None)
-            if served is not None:
-                served.close()
+            hosted = self._hosted.pop(number, None)
+            if hosted is not None:
+                hosted.close()
             return None
-        served = self._served.get(number)
+        hosted = self._hosted.get(number)
         if verb == "push":
             # closed meanwhile: as by a session that is
             assert pixels is not None
-            return served is not None and served.session.push(pixels, **options)
-        if served is None:
+            return hosted is not None and hosted.session.push(pixels, **options)
+        if hosted is None:
             raise SessionError("the session is closed: nothing can be changed")
         if verb == "read":
-            return served.give(options["frames"])
-        return getattr(served.session, verb)(**options)
+            return hosted.give(options["frames"])
+        return getattr(hosted.session, verb)(**options)
 
     def _open(self, number: int, options: dict[str, Any]) -> tuple[int, int]:
         session = LiveSession(self._pipe, worker=self._worker, **options)
-        served = self._served[number] = _Served(number, session, self._channel)
-        served.start()
+        hosted = self._hosted[number] = _HostedSession(number, session, self._channel)
+        hosted.start()
         return session.patch, session.block_frames
 
 
-class _Served:
+class _HostedSession:
     """A session, and the thread that passes its frames on.
 
     No more frames are on their way than the reader has room for, so that one who stops reading

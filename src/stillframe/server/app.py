@@ -26,8 +26,8 @@ from stillframe.server import messages
 from stillframe.server.access import COOKIE, AccessPolicy, cookie_of, token_in
 from stillframe.server.client_session import ClientSession
 from stillframe.server.limits import Limits, RefusedError
-from stillframe.server.messages import ProtocolError
 from stillframe.server.middleware import HostCheck, client_address
+from stillframe.server.protocol import TOO_LARGE, ProtocolError
 from stillframe.server.state import ServerState
 from stillframe.server.supervisor import ModelSupervisor, ProcessSupervisor, ThreadSupervisor
 from stillframe.server.websocket import WebSocketTransport, authenticated
@@ -263,7 +263,7 @@ def _add_webrtc(app: FastAPI, state: ServerState, webrtc: WebRtcConnections | No
         except ClientDisconnect as error:
             raise HTTPException(400, "the offer did not come whole") from error
         except ProtocolError as error:
-            raise HTTPException(413 if error.code == 1009 else 400, str(error)) from error
+            raise HTTPException(413 if error.code == TOO_LARGE else 400, str(error)) from error
         except (RefusedError, SessionError) as error:
             raise HTTPException(503, str(error)) from error
         return {"type": "answer", "sdp": answer, "name": name}
@@ -285,5 +285,5 @@ async def _body(request: Request, limits: Limits) -> bytes:
     async for chunk in request.stream():
         data += chunk
         if len(data) > limits.offer_bytes:
-            raise ProtocolError(f"an offer may have {limits.offer_bytes} bytes", 1009)
+            raise ProtocolError(f"an offer may have {limits.offer_bytes} bytes", TOO_LARGE)
     return bytes(data)

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Set
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from stillframe.config import METHOD, EditConfig
-from stillframe.methods import Method, find_method
+from stillframe.config import METHOD, OPTIONS, EditConfig
+from stillframe.controls import Control, Controls
+from stillframe.methods import Method, as_method, find_method
 from stillframe.server.messages import Update
 
 __all__ = ["ClientConfig"]
 
 _TARGETS = ("target_fps", "target_latency", "target_kept")
-# what only a method that prunes can have
-_PRUNING = (*_TARGETS, "guard")
 # what says how a target is met
 _OF_TARGETS = ("rate_mode", "rate_limit")
+# what may be a field of a method
+_OF_METHODS = (*METHOD, "detector")
 
 
 @dataclass(frozen=True)
 class ClientConfig:
     """How a client's session edits.
 
-    What a method does not use is kept for the next one: a rate and a guard rest while everything is
-    computed, and a mode waits for a target.
+    What a method does not use is kept for the next one: controls that need pruning rest while
+    everything is computed, and a mode waits for a target.
 
     Attributes:
         values: of options, by name; what is missing is as usual.
@@ -38,13 +40,10 @@ class ClientConfig:
         Raises:
             ValueError: there is no such method, or it cannot have what the message asks for.
         """
-        given = update.options
-        after = self.with_values(given)
-        method = after.config.method
-        asked = {name: given.get(name) for name in _PRUNING}
-        control = EditConfig.from_options(asked).control
-        if control is not None and isinstance(method, Method):
-            control.check(method)
+        after = self.with_values(update.options)
+        controls = ClientConfig().with_values(update.options)._controls()
+        if controls is not None:
+            controls.check(as_method(after.config.method))
         return after
 
     def with_values(self, given: Mapping[str, Any]) -> ClientConfig:
@@ -62,19 +61,40 @@ class ClientConfig:
         Raises:
             ValueError: there is no such method, or a value is out of range.
         """
-        text = self.values.get("method", EditConfig.method)
-        kind = find_method(text.partition(":")[0].strip())
+        kind = find_method(self.values.get("method", EditConfig.method).partition(":")[0].strip())
         known = {each.name for each in fields(kind)} if kind.prunes else set()
-        resting = {name for name in METHOD if name != "method" and name not in known}
-        if not kind.prunes:
-            resting |= {*_PRUNING, *_OF_TARGETS}
-        if not any(name in self.values for name in _TARGETS):
-            resting |= {*_OF_TARGETS}
-        values = {name: value for name, value in self.values.items() if name not in resting}
-        return EditConfig.from_options(values)
+        resting = set(_OF_METHODS) - known - {"method"}
+        values = {name: value for name, value in self._active.items() if name not in resting}
+        if kind.prunes:
+            return EditConfig.from_options(values)
+        config = EditConfig.from_options({name: x for name, x in values.items() if name in OPTIONS})
+        return replace(config, control=_possible(self._controls(resting), as_method(config.method)))
+
+    @property
+    def _active(self) -> dict[str, Any]:
+        """Values but for a mode without a target."""
+        target = any(name in self.values for name in _TARGETS)
+        return {name: x for name, x in self.values.items() if target or name not in _OF_TARGETS}
+
+    def _controls(self, without: Set[str] = frozenset()) -> Controls | None:
+        """The controls, with a method that may have any of them."""
+        values = {n: x for n, x in self._active.items() if n not in OPTIONS and n not in without}
+        return EditConfig.from_options(values).control
 
     def changes(self, before: ClientConfig) -> dict[str, Any]:
         """What of a session changes when this follows another one."""
         old, new = before.config, self.config
         values = {each.name: getattr(new, each.name) for each in fields(EditConfig)}
         return {name: value for name, value in values.items() if value != getattr(old, name)}
+
+
+def _possible(controls: Controls | None, method: Method) -> Controls | None:
+    """Those controls that a method can have."""
+    if controls is None:
+        return None
+    found: list[Control] = []
+    for control in controls:
+        with suppress(ValueError):
+            control.check(method, controls)
+            found.append(control)
+    return Controls(*found) or None

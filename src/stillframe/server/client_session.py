@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from stillframe.live import EditedFrame, Session, SessionError
-from stillframe.server import messages
+from stillframe.server import messages, protocol
 from stillframe.server.client_config import ClientConfig
 from stillframe.server.incoming import RisingTimestamps, UnusableFrames
 from stillframe.server.limits import RateLimit, RefusedError
-from stillframe.server.messages import Bye, Command, Hello, ProtocolError, Update, UpdateError
+from stillframe.server.messages import Bye, Command, Hello, Update, UpdateError
+from stillframe.server.protocol import ProtocolError
 from stillframe.server.send_queue import SendQueue
 from stillframe.server.state import ServerState
 from stillframe.server.transport import (
@@ -150,7 +151,7 @@ class ClientSession:
         return asyncio.get_running_loop().run_in_executor(self._state.pool, action)
 
     def _tell(self, kind: str, **fields: Any) -> None:
-        self._outgoing.put(messages.encode(kind, **fields))
+        self._outgoing.put(protocol.encode(kind, **fields))
 
     # in
 
@@ -284,6 +285,6 @@ class ClientSession:
             if before < block.block <= frame.block:
                 unsent = self._outgoing.dropped + self._transport.dropped
                 lost = unsent, self._unusable.count
-                text = messages.telemetry(block, percentiles, session.memory, *lost)
+                text = protocol.telemetry(block, percentiles, session.memory, *lost)
                 self._outgoing.put(text)
-                self._outgoing.put(messages.pack_map(self._stamp(frame), block.keep))
+                self._outgoing.put(protocol.pack_map(self._stamp(frame), block.keep))

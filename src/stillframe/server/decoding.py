@@ -18,8 +18,8 @@ from aiortc import RTCRtpReceiver, RTCRtpSender
 
 from stillframe.errors import StillframeError
 from stillframe.server.limits import Limits, RateLimit
-from stillframe.server.messages import ProtocolError
 from stillframe.server.pictures import check_size
+from stillframe.server.protocol import ProtocolError
 
 __all__ = ["DecodeQueue", "codecs", "limit_decoding", "vp8_size"]
 

@@ -1,23 +1,18 @@
-"""The live protocol, version 1: bytes and JSON in, checked values out, and back.
+"""Text messages of clients: JSON in, checked values out.
 
-A text message of a client is a JSON object with a ``type``: a class here, which is all there is to
-add for another one. What an edit can be told (`Update`) is made of the options that are ``live``.
-Binary messages begin with 16 bytes, little endian: a kind, seven zero bytes, a timestamp.
+A message is a JSON object with a ``type``: a class here, which is all there is to add for another
+one. What an edit can be told (`Update`) is made of the options that are ``live``.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -30,42 +25,23 @@ from pydantic import (
 
 from stillframe.config import OPTIONS, edit_options
 from stillframe.controls.base import control_kinds
-from stillframe.errors import StillframeError
-from stillframe.live import BlockTelemetry, Session
+from stillframe.live import Session
 from stillframe.loading.prompts import clean_prompt
 from stillframe.options import Option
+from stillframe.server.protocol import TOO_LARGE, UNREADABLE, ProtocolError
 
 __all__ = [
-    "FRAME",
-    "MAP",
-    "STAGES",
-    "VERSION",
     "Bye",
     "Command",
     "Hello",
-    "Incoming",
-    "ProtocolError",
     "Update",
     "UpdateError",
-    "encode",
     "live_options",
-    "pack_frame",
-    "pack_map",
-    "parse_frame",
     "parse_message",
     "parse_offer",
     "parse_text",
-    "telemetry",
 ]
 
-VERSION = 1
-FRAME, MAP = 1, 2
-#: What is told of a block's time; fitting counts as encoding, delivering as decoding.
-STAGES = ("encode", "mask", "denoise", "context", "decode")
-
-_UNREADABLE, _RULES, _TOO_LARGE = 1007, 1008, 1009
-_HEADER = struct.Struct("<B7sd")
-_MAP_SIZE = struct.Struct("<3H")
 _PROMPT_LENGTH = 1000
 _NAME_LENGTH = 200
 _SIDE = 8192
@@ -76,18 +52,6 @@ _M = TypeVar("_M", bound="_Message")
 
 # classes below by the type of their messages
 _TYPES: dict[str, type[Hello | Update | Command]] = {}
-
-
-class ProtocolError(StillframeError):
-    """A client's message that cannot be used.
-
-    Attributes:
-        code: what its socket is closed with: 1007 unreadable, 1008 not allowed, 1009 too large.
-    """
-
-    def __init__(self, message: str, code: int = _RULES) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class UpdateError(ProtocolError):
@@ -269,7 +233,7 @@ def parse_text(text: str, limit: int) -> Hello | Update | Command:
             unknown type.
     """
     if len(text) > limit or len(text.encode("utf-8", "replace")) > limit:
-        raise ProtocolError(f"a text message may have {limit} bytes, this one has more", _TOO_LARGE)
+        raise ProtocolError(f"a text message may have {limit} bytes, this one has more", TOO_LARGE)
     message = _object(text, "a text message")
     kind = message.pop("type", None)
     if not isinstance(kind, str) or kind not in _TYPES:
@@ -334,9 +298,9 @@ def _object(text: str | bytes, what: str) -> dict[str, Any]:
     try:
         message = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"{what} is a JSON object, and this is none", _UNREADABLE) from error
+        raise ProtocolError(f"{what} is a JSON object, and this is none", UNREADABLE) from error
     if not isinstance(message, dict):
-        raise ProtocolError(f"{what} is a JSON object, and this is none", _UNREADABLE)
+        raise ProtocolError(f"{what} is a JSON object, and this is none", UNREADABLE)
     return message
 
 
@@ -361,124 +325,3 @@ def parse_offer(data: bytes) -> tuple[str, Hello]:
     if hello.policy == "all":
         raise ProtocolError("WebRTC cannot hold a client back: policy is latest")
     return sdp, hello
-
-
-# the messages of the server
-
-
-def encode(kind: str, **fields: Any) -> str:
-    """A text message.
-
-    Raises:
-        ValueError: a number in it is not finite.
-    """
-    return json.dumps({"type": kind, **fields}, allow_nan=False)
-
-
-def telemetry(
-    block: BlockTelemetry,
-    percentiles: Sequence[float | None],
-    memory: Mapping[str, int],
-    unsent: int,
-    unusable: int = 0,
-) -> str:
-    """A block's record as a text message.
-
-    Args:
-        percentiles: median and 95th percentile of latency, in seconds.
-        memory: bytes of ``cache`` and ``recovery``.
-        unsent: edited frames dropped because the client read too slowly.
-        unusable: the client's frames that could not be used.
-    """
-    spent = block.milliseconds
-    stages = {name: spent.get(name, 0.0) for name in STAGES}
-    stages["encode"] += spent.get("fit", 0.0)
-    stages["decode"] += spent.get("deliver", 0.0)
-    latency, p50, p95 = (
-        None if seconds is None else round(1000 * seconds, 3)
-        for seconds in (block.latency, *percentiles)
-    )
-    told = {"rate": block.rate, "guard": block.guard}
-    return encode(
-        "telemetry",
-        block=block.block,
-        kept_share=block.kept_share,
-        tokens=block.tokens,
-        ms={name: round(value, 3) for name, value in stages.items()},
-        fps=block.fps,
-        latency_ms=latency,
-        p50_ms=p50,
-        p95_ms=p95,
-        queue=block.waiting,
-        dropped=block.dropped + unsent + unusable,
-        unusable=unusable,
-        cache_bytes=memory["cache"],
-        recovery_bytes=memory["recovery"],
-        **{name: value for name, value in told.items() if value is not None},
-    )
-
-
-# binary messages
-
-
-class Incoming(NamedTuple):
-    """A frame from a client.
-
-    Attributes:
-        timestamp: by the client's clock, in seconds.
-        picture: JPEG or WebP, not looked at yet.
-    """
-
-    timestamp: float
-    picture: bytes
-
-
-def parse_frame(data: bytes, limit: int) -> Incoming:
-    """A client's binary message.
-
-    Args:
-        limit: bytes that it may have.
-
-    Raises:
-        ProtocolError: it is too large, or not a frame.
-    """
-    if len(data) > limit:
-        raise ProtocolError(
-            f"a binary message may have {limit} bytes, this one has {len(data)}", _TOO_LARGE
-        )
-    if len(data) <= _HEADER.size:
-        raise ProtocolError(
-            f"a frame has {_HEADER.size} bytes and a picture, this message has {len(data)} bytes",
-            _UNREADABLE,
-        )
-    kind, zeros, timestamp = _HEADER.unpack_from(data)
-    if kind != FRAME or any(zeros):
-        raise ProtocolError(f"a frame begins with {FRAME} and seven zero bytes", _UNREADABLE)
-    if not math.isfinite(timestamp):
-        raise ProtocolError(f"a timestamp is a finite number, got {timestamp}", _UNREADABLE)
-    return Incoming(timestamp, data[_HEADER.size :])
-
-
-def _header(kind: int, timestamp: float) -> bytes:
-    return _HEADER.pack(kind, bytes(7), timestamp)
-
-
-def pack_frame(timestamp: float, picture: bytes) -> bytes:
-    """An edited frame.
-
-    Args:
-        timestamp: of the frame that it was made from.
-        picture: JPEG.
-    """
-    return _header(FRAME, timestamp) + picture
-
-
-def pack_map(timestamp: float, keep: NDArray[np.bool_]) -> bytes:
-    """What was recomputed in a block.
-
-    Args:
-        timestamp: of the first frame that came out with it.
-        keep: (S, h, w), true = recomputed.
-    """
-    bits = np.packbits(keep, axis=None, bitorder="big").tobytes()
-    return _header(MAP, timestamp) + _MAP_SIZE.pack(*keep.shape) + bits

@@ -1,7 +1,4 @@
-"""Pictures of the network as pixels, and back; sizes are read before anything is decoded.
-
-Knows JPEG and WebP headers and Pillow, not messages or sessions.
-"""
+"""Pictures of the network as pixels, and back; sizes are read before anything is decoded."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from stillframe.server.limits import Limits
-from stillframe.server.messages import ProtocolError
+from stillframe.server.protocol import TOO_LARGE, UNREADABLE, ProtocolError
 
 __all__ = ["check_size", "decode_picture", "encode_picture", "picture_size"]
 
@@ -25,7 +22,6 @@ _SCANS = 64
 
 # start-of-frame markers: C0 to CF but for tables (C4), extensions (C8) and arithmetic coding (CC)
 _STARTS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_UNREADABLE, _TOO_LARGE = 1007, 1009
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
@@ -40,8 +36,8 @@ def picture_size(data: bytes) -> tuple[int, int]:
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp_size(data)
     except (struct.error, IndexError) as error:
-        raise ProtocolError("a picture ends within its header", _UNREADABLE) from error
-    raise ProtocolError("a picture is JPEG or WebP, and this is neither", _UNREADABLE)
+        raise ProtocolError("a picture ends within its header", UNREADABLE) from error
+    raise ProtocolError("a picture is JPEG or WebP, and this is neither", UNREADABLE)
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
@@ -49,7 +45,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     at = 2
     while True:
         if data[at] != 0xFF:
-            raise ProtocolError("a JPEG picture is damaged: a marker is missing", _UNREADABLE)
+            raise ProtocolError("a JPEG picture is damaged: a marker is missing", UNREADABLE)
         while data[at] == 0xFF:  # any number of fill bytes
             at += 1
         marker = data[at]
@@ -57,7 +53,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
             height, width = struct.unpack_from(">2H", data, at + 4)
             return width, height
         if marker in (0xD9, 0xDA):
-            raise ProtocolError("a JPEG picture is damaged: it has no size", _UNREADABLE)
+            raise ProtocolError("a JPEG picture is damaged: it has no size", UNREADABLE)
         (length,) = struct.unpack_from(">H", data, at + 1)
         at += 1 + max(length, 2)
 
@@ -66,7 +62,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     chunk = data[12:16]
     if chunk == b"VP8X":
         if data[20] & 2:
-            raise ProtocolError("a WebP picture moves, and frames come one by one", _UNREADABLE)
+            raise ProtocolError("a WebP picture moves, and frames come one by one", UNREADABLE)
         return _three(data, 24) + 1, _three(data, 27) + 1
     if chunk == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
@@ -74,7 +70,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     if chunk == b"VP8 ":
         width, height = struct.unpack_from("<2H", data, 26)
         return width & 0x3FFF, height & 0x3FFF
-    raise ProtocolError("a WebP picture is damaged: it begins with no picture", _UNREADABLE)
+    raise ProtocolError("a WebP picture is damaged: it begins with no picture", UNREADABLE)
 
 
 def _three(data: bytes, at: int) -> int:
@@ -91,7 +87,7 @@ def check_size(width: int, height: int, limits: Limits) -> None:
         raise ProtocolError(
             f"a picture may have {limits.picture_pixels} pixels and sides of "
             f"{limits.picture_side}, this one is {width}x{height}",
-            _TOO_LARGE,
+            TOO_LARGE,
         )
 
 
@@ -104,7 +100,7 @@ def decode_picture(data: bytes, limits: Limits) -> Pixels:
     size = picture_size(data)
     check_size(*size, limits)
     if data[:1] == b"\xff" and data.count(b"\xff\xda") > _SCANS:
-        raise ProtocolError(f"a JPEG picture may have {_SCANS} scans", _TOO_LARGE)
+        raise ProtocolError(f"a JPEG picture may have {_SCANS} scans", TOO_LARGE)
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "WEBP")) as picture:
             other = picture.size
@@ -114,10 +110,10 @@ def decode_picture(data: bytes, limits: Limits) -> Pixels:
     except Exception as error:  # damaged pictures fail in every way there is
         # why is in words of the library, which names its objects
         told = f"a picture of {size[0]}x{size[1]} and {len(data)} bytes cannot be decoded"
-        raise ProtocolError(told, _UNREADABLE) from error
+        raise ProtocolError(told, UNREADABLE) from error
     raise ProtocolError(
         f"a picture is damaged: it has two sizes, {size[0]}x{size[1]} and {other[0]}x{other[1]}",
-        _UNREADABLE,
+        UNREADABLE,
     )
 
 

@@ -10,11 +10,10 @@ import ipaddress
 
 from aiortc.sdp import MediaDescription, SessionDescription
 
-from stillframe.server.messages import ProtocolError
+from stillframe.server.protocol import TOO_LARGE, UNREADABLE, ProtocolError
 
 __all__ = ["checked_offer"]
 
-_UNREADABLE = 1007
 _BYTES = 32 * 2**10
 _LINES = 768
 """Browsers send some 200. Parsing takes the square of them."""
@@ -36,12 +35,13 @@ def checked_offer(sdp: str) -> str:
     if len(sdp) > _BYTES or (lines := len(sdp.splitlines())) > _LINES:
         size = f"{len(sdp)} characters" if len(sdp) > _BYTES else f"{lines} lines"
         raise ProtocolError(
-            f"an sdp may have {_BYTES} characters and {_LINES} lines, this one has {size}", 1009
+            f"an sdp may have {_BYTES} characters and {_LINES} lines, this one has {size}",
+            TOO_LARGE,
         )
     try:
         description = SessionDescription.parse(sdp)
     except Exception as error:  # broken descriptions fail in every way there is
-        raise ProtocolError(_UNUSABLE, _UNREADABLE) from error
+        raise ProtocolError(_UNUSABLE, UNREADABLE) from error
     media = description.media
     if sorted(each.kind for each in media) != ["application", "video"]:
         raise ProtocolError("an offer has one video track and one data channel, and nothing else")
@@ -54,7 +54,7 @@ def checked_offer(sdp: str) -> str:
     try:
         return str(description)
     except Exception as error:  # what could be read, but not be said
-        raise ProtocolError(_UNUSABLE, _UNREADABLE) from error
+        raise ProtocolError(_UNUSABLE, UNREADABLE) from error
 
 
 def _check_names(description: SessionDescription) -> None:
@@ -62,7 +62,7 @@ def _check_names(description: SessionDescription) -> None:
     names = [each.rtp.muxId for each in description.media]
     grouped = [name for group in description.group for name in group.items]
     if not all(names) or len(set(names)) < len(names) or not {*grouped} <= {*names}:
-        raise ProtocolError(_UNUSABLE, _UNREADABLE)
+        raise ProtocolError(_UNUSABLE, UNREADABLE)
 
 
 def _drop_names(media: MediaDescription) -> None:

@@ -17,7 +17,8 @@ from stillframe.methods import methods
 from stillframe.recovery import recoveries
 from stillframe.server.access import AccessPolicy, TokenCheck, UnauthenticatedConnections
 from stillframe.server.limits import ConnectionLimit, Limits
-from stillframe.server.messages import VERSION, Hello, ProtocolError
+from stillframe.server.messages import Hello, live_options
+from stillframe.server.protocol import VERSION, ProtocolError
 from stillframe.server.supervisor import ModelSupervisor
 from stillframe.video.fit import fit_to_grid
 
@@ -116,9 +117,14 @@ class ServerState:
             "styles": self.styles(),
             "methods": list(methods()),
             "recoveries": list(recoveries()),
-            "holding": {name: x for name, x in self.defaults.items() if name not in OPTIONS},
+            "holding": self._controls(),
             "version": VERSION,
         }
+
+    def _controls(self) -> dict[str, Any]:
+        """Controls of sessions whose clients, who may change them, do not say otherwise."""
+        live = set(live_options()) - set(OPTIONS)
+        return {name: x for name, x in self.defaults.items() if name in live and x is not False}
 
     def styles(self) -> list[dict[str, str]]:
         """The styles that the model knows."""

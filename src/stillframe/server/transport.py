@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from stillframe.live import EditedFrame
 from stillframe.server.limits import Limits, RefusedError
-from stillframe.server.messages import Hello, ProtocolError, encode
+from stillframe.server.messages import Hello
+from stillframe.server.protocol import ProtocolError, encode
 
 __all__ = [
     "FAILED",

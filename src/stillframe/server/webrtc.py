@@ -28,8 +28,9 @@ from av import VideoFrame
 from stillframe.live import EditedFrame, SessionError
 from stillframe.server.client_session import ClientSession
 from stillframe.server.decoding import codecs, limit_decoding
-from stillframe.server.messages import Hello, ProtocolError
+from stillframe.server.messages import Hello
 from stillframe.server.pictures import check_size
+from stillframe.server.protocol import UNREADABLE, ProtocolError
 from stillframe.server.sdp import checked_offer
 from stillframe.server.send_queue import SendQueue
 from stillframe.server.state import ServerState
@@ -45,7 +46,6 @@ __all__ = ["WebRtcConnections", "WebRtcTransport"]
 
 _log = logging.getLogger(__name__)
 _CLOCK = Fraction(1, 90_000)
-_UNREADABLE = 1007
 _PACE = 0.95
 """Frames leave a little faster than they were taken, so that a delay wears off."""
 _MOST_WAITING = 64
@@ -130,7 +130,7 @@ class WebRtcTransport:
             await self._peer.setRemoteDescription(RTCSessionDescription(self._sdp, "offer"))
             answer = await self._peer.createAnswer()
         except Exception as error:  # broken descriptions fail in every way there is
-            raise ProtocolError("the offer's sdp cannot be used", _UNREADABLE) from error
+            raise ProtocolError("the offer's sdp cannot be used", UNREADABLE) from error
         await self._peer.setLocalDescription(answer)
         self.answer.set_result(self._peer.localDescription.sdp)
         seconds = self.limits.hello_seconds

@@ -12,11 +12,12 @@ import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
 
 from stillframe.live import EditedFrame
-from stillframe.server import messages
+from stillframe.server import messages, protocol
 from stillframe.server.access import token_in
-from stillframe.server.messages import Hello, ProtocolError
+from stillframe.server.messages import Hello
 from stillframe.server.middleware import client_address
 from stillframe.server.pictures import decode_picture, encode_picture
+from stillframe.server.protocol import ProtocolError
 from stillframe.server.state import ServerState
 from stillframe.server.transport import (
     DisconnectedError,
@@ -100,7 +101,7 @@ class WebSocketTransport:
         if text is not None:
             return text
         try:
-            frame = messages.parse_frame(data, self.limits.message_bytes)
+            frame = protocol.parse_frame(data, self.limits.message_bytes)
         except ProtocolError as error:
             raise UnusableFrameError(str(error)) from error
         return ReceivedFrame(frame.timestamp, partial(decode_picture, frame.picture, self.limits))
@@ -111,7 +112,7 @@ class WebSocketTransport:
         if self._last is None or not np.array_equal(frame.pixels, self._last):
             self._last = frame.pixels
             self._picture = encode_picture(frame.pixels, quality)
-        return messages.pack_frame(timestamp, self._picture)
+        return protocol.pack_frame(timestamp, self._picture)
 
     async def send(self, message: str | bytes) -> None:
         """Send a text or binary message."""

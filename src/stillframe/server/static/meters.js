@@ -1,7 +1,7 @@
 // The four measurements: frames a second, latency, recomputed share and time a block. Knows the
 // telemetry's fields and where they are shown.
 
-import { showHeld } from "./hold.js";
+import { showRate } from "./controls.js";
 import { Plot } from "./plots.js";
 
 const STAGES = ["encode", "mask", "denoise", "context", "decode"];
@@ -67,7 +67,7 @@ export class Meters {
     this.#write("value-ms", total, total.toFixed(0));
     element("value-kept").dataset.block = figures.block;
     STAGES.forEach((name, i) => { element(`ms-${name}`).textContent = rounded(stages[i]); });
-    showHeld(figures);
+    showRate(figures);
     element("sub-fps").textContent = `${figures.dropped ?? 0} skipped, ${figures.queue ?? 0} waiting`;
     if (figures.p50_ms != null && figures.p95_ms != null) {
       element("sub-latency").textContent = `server: p50 ${(figures.p50_ms / 1000).toFixed(2)}, p95 ${(figures.p95_ms / 1000).toFixed(2)}`;
@@ -90,7 +90,7 @@ export class Meters {
   clear() {
     for (const plot of [this.#fps, this.#latency, this.#kept, this.#ms]) plot.clear();
     this.#shown = [];
-    showHeld();
+    showRate();
   }
 
   /** Forget what the methods cost; with another size it is not the same. */

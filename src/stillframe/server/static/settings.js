@@ -1,7 +1,7 @@
 // The panel: prompt and styles, method, thresholds. Knows what the controls mean in the protocol's
 // words; tells of changes, and sends nothing itself.
 
-import { Hold } from "./hold.js";
+import { Controls } from "./controls.js";
 
 const element = (id) => document.getElementById(id);
 const CHOSEN = "stillframe.settings";
@@ -21,13 +21,13 @@ export class Settings {
   #styles = [];
   #applied = null;
   #later = 0;
-  #hold;
+  #controls;
 
   /** change(update) is called with the protocol's `update` fields. */
   constructor(change) {
     this.change = change;
     this.#restore();
-    this.#hold = new Hold((fields) => this.change(fields));
+    this.#controls = new Controls((fields) => this.change(fields));
     element("panel").addEventListener("submit", (event) => event.preventDefault());
     element("panel").addEventListener("change", () => this.#remember());
     element("prompt").addEventListener("input", () => this.#promptEdited());
@@ -86,7 +86,7 @@ export class Settings {
   /** Show what a server offers, as in `ready`. */
   offer({ styles, methods, recoveries, holding }) {
     if (styles) this.#showStyles(styles);
-    if (holding) this.#hold.offer(holding);
+    if (holding) this.#controls.offer(holding);
     if (methods) {
       document.querySelectorAll("[name=method]").forEach((radio) => { radio.disabled = !methods.includes(radio.value); });
     }
@@ -127,7 +127,7 @@ export class Settings {
   }
 
   #methodFields() {
-    return { method: this.method, ...this.#field("recovery"), ...this.#field("tolerance"), ...this.#hold.fields() };
+    return { method: this.method, ...this.#field("recovery"), ...this.#field("tolerance"), ...this.#controls.fields() };
   }
 
   #methodChanged(silent = false) {

@@ -1,5 +1,5 @@
-// The settings of what is held: a rate, refreshes, whole blocks after cuts. Knows the controls on the
-// page and the fields of `update` and `telemetry` that they stand for; tells of changes, sends nothing.
+// The controls on the page: a rate, refreshes, whole blocks after cuts, and the fields of `update` and
+// `telemetry` that they stand for. Tells of changes; sends nothing.
 
 const element = (id) => document.getElementById(id);
 const radio = (value) => document.querySelector(`[name=hold][value=${value}]`);
@@ -34,7 +34,7 @@ function write(id, text) {
 }
 
 /** Show how a rate does, as a block's telemetry has it; nothing if it has none. */
-export function showHeld({ rate } = {}) {
+export function showRate({ rate } = {}) {
   const reach = element("hold-reach");
   const name = rate && Object.keys(UNITS).find((each) => rate[each] != null);
   element("hold").dataset.target = name ? rate[name] : "";
@@ -58,7 +58,7 @@ export function showHeld({ rate } = {}) {
   write("hold-reach", `${unit(rate[name])} is out of reach${limit}.`);
 }
 
-export class Hold {
+export class Controls {
   #touched = false;
 
   /** change(fields) is called with fields of `update`. */
@@ -117,6 +117,6 @@ export class Hold {
 
   #show() {
     element("hold-row").hidden = kind() !== "fps";
-    showHeld();
+    showRate();
   }
 }
