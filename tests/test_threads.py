@@ -60,6 +60,15 @@ def test_eight_threads_give_what_one_gives(wan: bool, execution: str) -> None:
     assert all(a is b for a, b in zip(processors(pipe.transformer), before, strict=True))
 
 
+@pytest.mark.parametrize("wan", [False, True])
+def test_opening_a_stream_moves_no_weights(wan: bool) -> None:
+    """Other threads may be using them, and convolutions of another order round otherwise."""
+    pipe = tiny.pipeline(wan=wan)
+    before = [(p.data_ptr(), p.stride()) for p in pipe.vae.parameters()]
+    stream(pipe, 0, "reference")
+    assert [(p.data_ptr(), p.stride()) for p in pipe.vae.parameters()] == before
+
+
 def test_so_do_pipelines_that_share_a_transformer() -> None:
     one = tiny.pipeline()
     pipes = [CausalWanPipeline(**one.components) for _ in range(THREADS)]

@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from torch import nn
 
-from stillframe.autoencoders.streaming import timeline_of
+from stillframe.autoencoders.streaming import open_autoencoder, timeline_of
 from stillframe.autoencoders.timeline import Timeline
 from stillframe.backbones.finite import check_model
 from stillframe.backbones.model_folder import check_classes
@@ -183,7 +183,9 @@ def _check_part(name: str, value: Any) -> None:
         ModelError: it is not what its name says.
     """
     if name == "vae":
-        timeline_of(value, 1)
+        # a first stream brings its weights into the order that convolutions like: here, since later
+        # another thread may be using them
+        open_autoencoder(value, 1)
     elif name == "scheduler" and not hasattr(value, "config"):
         raise ModelError(f"a scheduler has a configuration, got {type(value).__name__}")
     elif name in ("text_encoder", "tokenizer", _ENCODER) and not (value is None or callable(value)):
