@@ -190,6 +190,26 @@ def test_known_classes_give_what_transformers_finds(folder: Path, name: str) -> 
 # weights and links that lead elsewhere
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("part", "fields"),
+    [
+        ("text_encoder", {"num_layers": 10**9}),
+        ("transformer", {"num_layers": 10**6}),
+        ("transformer", {"ffn_dim": 10**30}),
+        ("vae", {"base_dim": 10**9}),
+        ("vae", {"num_res_blocks": 10**5}),
+    ],
+)
+def test_no_model_is_begun_that_could_not_be_built(
+    folder: Path, part: str, fields: dict[str, int]
+) -> None:
+    change(folder / part / "config.json", **fields)
+    (number,) = fields.values()
+    with pytest.raises(ModelError, match=rf"{part}/config.json has \w+ = {number}, and 1\d+ are"):
+        load_pipeline(str(folder), device="cpu", vae="full")
+
+
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
 @pytest.mark.parametrize("where", ["../../other/", "{tmp}/other/"])
 def test_weights_come_from_the_folder_alone(

@@ -10,13 +10,20 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
 from stillframe.errors import ModelError
 
-__all__ = ["check_classes", "check_file", "check_links", "check_part", "load_tokenizer"]
+__all__ = [
+    "check_classes",
+    "check_file",
+    "check_links",
+    "check_numbers",
+    "check_part",
+    "load_tokenizer",
+]
 
 # transformers' names, old and new, of the two classes that a tokenizer may be of
 _T5 = ("T5Tokenizer", "T5TokenizerFast")
@@ -25,6 +32,11 @@ _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # keys with which a configuration asks for code that comes with it or from a hub
 _CODE = ("auto_map", "custom_pipelines")
 _KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+
+# More than any model has: of layers, of which each is made before a weight is read, and of anything
+# else that is counted, such as the words of a vocabulary.
+_MOST_LAYERS = 1_000
+_MOST = 10_000_000
 
 
 def _is_scheduler(library: str, name: str) -> bool:
@@ -104,8 +116,11 @@ def check_part(folder: Path) -> None:
         ModelError: it does, or a file of its own that says so cannot be read.
     """
     for name in ("config.json", "tokenizer_config.json"):
-        config = {} if folder.name == "transformer" else _read(folder / name)
+        config = _read(folder / name)
         place = f"{folder.parent} was refused: {folder.name}/{name}"
+        check_numbers(config, place)
+        if folder.name == "transformer":
+            continue
         for key in _CODE:
             if config.get(key):
                 raise ModelError(f"{place} asks for code of its own ({key}), which is never run")
@@ -120,6 +135,23 @@ def check_part(folder: Path) -> None:
                     f"{folder.parent} was refused: {folder.name}/{path.name} has weights in "
                     f"{_shown(file)}, which is no file beside it"
                 )
+
+
+def check_numbers(config: Mapping[str, Any], name: str) -> None:
+    """Refuse a configuration with numbers of which no model could be built in the end.
+
+    Args:
+        config: content of a ``config.json``.
+        name: of it, for the message.
+
+    Raises:
+        ModelError: one of its whole numbers is larger than any model's.
+    """
+    for key, value in config.items():
+        most = _MOST_LAYERS if "layers" in key or "blocks" in key else _MOST
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and number > most:
+                raise ModelError(f"{name} has {key} = {_shown(number)}, and {most} are the most")
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -31,7 +31,7 @@ from stillframe.backbones.finite import check_model
 from stillframe.backbones.fused.blocks import FusedBlocks
 from stillframe.backbones.fused.transformer import FusedTransformer, unsupported
 from stillframe.backbones.meter import typed
-from stillframe.backbones.model_folder import check_part
+from stillframe.backbones.model_folder import check_numbers, check_part
 from stillframe.errors import ModelError
 from stillframe.turns import model_turn
 
@@ -59,6 +59,7 @@ def empty_transformer(config: Mapping[str, Any]) -> WanTransformer3DModel:
     Raises:
         ModelError: if it is another model's, or has values that no model can be built from.
     """
+    check_numbers(config, "the configuration")
     for name in _NEEDED:
         value = config.get(name)
         if value is None:

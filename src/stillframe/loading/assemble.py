@@ -22,7 +22,7 @@ from torch import nn
 
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.finite import check_model
-from stillframe.backbones.model_folder import check_part
+from stillframe.backbones.model_folder import check_numbers, check_part
 from stillframe.backbones.wan import read_transformer
 from stillframe.engine.stream import StreamSettings
 from stillframe.errors import ModelError
@@ -88,9 +88,11 @@ class Source:
         """The configuration of one of the base's parts.
 
         Raises:
-            ModelError: it is not there, or is not JSON.
+            ModelError: it is not there, is not JSON, or has numbers that no model can have.
         """
-        return self.read(f"{part}/config.json")
+        config = self.read(f"{part}/config.json")
+        check_numbers(config, f"{self.base}/{part}/config.json")
+        return config
 
     def index(self) -> dict[str, Any]:
         """The base's ``model_index.json``.

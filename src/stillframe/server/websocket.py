@@ -121,7 +121,9 @@ class WebSocketTransport:
                 await self._socket.send_text(message)
             else:
                 await self._socket.send_bytes(message)
-        except WebSocketDisconnect as error:
+        # a RuntimeError is what uvicorn says once it has closed a socket by itself, for bytes
+        # that are no WebSocket's
+        except (WebSocketDisconnect, RuntimeError) as error:
             raise DisconnectedError from error
 
     async def close(self, error: Exception | None) -> None:
