@@ -10,7 +10,7 @@ demo: $(STAMP)  ## restyle a real clip in two styles; results in demo/
 	$(BIN)/stillframe demo --out demo
 
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
 
 test-installs: $(STAMP)  ## the wheel with the newest of everything, on every Python there is
 	VENV=$(VENV) .ci/installs

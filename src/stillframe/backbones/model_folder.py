@@ -118,7 +118,8 @@ def check_part(folder: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         config = _read(folder / name)
         place = f"{folder.parent} was refused: {folder.name}/{name}"
-        check_numbers(config, place)
+        if name == "config.json":  # the other has 10**30 for "no limit"
+            check_numbers(config, place)
         if folder.name == "transformer":
             continue
         for key in _CODE:
