@@ -24,6 +24,7 @@ from tests.published import base_folder, publish
 from tests.test_models import refused, run
 from transformers import AutoTokenizer, T5TokenizerFast
 
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.model_folder import check_links, load_tokenizer
 from stillframe.errors import ModelError
 from stillframe.loading.assemble import Task
@@ -208,6 +209,15 @@ def test_no_model_is_begun_that_could_not_be_built(
     (number,) = fields.values()
     with pytest.raises(ModelError, match=rf"{part}/config.json has \w+ = {number}, and 1\d+ are"):
         load_pipeline(str(folder), device="cpu", vae="full")
+
+
+@pytest.mark.parametrize("fields", [{"latents_mean": [0.0] * 99}, {"latents_std": [1.0] * 99}])
+def test_statistics_of_latents_fit_the_latents(folder: Path, fields: dict[str, Any]) -> None:
+    change(folder / "vae" / "config.json", **fields)
+    with pytest.raises(ModelError):
+        load_pipeline(str(folder), device="cpu", vae="full")
+    with pytest.raises(ValueError, match="needs a number for each of 4 latent channels, got"):
+        TinyVideoAutoencoder(latent_channels=4, **fields)
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])

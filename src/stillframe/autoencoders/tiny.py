@@ -208,6 +208,12 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
                 f"spatial_stages must be 0 to 3 and patch_size at least 1, "
                 f"got {spatial_stages} and {patch_size}"
             )
+        for name, numbers in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+            if numbers and len(numbers) != latent_channels:
+                raise ValueError(
+                    f"{name} needs a number for each of {latent_channels} latent channels, "
+                    f"got {len(numbers)}"
+                )
         shape = (latent_channels, patch_size, spatial_stages)
         self.encoder = _build_encoder(encoder_channels, *shape)
         self.decoder = _build_decoder(decoder_channels, *shape)

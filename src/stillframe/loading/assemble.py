@@ -330,10 +330,14 @@ def _planned(
 
 @contextmanager
 def _well_typed(name: str) -> Iterator[None]:
-    """What arithmetic fails with on a configuration of texts, lists and absurd numbers."""
+    """What arithmetic fails with on a configuration of texts, lists and absurd numbers.
+
+    A RuntimeError is torch's for sizes that do not fit together; nothing runs on a device here.
+    """
+    wrong = (TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RuntimeError)
     try:
         yield
-    except (TypeError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+    except wrong as error:
         raise ModelError(
             f"{name} has a configuration with values of the wrong kind or size"
         ) from error
