@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors import safe_open
+from tests import tiny
 from tests.hub_fixtures import (
     Asker,
     Hub,
@@ -129,6 +131,7 @@ def test_code_of_a_folder_is_never_run_nor_asked_about(
         ("text_encoder", ["spilt_module", "UMT5EncoderModel"]),
         ("transformer", ["diffusers", "OnnxRuntimeModel"]),
         ("vae", ["stillframe_autoencoder", "TinyVideoAutoencoder"]),
+        ("vae", ["stillframe.elsewhere", "TinyVideoAutoencoder"]),
         ("scheduler", ["subprocess", "Popen"]),
         ("_class_name", ["mine", "Mine"]),
     ],
@@ -171,6 +174,28 @@ def test_a_repository_of_a_hub_is_checked_before_it_is_loaded(
 def test_trusting_code_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="never run"):
         CausalWanPipeline.from_pretrained(folder, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_folder_of_an_earlier_version_is_the_same_model(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """Folders say in which module the tiny autoencoder is, and it has moved."""
+    tiny.pipeline().save_pretrained(tmp_path / "now")
+    index = tmp_path / "now" / "model_index.json"
+    assert json.loads(index.read_text())["vae"][0] == "stillframe.autoencoders.tiny"
+    shutil.copytree(tmp_path / "now", tmp_path / "then")
+    change(
+        tmp_path / "then" / "model_index.json",
+        vae=["stillframe.autoencoder", "TinyVideoAutoencoder"],
+    )
+    now, then = (
+        CausalWanPipeline.from_pretrained(tmp_path / name, dtype=dtype).vae.state_dict()
+        for name in ("now", "then")
+    )
+    assert now.keys() == then.keys()
+    assert all(torch.equal(now[key], then[key]) for key in now)
+    assert next(iter(then.values())).dtype == dtype
 
 
 @pytest.mark.parametrize("name", ["T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import socket
 import struct
@@ -168,6 +169,42 @@ def test_a_send_that_ends_as_the_client_goes_keeps_no_seat(pipe: Any) -> None:
             return [await gone_while_sending(app, ticks) for ticks in range(-8, 9)]
 
     assert asyncio.run(run()) == [0] * 17
+
+
+async def closed_by_the_server(app: FastAPI) -> None:
+    """A session whose socket the server has closed by itself, as uvicorn does for broken bytes."""
+    said = [{"type": "websocket.connect"}]
+    said += [{"type": "websocket.receive", "text": json.dumps(HELLO)}]
+    gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def receive() -> dict[str, Any]:
+        if not said:
+            await gone
+        return said.pop(0)
+
+    async def send(message: Any) -> None:
+        if message["type"] == "websocket.send":
+            raise RuntimeError("Unexpected ASGI message 'websocket.send', after a close")
+
+    state = app.state.server
+    scope = {"type": "websocket", "headers": [], "path": "/live", "extensions": {}}
+    async with asyncio.timeout(WAIT):
+        accepted = WebSocket(scope, receive, send)
+        await accepted.accept()
+        await ClientSession(WebSocketTransport(accepted, state), state).run()
+    assert (state.open_sessions.open, state.sessions) == (0, {})
+
+
+def test_a_socket_that_the_server_closed_by_itself_is_no_fault(
+    pipe: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> None:
+        app = create_app(pipe)
+        async with app.state.server.running():
+            await closed_by_the_server(app)
+
+    asyncio.run(run())
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 # in every way, at any moment

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import resource
 import time
 from collections.abc import Iterator
@@ -90,12 +89,8 @@ def _splice(data: bytes, other: bytes, rng: Rng) -> bytes:
 _KINDS = (_flip, _number, _number, _cut, _drop, _repeat, _swap, _noise, _splice)
 
 
-# a decoder has a picture in work for each of its threads, of which there are 16 at most
-_KILOBYTES = 600_000 + 60_000 * max(min(os.cpu_count() or 1, 16) - 2, 0)
-
-
 @contextmanager
-def held(name: str, folder: Path, seconds: float, kilobytes: int = _KILOBYTES) -> Iterator[None]:
+def held(name: str, folder: Path, seconds: float, kilobytes: int = 600_000) -> Iterator[None]:
     """One case: its time and memory are bounded, and a failure says its name.
 
     Whatever was written beside what was there before must be whole: nothing unfinished stays.

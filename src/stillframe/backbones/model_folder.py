@@ -22,6 +22,7 @@ __all__ = [
     "check_links",
     "check_numbers",
     "check_part",
+    "is_of_earlier_version",
     "load_tokenizer",
 ]
 
@@ -38,13 +39,16 @@ _KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation
 _MOST_LAYERS = 1_000
 _MOST = 10_000_000
 
+# where folders say that `TinyVideoAutoencoder` is, and where those of earlier versions do
+_OWN_VAE, _OLD_VAE = "stillframe.autoencoders.tiny", "stillframe.autoencoder"
+
 
 def _is_scheduler(library: str, name: str) -> bool:
     return library == "diffusers" and name.endswith("Scheduler")
 
 
 def _is_vae(library: str, name: str) -> bool:
-    own = library.startswith("stillframe.") and name == "TinyVideoAutoencoder"
+    own = library in (_OWN_VAE, _OLD_VAE) and name == "TinyVideoAutoencoder"
     return own or (library, name) == ("diffusers", "AutoencoderKLWan")
 
 
@@ -104,6 +108,11 @@ def check_classes(folder: Path, given: Container[str] = ()) -> None:
             _tokenizer_class(folder)
         except ModelError as error:
             raise ModelError(f"{folder} was refused: {error}") from error
+
+
+def is_of_earlier_version(folder: Path) -> bool:
+    """Whether ``model_index.json`` has the autoencoder's class where earlier versions had it."""
+    return _read(folder / "model_index.json").get("vae") == [_OLD_VAE, "TinyVideoAutoencoder"]
 
 
 def check_part(folder: Path) -> None:

@@ -21,8 +21,9 @@ from torch import nn
 
 from stillframe.autoencoders.streaming import open_autoencoder, timeline_of
 from stillframe.autoencoders.timeline import Timeline
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.finite import check_model
-from stillframe.backbones.model_folder import check_classes
+from stillframe.backbones.model_folder import check_classes, is_of_earlier_version
 from stillframe.backbones.wan import WanDenoiser
 from stillframe.errors import ModelError
 from stillframe.models import bundled_models
@@ -87,10 +88,15 @@ class SettableParts(DiffusionPipeline):
             )
         if folder.is_dir() and not (folder / "model_index.json").is_file():
             raise ModelError(f"{name} is not a model: the folder has no model_index.json")
+        made = {}
         if folder.is_dir():
             check_classes(folder, options)
+            if "vae" not in options and is_of_earlier_version(folder):
+                # diffusers would look for a module that is no more
+                dtype = options.get("dtype", options.get("torch_dtype"))
+                made["vae"] = TinyVideoAutoencoder.from_pretrained(folder / "vae", dtype=dtype)
         place = str(folder) if folder.is_dir() else name
-        pipe: Self = super().from_pretrained(place, **options)
+        pipe: Self = super().from_pretrained(place, **options, **made)
         quantised = "quantization_config" in options
         for part, model in pipe.components.items():
             if isinstance(model, nn.Module) and part not in options and not quantised:
