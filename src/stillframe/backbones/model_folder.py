@@ -17,6 +17,7 @@ from typing import Any
 from stillframe.errors import ModelError
 
 __all__ = [
+    "OLD_VAE",
     "check_classes",
     "check_file",
     "check_links",
@@ -39,8 +40,10 @@ _KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation
 _MOST_LAYERS = 1_000
 _MOST = 10_000_000
 
-# where folders say that `TinyVideoAutoencoder` is, and where those of earlier versions do
-_OWN_VAE, _OLD_VAE = "stillframe.autoencoders.tiny", "stillframe.autoencoder"
+_OWN_VAE = "stillframe.autoencoders.tiny"
+
+#: The module that `TinyVideoAutoencoder` was in when earlier versions wrote folders.
+OLD_VAE = "stillframe.autoencoder"
 
 
 def _is_scheduler(library: str, name: str) -> bool:
@@ -48,7 +51,7 @@ def _is_scheduler(library: str, name: str) -> bool:
 
 
 def _is_vae(library: str, name: str) -> bool:
-    own = library in (_OWN_VAE, _OLD_VAE) and name == "TinyVideoAutoencoder"
+    own = library in (_OWN_VAE, OLD_VAE) and name == "TinyVideoAutoencoder"
     return own or (library, name) == ("diffusers", "AutoencoderKLWan")
 
 
@@ -112,7 +115,7 @@ def check_classes(folder: Path, given: Container[str] = ()) -> None:
 
 def is_of_earlier_version(folder: Path) -> bool:
     """Whether ``model_index.json`` has the autoencoder's class where earlier versions had it."""
-    return _read(folder / "model_index.json").get("vae") == [_OLD_VAE, "TinyVideoAutoencoder"]
+    return _read(folder / "model_index.json").get("vae") == [OLD_VAE, "TinyVideoAutoencoder"]
 
 
 def check_part(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import Parameter, signature
@@ -23,7 +24,7 @@ from stillframe.autoencoders.streaming import open_autoencoder, timeline_of
 from stillframe.autoencoders.timeline import Timeline
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.finite import check_model
-from stillframe.backbones.model_folder import check_classes, is_of_earlier_version
+from stillframe.backbones.model_folder import OLD_VAE, check_classes, is_of_earlier_version
 from stillframe.backbones.wan import WanDenoiser
 from stillframe.errors import ModelError
 from stillframe.models import bundled_models
@@ -88,15 +89,13 @@ class SettableParts(DiffusionPipeline):
             )
         if folder.is_dir() and not (folder / "model_index.json").is_file():
             raise ModelError(f"{name} is not a model: the folder has no model_index.json")
-        made = {}
         if folder.is_dir():
             check_classes(folder, options)
-            if "vae" not in options and is_of_earlier_version(folder):
-                # diffusers would look for a module that is no more
-                dtype = options.get("dtype", options.get("torch_dtype"))
-                made["vae"] = TinyVideoAutoencoder.from_pretrained(folder / "vae", dtype=dtype)
+            if is_of_earlier_version(folder):
+                # diffusers takes classes from modules that are imported already
+                sys.modules.setdefault(OLD_VAE, sys.modules[TinyVideoAutoencoder.__module__])
         place = str(folder) if folder.is_dir() else name
-        pipe: Self = super().from_pretrained(place, **options, **made)
+        pipe: Self = super().from_pretrained(place, **options)
         quantised = "quantization_config" in options
         for part, model in pipe.components.items():
             if isinstance(model, nn.Module) and part not in options and not quantised:
