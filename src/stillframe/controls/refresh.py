@@ -24,25 +24,10 @@ from stillframe.controls.base import (
     register,
 )
 from stillframe.options import Option
+from stillframe.tokens.turns import places_in_turn
 from stillframe.untrusted.numbers import check_number
 
-__all__ = ["Refresh", "Refreshing", "refresh_phases"]
-
-# steps along x and y of the R2 sequence (M. Roberts, 2018): 1/g and 1/g^2, g^3 = g + 1. Places
-# whose values are near each other lie far apart, so each R-th of them covers the picture evenly.
-_STEPS = (0.7548776662466927, 0.5698402909980532)
-
-
-def refresh_phases(height: int, width: int, blocks: int) -> Tensor:
-    """In which of ``blocks`` blocks each place is due: (h*w,) int64, 0 to ``blocks - 1``.
-
-    Every block has ``floor`` or ``ceil`` of h*w / blocks places.
-    """
-    y = torch.arange(height, dtype=torch.float64).view(-1, 1)
-    x = torch.arange(width, dtype=torch.float64)
-    value = ((y + 1) * _STEPS[1] + (x + 1) * _STEPS[0]).frac().flatten()
-    rank = value.argsort(stable=True).argsort()
-    return rank * blocks // len(rank)
+__all__ = ["Refresh", "Refreshing"]
 
 
 @register("refresh")
@@ -96,7 +81,7 @@ class Refreshing(RunningControl[Refresh]):
         if self._number == 0:
             rows, _, height, width = block.shape
             device = block.tokens.device
-            phases = refresh_phases(height, width, self.control.blocks)
+            phases = places_in_turn(height, width, self.control.blocks)
             self._phases = phases.view(height, width).to(device)
             self.age = torch.zeros(rows, height * width, dtype=torch.int32, device=device)
             self._oldest = torch.zeros((), dtype=torch.int32, device=device)

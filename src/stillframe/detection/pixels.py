@@ -27,7 +27,7 @@ by itself and by frames up to its own, so a stream and a file give the same mask
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,10 @@ __all__ = [
     "VisibleMask",
     "VisibleScore",
     "appearance",
+    "cells_of",
     "changed",
+    "difference",
+    "enlarged",
     "sensor_noise",
 ]
 
@@ -167,6 +170,13 @@ class VisibleChange:
         self._step = faster(self._measured)
         return self
 
+    @property
+    def noise(self) -> Tensor:
+        """(B,) variance of a pixel that noise excuses, as of the last call; the least of the latest
+        blocks."""
+        assert self._memory is not None
+        return self._memory[0].amin(1).clamp(max=_most_noise(self.tolerance))
+
     def __call__(self, block: SourceBlock) -> Tensor:
         """Change in units of the tolerance, (B, S, S, h, w).
 
@@ -229,53 +239,64 @@ class VisibleChange:
             memory = [fresh.expand(-1, _BLOCKS)]
         recent = torch.cat([memory[0][:, 1:], fresh], 1)
         noise = recent.amin(1).clamp(max=_most_noise(self.tolerance))
+        pair_noise = [scale * noise.view(-1, 1, 1, 1) for scale in (2 / now.shape[2], 2)]
         means = torch.cat([levels[:, :1], now.mean(2)], 1)
         lasts = torch.cat([levels[:, 1:2], now[:, :, -1]], 1)
-        side = math.gcd(_CELL, *size)
-        cells, last_cells = _pooled(now, side), _pooled(lasts, side)
+        cells, last_cells = cells_of(now, size), cells_of(lasts, size)
         rows = []
         for a in range(count):
             frames = means[:, a + 1 :] - means[:, a : a + 1]
             shown = cells[:, a:] - last_cells[:, a : a + 1].unsqueeze(2)
-            change = self._pair(frames, shown, noise.view(-1, 1, 1, 1), size, now.shape[2])
+            change = difference(frames, shown, pair_noise, size, self.tolerance)
             rows.append(F.pad(change, (0, 0, 0, 0, a, 0)))
         return torch.stack(rows, 1), [recent]
 
-    def _pair(
-        self, frames: Tensor, shown: Tensor, noise: Tensor, patch: tuple[int, int], times: int
-    ) -> Tensor:
-        """Largest of the measures over their limits.
 
-        Args:
-            frames: (B, F, 3, H, W) differences of means.
-            shown: (B, F, t, 3, H', W') differences of cells, frame by frame.
-            noise: (B, 1, 1, 1) variance of a pixel.
-            patch: pixels of a patch.
-            times: t.
+def cells_of(pixels: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Means of the cells that measures are taken over, (..., H', W') of (..., H, W) pixels."""
+    return _pooled(pixels, math.gcd(_CELL, *patch))
 
-        Returns:
-            (B, F, h, w).
-        """
-        side = math.gcd(_CELL, *patch)
-        in_cells = patch[0] // side, patch[1] // side
-        mean_noise, area = 2 * noise / times, side * side
-        square = _pooled(frames.square().mean(2, keepdim=True), patch).squeeze(2)
-        cell = _pooled(frames, side)
-        light = _pooled(cell.mean(2, keepdim=True), in_cells).squeeze(2).abs()
-        flat = shown.flatten(2, 3).abs()
-        shown_square = _pooled(shown.square().mean(3), in_cells).amax(2)
-        one_cell, frame_cell = mean_noise / area, 2 * noise / area
-        measures = (
-            (square - mean_noise).clamp(min=0).sqrt(),
-            (_largest(cell.abs(), in_cells) - _CELL_SPREAD * one_cell.sqrt()) / _CELL_LIMIT,
-            (light - _CELL_SPREAD * (mean_noise / (3 * patch[0] * patch[1])).sqrt()) / _LIGHT_LIMIT,
-            (shown_square - frame_cell).clamp(min=0).sqrt() / _FRAME_LIMIT,
-            (_largest(flat, in_cells) - _CELL_SPREAD * frame_cell.sqrt()) / _FRAME_CELL_LIMIT,
-        )
-        worst = measures[0]
-        for measure in measures[1:]:
-            worst = torch.maximum(worst, measure)
-        return worst / self.tolerance
+
+def difference(
+    mean: Tensor,
+    shown: Tensor,
+    noise: Sequence[Tensor],
+    patch: tuple[int, int],
+    tolerance: float,
+) -> Tensor:
+    """How far patches are from what would stand in for them: the largest measure over its limit.
+
+    Args:
+        mean: (B, F, 3, H, W) differences of means of pixel frames, in grey levels.
+        shown: (B, F, t, 3, H', W') differences of cells, frame by frame.
+        noise: variance of a pixel of ``mean``, and of one of a single frame's difference; (B, 1, 1,
+            1) each.
+        patch: pixels of a patch.
+        tolerance: grey levels.
+
+    Returns:
+        (B, F, h, w), in units of the tolerance.
+    """
+    side = math.gcd(_CELL, *patch)
+    in_cells = patch[0] // side, patch[1] // side
+    mean_noise, area = noise[0], side * side
+    square = _pooled(mean.square().mean(2, keepdim=True), patch).squeeze(2)
+    cell = _pooled(mean, side)
+    light = _pooled(cell.mean(2, keepdim=True), in_cells).squeeze(2).abs()
+    flat = shown.flatten(2, 3).abs()
+    shown_square = _pooled(shown.square().mean(3), in_cells).amax(2)
+    one_cell, frame_cell = mean_noise / area, noise[1] / area
+    measures = (
+        (square - mean_noise).clamp(min=0).sqrt(),
+        (_largest(cell.abs(), in_cells) - _CELL_SPREAD * one_cell.sqrt()) / _CELL_LIMIT,
+        (light - _CELL_SPREAD * (mean_noise / (3 * patch[0] * patch[1])).sqrt()) / _LIGHT_LIMIT,
+        (shown_square - frame_cell).clamp(min=0).sqrt() / _FRAME_LIMIT,
+        (_largest(flat, in_cells) - _CELL_SPREAD * frame_cell.sqrt()) / _FRAME_CELL_LIMIT,
+    )
+    worst = measures[0]
+    for measure in measures[1:]:
+        worst = torch.maximum(worst, measure)
+    return worst / tolerance
 
 
 def changed(change: Tensor, limit: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
@@ -312,12 +333,13 @@ class VisibleMask:
         self.change = VisibleChange(tolerance)
 
     def __call__(self, block: SourceBlock) -> Tensor:
-        """(B, S, h, w) bool, true where the token must be computed.
+        """(B, S, h, w) bool, true where the token must be computed, wherever its content is now.
 
         A block of which next to nothing could be reused is computed whole: leaving out less than a
         twentieth takes longer than it saves.
         """
-        keep = self.change.mask(block)
+        followed = block.motion
+        keep = self.change.mask(block) if followed is None else followed.mask(block.leniency)
         nearly = keep.sum((1, 2, 3), keepdim=True) > _NEARLY * keep[0].numel()
         return keep | nearly
 
@@ -339,13 +361,15 @@ class VisibleScore:
         times as high computes. Found on a ladder of tolerances, a fourth of a doubling apart;
         between two rungs by the change itself.
         """
-        change = self.change(block)
+        followed = block.motion
+        change = self.change(block) if followed is None else followed.changed()
         rungs = change.new_tensor(_LADDER)
         keep, differences = changed(change.unsqueeze(0), rungs.view(-1, 1, 1, 1))
         above = torch.cat([rungs[1:], rungs.new_tensor([float("inf")])]).view(-1, 1, 1, 1, 1)
         found = torch.where(keep, torch.minimum(differences, above), 0.0)
         lowest = differences[0].clamp(max=_LADDER[0])
-        return torch.maximum(found.amax(0), lowest)
+        score = torch.maximum(found.amax(0), lowest)
+        return score if followed is None else torch.minimum(score, followed.score())
 
 
 def appearance(pixels: Tensor, block: SourceBlock) -> Tensor:

@@ -13,12 +13,13 @@ the two meet. Nothing old is mixed into new pixels: what moves leaves no trace.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stillframe.detection.motion import LONGEST, Settled, Snapshots, pasted
 from stillframe.detection.pixels import enlarged
 from stillframe.kernels.graphs import Graphs
 
@@ -31,18 +32,20 @@ _CELL = 4  # pixels a side, in whose means differences are taken and spread
 _CELLS = 2  # on either side of a cell, over which they are
 
 
-def meet(new: Tensor, shown: Tensor, reused: Tensor) -> Tensor:
+def meet(new: Tensor, shown: Tensor, reused: Tensor, held: Tensor | None = None) -> Tensor:
     """New pictures, moved so that they meet what is shown.
 
     Args:
         new, shown: (B, T, 3, H, W) in [0, 1].
         reused: (B, H, W) bool, where ``shown`` stays.
+        held: the same, where it shows what ``new`` does; None: everywhere.
 
     Returns:
         (B, T, 3, H, W): ``shown`` where it stays, else ``new``, moved within `REACH` of that.
     """
     mask = reused.unsqueeze(1).unsqueeze(1)
-    known, side = mask.to(new.dtype), math.gcd(_CELL, *new.shape[-2:])
+    same = mask if held is None else held.unsqueeze(1).unsqueeze(1)
+    known, side = same.to(new.dtype), math.gcd(_CELL, *new.shape[-2:])
     weight = _spread(known, side)
     difference = _spread((shown - new) * known, side) / weight.clamp(min=1e-4)
     # of the cells around the first one beside a straight border, 2 of 5 columns are old
@@ -63,14 +66,17 @@ class ShownPictures:
 
     Args:
         temporal: pixel frames of a latent frame.
+        block_frames: latent frames of a block.
         graphs: whether to make a CUDA graph of the work, which is many small kernels.
     """
 
-    def __init__(self, temporal: int, graphs: bool = False) -> None:
+    def __init__(self, temporal: int, block_frames: int, graphs: bool = False) -> None:
         self._temporal = temporal
+        self._count = LONGEST + block_frames + 1
         self._shown: Tensor | None = None
         self._graphs = Graphs() if graphs else None
         self._buffers: dict[Hashable, list[Tensor]] = {}
+        self._snapshots: list[Snapshots] = []
 
     def compose(
         self,
@@ -79,6 +85,7 @@ class ShownPictures:
         whole: bool,
         lacking: int = 0,
         untouched: Tensor | None = None,
+        settled: Sequence[Settled] | None = None,
     ) -> Tensor:
         """Pictures of the next block.
 
@@ -88,6 +95,7 @@ class ShownPictures:
             whole: whether all of it is true, so that nothing stays.
             lacking: pixel frames by which the block is short in front.
             untouched: (B, S, h, w) bool, where pictures stay as they are decoded.
+            settled: where what is not computed came from, of each video; None: its place.
 
         Returns:
             (B, T, 3, H, W).
@@ -95,8 +103,9 @@ class ShownPictures:
         if not frames.shape[1]:
             return frames
         if not whole and self._shown is not None:
-            if self._graphs is None or untouched is not None:
-                frames = self._composed(self._shown, frames, keep, lacking, untouched)
+            if self._graphs is None or untouched is not None or settled is not None:
+                given = self._shown, frames, keep, lacking, untouched, settled
+                frames = self._composed(*given)
             else:
                 frames = self._replayed(self._graphs, self._shown, frames, keep, lacking)
         self._shown = frames[:, -1:].clone()
@@ -121,7 +130,10 @@ class ShownPictures:
         keep: Tensor,
         lacking: int,
         untouched: Tensor | None,
+        settled: Sequence[Settled] | None = None,
     ) -> Tensor:
+        if settled is not None:
+            self._remember(settled[0].first - 1, shown[:, -1])
         patch = frames.shape[-2] // keep.shape[-2], frames.shape[-1] // keep.shape[-1]
         parts, end = [], frames.shape[1]
         for t, computed in enumerate(keep.unbind(1)):
@@ -130,10 +142,37 @@ class ShownPictures:
             if not new.shape[1]:
                 continue
             free = computed if untouched is None else computed | untouched[:, t]
-            met = meet(new, shown.expand_as(new), ~enlarged(free, patch))
+            stays, held = shown.expand_as(new), None
+            if settled is not None:
+                stays = self._moved(stays, settled, t)
+                moved = torch.stack([found.moved[t] for found in settled])
+                held = enlarged(~(free | moved), patch)
+            met = meet(new, stays, ~enlarged(free, patch), held)
             if untouched is not None:
                 left = enlarged(untouched[:, t], patch).unsqueeze(1).unsqueeze(1)
                 met = torch.where(left, new, met)
             parts.append(met)
             shown = parts[-1][:, -1:]
+            if settled is not None:
+                self._remember(settled[0].first + t, shown[:, -1])
         return torch.cat(parts, 1)
+
+    def _remember(self, number: int, pictures: Tensor) -> None:
+        """Keep what a latent frame ended with, (B, 3, H, W)."""
+        if not self._snapshots:
+            self._snapshots = [Snapshots(x.float(), self._count) for x in pictures]
+        for snapshots, picture in zip(self._snapshots, pictures, strict=True):
+            snapshots.put(number, picture.float())
+
+    def _moved(self, shown: Tensor, settled: Sequence[Settled], t: int) -> Tensor:
+        """Pictures (B, t, 3, H, W) with the patches that moved in a latent frame."""
+        rows = []
+        for row, snapshots, found in zip(shown, self._snapshots, settled, strict=True):
+            patches = found.patches[t]
+            if not len(patches.index):
+                rows.append(row)
+                continue
+            sampled = snapshots.sample(patches.numbers, patches.places)[:, : len(row)]
+            sides = found.moved.shape[1:]
+            rows.append(pasted(row, sides, patches.index, sampled.clamp(0, 1)))
+        return torch.stack(rows)

@@ -13,9 +13,12 @@ from stillframe.attention.block import BlockAttention
 from stillframe.attention.cache import CacheShape, KeyValueCache
 from stillframe.backbones.base import Backbone, FusedPasses
 from stillframe.detection.capture import captured
-from stillframe.detection.pixels import Anchors
+from stillframe.detection.motion import Motion, Settled
+from stillframe.detection.pixels import Anchors, VisibleChange
 from stillframe.engine.compose import ShownPictures
+from stillframe.engine.results import Results
 from stillframe.engine.settings import StreamSettings
+from stillframe.kernels.graphs import CapturedStep
 from stillframe.methods import Method, Selector
 from stillframe.recovery import Recovery, RecoverySetup, find_recovery
 from stillframe.tokens.grid import Grid
@@ -66,7 +69,10 @@ class StreamState:
         self.merger = method.merger(MergeSetup(self.grid, len(settings.sigmas), device))
         self.fused = self._fused()
         self.anchors = Anchors()
-        self.shown = ShownPictures(temporal, graphs=self._captures)
+        self.shown = ShownPictures(temporal, frames, graphs=self._captures)
+        self.results = Results(self.grid, backbone.patch)
+        self.motion = self._motion(method)
+        self.settled: list[Settled] | None = None
         #: (C, C) see `streaming.StreamingAutoencoder.channel_gains`; None until they are wanted.
         self.gains: Tensor | None = None
         self._visible = method.visible
@@ -85,6 +91,9 @@ class StreamState:
         tolerance, trim = method.match
         setup = replace(before, steps=steps, tolerance=tolerance, trim=trim)
         self.select = self._selector(method)
+        if self.motion is not None and self.anchors.pixels is not None:
+            self.anchors.pixels = self.motion.release(self.anchors.pixels)
+        self.motion = self._motion(method)
         self.merger = method.merger(MergeSetup(self.grid, steps, before.device))
         # what a store's entries were computed from is compared in other units
         same = method.visible == self._visible or not recovery.compares
@@ -99,6 +108,12 @@ class StreamState:
     def _selector(self, method: Method) -> Selector:
         select = method.selector()
         return captured(select) if self._captures else select
+
+    def _motion(self, method: Method) -> Motion | None:
+        if method.motion == "off":
+            return None
+        change = VisibleChange(method.match[0])
+        return Motion(method.motion, change.captured(CapturedStep) if self._captures else change)
 
     @property
     def _captures(self) -> bool:

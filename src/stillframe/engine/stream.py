@@ -21,6 +21,7 @@ from stillframe.autoencoders.streaming import StreamingAutoencoder
 from stillframe.backbones.base import Backbone, TextCache
 from stillframe.controls import Controls, ControlState, StreamFacts, Timing
 from stillframe.detection.frames import PixelBlocks
+from stillframe.detection.motion import Settled
 from stillframe.detection.pixels import appearance
 from stillframe.detection.staleness import Staleness
 from stillframe.engine.inputs import Generators, check_generators, read_frames
@@ -262,7 +263,8 @@ class EditStream:
         # what lies around a region that alone is edited shows its source
         source = None if self.control_state is None else self.control_state.unedited(keep)
         lacking = self._autoencoder.timeline.missing_frames if self.blocks == 0 else 0
-        return state.shown.compose(frames, keep, plan.everything, lacking, source)
+        given = plan.everything, lacking, source, state.settled
+        return state.shown.compose(frames, keep, *given)
 
     def _obey(self, controls: ControlState, source: Tensor, latents: Tensor) -> None:
         """Make the coming block whole, and forget what came before, if the controls say so."""
@@ -291,8 +293,9 @@ class EditStream:
             return plan
         block = SourceBlock(by_frame, state.source, state.reference, grid, pixels)
         block = self._seen(state, block)
+        block = self._followed(state, block, whole)
         keep = self._mask(state, block, whole).flatten(2)
-        plan = plan_tokens(torch.ones_like(keep) if whole else keep)
+        plan = self._settled(state, block, torch.ones_like(keep) if whole else keep)
         state.attention.merger = None if whole else state.merger
         if state.attention.merger is not None:
             state.attention.merger.begin_block(block)
@@ -301,6 +304,31 @@ class EditStream:
         shown = restore(source, state.reference, plan.provider)
         state.reference = shown[:, -grid.frame_tokens :]
         self._note(state, pixels, plan)
+        return plan
+
+    def _followed(self, state: StreamState, block: SourceBlock, whole: bool) -> SourceBlock:
+        """A block with what tells where its patches came from, unless that is not asked for."""
+        if state.motion is None or whole or block.pixels is None or block.anchor is None:
+            return block
+        state.motion.begin(block)
+        return block._replace(motion=state.motion)
+
+    def _settled(self, state: StreamState, block: SourceBlock, keep: Tensor) -> Plan:
+        """The plan of a block of which (B, S, N) are computed; where the others came from."""
+        state.settled = None
+        if block.motion is None:
+            if state.motion is not None:
+                state.motion.forget()
+            return plan_tokens(keep)
+        assert state.motion is not None
+        settled = state.motion.settle(keep)
+        moved = any(len(patches.index) for found in settled for patches in found.patches)
+        origin = torch.stack([found.origin for found in settled]) if moved else None
+        plan = plan_tokens(keep, origin)
+        if plan.everything:
+            state.motion.forget()
+        else:
+            state.settled = settled
         return plan
 
     def _seen(self, state: StreamState, block: SourceBlock) -> SourceBlock:
@@ -323,10 +351,21 @@ class EditStream:
             return
         keep = plan.keep.unflatten(2, (state.grid.height, state.grid.width))
         stale = state.anchors.advance(pixels, keep)
+        if state.settled is not None:
+            stale = self._note_moved(state, state.settled, stale)
         if not plan.everything:
             self.staleness.add(stale, keep)
         if self.control_state is not None:
             self.control_state.block.staleness = stale
+
+    def _note_moved(self, state: StreamState, settled: Sequence[Settled], stale: Tensor) -> Tensor:
+        """Staleness (B, S, h, w) with that of what moved."""
+        assert state.motion is not None
+        assert state.anchors.pixels is not None
+        away = torch.stack([found.moved | found.stuck for found in settled])
+        if bool(torch.stack([found.stuck[-1] for found in settled]).any()):
+            state.anchors.pixels = state.motion.anchored(settled, state.anchors.pixels)
+        return torch.where(away, torch.stack([found.stale for found in settled]), stale)
 
     def _mask(self, state: StreamState, block: SourceBlock, whole: bool) -> Tensor:
         """The keep mask (B, S, h, w) of a block that is not a first one."""
@@ -348,6 +387,8 @@ class EditStream:
         if plan.everything or state.result is None:
             return own
         with self.clock("context"):
+            if state.settled is not None:
+                return state.results.restore(own, state.result, plan.keep, state.settled)
             return restore(own, state.result, plan.provider)
 
     def _noise(self, latents: Tensor) -> list[Tensor]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from stillframe.tokens.grid import Grid
 
-__all__ = ["SourceBlock"]
+__all__ = ["Followed", "SourceBlock"]
+
+
+class Followed(Protocol):
+    """Patches that are followed where they go, see ``detection.motion``."""
+
+    def mask(self, limit: float) -> Tensor: ...
+
+    def score(self) -> Tensor: ...
+
+    def changed(self) -> Tensor: ...
 
 
 class SourceBlock(NamedTuple):
@@ -26,6 +36,7 @@ class SourceBlock(NamedTuple):
         look, look_anchor: (B, S, N, M) and (B, N, M) what patches look like, in grey levels, so
             that their root mean square difference is one that is seen.
         leniency: what a detector's limits are multiplied by.
+        motion: tells which patches are like others that lay elsewhere; None: places are compared.
     """
 
     tokens: Tensor
@@ -37,3 +48,4 @@ class SourceBlock(NamedTuple):
     look: Tensor | None = None
     look_anchor: Tensor | None = None
     leniency: float = 1.0
+    motion: Followed | None = None

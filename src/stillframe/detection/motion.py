@@ -1,0 +1,561 @@
+"""Motion: a patch that is elsewhere now is reused from there, as long as the source agrees.
+
+Beside the anchors of ``pixels``, which hold a place, a stream remembers *snapshots*: its source and
+what it showed at the end of each of the latest latent frames. For every pixel it knows which of
+them shows it first-hand and where, in fractions of a pixel. A patch that is computed or held at its
+place is shown by the newest snapshot, at its own place; of one that moved, optical flow tells where
+its pixels lay a latent frame ago, and they keep the snapshot and the place that they had there.
+So pixels are sampled once, from what was computed, and nothing blurs with time.
+
+Flow is not measured between frames of the source but from its frames to the picture that snapshots
+make up (`MotionTrack.picture`): what it misses in one latent frame it sees in the next one, so
+errors do not add up.
+
+A patch is reused from where it came from if its source, sampled the same way, looks like its source
+now: the measures and limits of ``pixels``, and every pixel frame by its own displacement. What is
+uncovered, enters the picture or changes while it moves is computed; so is what has been moved for
+`LONGEST` latent frames, or down to half as many by its place, and what grew or shrank by a fourth.
+
+With flow d from pixel x, q = x + d and r the pixel next to q, what is kept of a pixel is
+X'(x) = X(r) + (q - r), see docs/method.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stillframe.detection.flow import OpticalFlow, luma
+from stillframe.detection.pixels import VisibleChange, cells_of, difference, enlarged
+from stillframe.tokens.source import SourceBlock
+from stillframe.tokens.turns import places_in_turn
+
+__all__ = ["LONGEST", "Motion", "Moved", "Settled", "Snapshots", "pasted"]
+
+#: Latent frames that a patch may be moved for, at most.
+LONGEST = 20
+
+_MARGIN = 2  # rows around a snapshot, so that sampling does not reach into the next one
+_BEYOND = 2.0  # pixels beyond an edge, where it is repeated
+_SCALES = 0.8, 1.25
+# variance of the residual of a mean of four frames and of one frame, in that of a pixel: what is
+# sampled has its noise, too
+_NOISE = 1.25, 2.0
+_REACH = 1  # tokens around where a token came from, among which the one that it was is looked for
+_ELSEWHERE = 64.0  # distance, in tokens, of those that come from another snapshot
+
+
+class Snapshots:
+    """Pictures of the latest latent frames, to be sampled at places in fractions of a pixel.
+
+    Args:
+        like: (C, H, W), for their size, format and device.
+        count: so many are kept.
+    """
+
+    def __init__(self, like: Tensor, count: int) -> None:
+        channels, self._height, self._width = like.shape
+        self._count, self._stride = count, self._height + 2 * _MARGIN
+        self._pictures = like.new_zeros(1, channels, count * self._stride, self._width)
+
+    def put(self, number: int, picture: Tensor) -> None:
+        """Keep a picture (C, H, W) as that of a latent frame; the oldest one makes room."""
+        start = number % self._count * self._stride
+        padded = F.pad(picture.unsqueeze(0), (0, 0, _MARGIN, _MARGIN), mode="replicate")
+        self._pictures[:, :, start : start + self._stride] = padded
+
+    def sample(self, numbers: Tensor, places: Tensor) -> Tensor:
+        """Pictures at some places, by bicubic interpolation (a = -0.75), edges repeated.
+
+        Args:
+            numbers: (M, t, P, Q) latent frames.
+            places: (M, t, P, Q, 2) float32 (x, y) pixels.
+
+        Returns:
+            (M, t, C, P, Q).
+        """
+        count, times, rows, columns = numbers.shape
+        y = places[..., 1].clamp(0, self._height - 1)
+        y = y + (numbers % self._count * self._stride + _MARGIN)
+        size = places.new_tensor([self._width, self._pictures.shape[2]])
+        grid = (2 * torch.stack([places[..., 0], y], -1) + 1) / size - 1
+        sampled = F.grid_sample(
+            self._pictures,
+            grid.view(1, -1, columns, 2),
+            mode="bicubic",
+            padding_mode="border",
+            align_corners=False,
+        )
+        return sampled[0].view(-1, count, times, rows, columns).permute(1, 2, 0, 3, 4)
+
+
+class Moved(NamedTuple):
+    """Patches of a latent frame that are reused from where they came from.
+
+    Attributes:
+        index: (M,) int64 their places, in order.
+        numbers: (M, t, P, Q) int32 latent frame of the snapshot that shows each pixel of each pixel
+            frame.
+        places: (M, t, P, Q, 2) float32 where it does, (x, y).
+    """
+
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    numbers: Tensor
+    places: Tensor
+
+    def chosen(self, which: Tensor) -> Moved:
+        """Some of them, by a mask (M,)."""
+        return Moved(*(x[which] for x in self))
+
+    def centres(self, count: int) -> tuple[Tensor, Tensor]:
+        """Where squares of the patches came from, as of the last pixel frame.
+
+        Args:
+            count: squares along a side.
+
+        Returns:
+            latent frame (M, count, count), and place in units of a square, float32 (M, count,
+            count, 2).
+        """
+        sides = [size // count for size in self.numbers.shape[2:]]
+        rows, columns = (slice(side // 2, None, side) for side in sides)
+        last = self.places[:, -1, rows, columns]
+        middle, size = (last.new_tensor(x[::-1]) for x in ([side // 2 for side in sides], sides))
+        return self.numbers[:, -1, rows, columns], (last - middle) / size
+
+
+class Settled(NamedTuple):
+    """What became of a block's patches.
+
+    Attributes:
+        moved: (S, h, w) bool, reused from elsewhere.
+        stuck: (S, h, w) bool, neither computed nor like anything: what was shown there stays.
+        origin: (S, N) int64, see `Plan.origin`.
+        motion: (S, h, w, 2) float32 (x, y) pixels, from a patch to where it lay in the latent frame
+            before; 0 where it did not move.
+        stale: (S, h, w) float32 in grey levels where moved or stuck, see ``Anchors.advance``.
+        patches: those that moved, of each latent frame.
+        first: number of the first latent frame.
+    """
+
+    moved: Tensor
+    stuck: Tensor
+    origin: Tensor
+    motion: Tensor
+    stale: Tensor
+    patches: tuple[Moved, ...]
+    first: int
+
+
+class _Trace(NamedTuple):
+    """What is known of the pixels and tokens of a latent frame's end.
+
+    Attributes:
+        numbers: (H, W) int32 latent frame of the snapshot that shows each pixel first-hand.
+        places: (H, W, 2) float32 where it does, (x, y).
+        picture: (3, H, W) the source as snapshots make it up, in grey levels.
+        placed: (N,) bool, tokens that are anchored at their place.
+        frames, tokens: (N,) int64 latent frame and place of the token that each one's is.
+    """
+
+    numbers: Tensor
+    places: Tensor
+    picture: Tensor
+    placed: Tensor
+    frames: Tensor
+    tokens: Tensor
+
+
+class _Frame(NamedTuple):
+    """What became of a latent frame's patches, see `Settled`; (N,) each."""
+
+    keep: Tensor
+    held: Tensor
+    moved: Tensor
+    change: Tensor
+    stale: Tensor
+    motion: Tensor
+    origin: Tensor
+    patches: Moved
+
+
+class _Judged(NamedTuple):
+    """Patches that may have moved.
+
+    Attributes:
+        patches: where they would come from.
+        sampled: (M, 3, P, Q) the last pixel frame from there, in grey levels.
+        change: (M,) in units of the tolerance, infinite where nothing may be taken.
+        stale: (M,) in grey levels.
+        motion: (M, 2) pixels.
+    """
+
+    patches: Moved
+    sampled: Tensor
+    change: Tensor
+    stale: Tensor
+    motion: Tensor
+
+
+class _Video:
+    """Motion of one video of a stream."""
+
+    def __init__(self, motion: str, tolerance: float, like: Tensor, shape: tuple[int, ...]) -> None:
+        frames, height, width = shape
+        self._flow, self._tolerance = OpticalFlow(motion), tolerance
+        self.sides = height, width
+        self._patch = like.shape[-2] // height, like.shape[-1] // width
+        self._snapshots = Snapshots(like, LONGEST + frames + 1)
+        device = like.device
+        y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in like.shape[-2:])
+        self._here = torch.stack(torch.broadcast_tensors(x, y.unsqueeze(1)), -1).contiguous()
+        self._own = torch.arange(height * width, device=device)
+        half = LONGEST // 2
+        self._longest = half + places_in_turn(height, width, half + 1).to(device)
+        self.trace: _Trace | None = None
+        self.number = 1
+
+    def start(self, anchor: Tensor) -> _Trace:
+        """The latent frame before the coming block; without a trace everything is at its place."""
+        if self.trace is None:
+            number = torch.full_like(self._here[..., 0], self.number - 1, dtype=torch.int32)
+            held = torch.ones_like(self._own, dtype=torch.bool)
+            before = torch.full_like(self._own, self.number - 1)
+            self.trace = _Trace(number, self._here, anchor[1] * 255, held, before, self._own)
+        self._snapshots.put(self.number - 1, self.trace.picture)
+        return self.trace
+
+    def follow(
+        self, change: Tensor, pixels: Tensor, noise: Tensor, limit: float, keep: Tensor | None
+    ) -> tuple[list[_Frame], _Trace]:
+        """Go through a block, frame by frame.
+
+        Args:
+            change: (S, S, N) see `VisibleChange`.
+            pixels: (S, t, 3, H, W) in grey levels.
+            noise: () variance of a pixel.
+            limit: of change.
+            keep: (S, N) bool what is computed; None: what changed by more than the limit.
+
+        Returns:
+            what became of each latent frame, and the trace of the last one.
+        """
+        assert self.trace is not None
+        trace, at, found = self.trace, change[0], list[_Frame]()
+        for t, now in enumerate(pixels.unbind(0)):
+            still = at[t].masked_fill(~trace.placed, torch.inf)
+            asked = None if keep is None else keep[t]
+            number = self.number + t
+            frame, sampled = self._frame(trace, number, now, (still, noise, limit, asked))
+            trace = self._after(trace, number, now[-1], frame, sampled)
+            self._snapshots.put(number, trace.picture)
+            found.append(frame)
+            if t + 1 < len(change):
+                at = torch.where(frame.keep, change[t + 1], at)
+        return found, trace
+
+    def _frame(
+        self,
+        trace: _Trace,
+        number: int,
+        now: Tensor,
+        given: tuple[Tensor, Tensor, float, Tensor | None],
+    ) -> tuple[_Frame, Tensor]:
+        """What becomes of a latent frame, and the pictures of what moved."""
+        still, noise, limit, keep = given
+        asked = still > limit if keep is None else (still > limit) & ~keep
+        judged = self._judged(trace, number, now, noise, asked.nonzero().squeeze(1))
+        index = judged.patches.index
+        change = torch.full_like(still, torch.inf).index_copy(0, index, judged.change)
+        if keep is None:
+            keep = asked & (change > limit)
+        held = ~keep & ~((still > limit) & (change < still))
+        held &= still.isfinite()
+        moved = ~keep & ~held & change.isfinite()
+        stale = torch.zeros_like(still).index_copy(0, index, judged.stale)
+        motion = still.new_zeros(len(still), 2).index_copy(0, index, judged.motion)
+        stuck = ~(keep | held | moved)
+        if bool(stuck.any()):
+            far = (now.mean(0) - trace.picture).square().mean(0)
+            far = F.avg_pool2d(far.unsqueeze(0), self._patch).flatten().sqrt()
+            stale = torch.where(stuck, far, stale)
+        which = moved[index]
+        patches = judged.patches.chosen(which)
+        origin = self._own.index_copy(0, patches.index, self._origin(trace, patches, motion))
+        motion = motion * moved.unsqueeze(1)
+        frame = _Frame(keep, held, moved, change, stale, motion, origin, patches)
+        return frame, judged.sampled[which]
+
+    def _judged(
+        self, trace: _Trace, number: int, now: Tensor, noise: Tensor, index: Tensor
+    ) -> _Judged:
+        """Follow some patches to where they came from, and compare."""
+        if not len(index):
+            none = self._here.new_zeros(0)
+            nowhere = self._here.new_zeros(0, len(now), *self._patch, 2)
+            patches = Moved(index, nowhere[..., 0].int(), nowhere)
+            return _Judged(patches, none.view(0, 3, 1, 1), none, none, none.view(0, 2))
+        flow = self._flow(luma(now), luma(trace.picture))
+        patches, lost = self._traced(trace, number, flow, index)
+        sampled = self._snapshots.sample(patches.numbers, patches.places)
+        residual = self._cut(now.movedim(1, -1))[index].movedim(-1, 2) - sampled
+        mean = residual.mean(1)
+        spread = [scale * noise.view(1, 1, 1, 1) for scale in _NOISE]
+        change = difference(
+            mean.unsqueeze(0), cells_of(residual, self._patch).unsqueeze(0), spread, self._patch,
+            self._tolerance,
+        ).flatten()  # fmt: skip
+        stale = mean.square().mean((1, 2, 3)).sqrt()
+        rows, columns = (size // 2 for size in self._patch)
+        motion = self._cut(flow)[index][:, -1, rows, columns]
+        change = change.masked_fill(lost, torch.inf)
+        return _Judged(patches, sampled[:, -1], change, stale, motion)
+
+    def _cut(self, x: Tensor) -> Tensor:
+        """(t, H, W, C) in patches, (N, t, P, Q, C)."""
+        (height, width), (tall, wide) = self.sides, self._patch
+        cut = x.unflatten(2, (width, wide)).unflatten(1, (height, tall))
+        return cut.permute(1, 3, 0, 2, 4, 5).flatten(0, 1)
+
+    def _traced(
+        self, trace: _Trace, number: int, flow: Tensor, index: Tensor
+    ) -> tuple[Moved, Tensor]:
+        """Where patches are shown first-hand, and which of them are not to be taken (M,)."""
+        moved = self._cut(self._here + flow)[index]
+        near = moved.round()
+        size = self._here[-1, -1]  # the last pixel
+        outside = ((moved < -_BEYOND) | (moved > size + _BEYOND)).flatten(1).any(1)
+        near = torch.minimum(near.clamp(min=0), size)
+        row = (near[..., 1] * self._here.shape[1] + near[..., 0]).long().flatten()
+        numbers = trace.numbers.flatten()[row].view(near.shape[:-1])
+        places = trace.places.flatten(0, 1)[row].view(near.shape) + (moved - near)
+        outside |= ((places < -_BEYOND) | (places > size + _BEYOND)).flatten(1).any(1)
+        old = number - numbers[:, -1].flatten(1).amin(1) > self._longest[index]
+        return Moved(index, numbers, places), outside | old | _scaled(numbers, places)
+
+    def _origin(self, trace: _Trace, patches: Moved, motion: Tensor) -> Tensor:
+        """The token that each patch was in the latent frame before, (M,) of places.
+
+        Tokens move by whole places. Which of those nearby is the one is told by where its content
+        was computed: so steps that are small against a token add up.
+        """
+        (height, width), (tall, wide) = self.sides, self._patch
+        numbers, wanted = (x[:, 0, 0] for x in patches.centres(1))
+        y, x = patches.index // width, patches.index % width
+        here = torch.stack([x, y], 1) + motion[patches.index] / motion.new_tensor([wide, tall])
+        steps = torch.arange(-_REACH, _REACH + 1, device=here.device)
+        around = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
+        near = here.round().long().unsqueeze(1) + around
+        last = near.new_tensor([width - 1, height - 1])
+        near = torch.minimum(near.clamp(min=0), last)
+        token = near[..., 1] * width + near[..., 0]
+        was = trace.tokens[token]
+        was = torch.stack([was % width, was // width], -1)
+        same = trace.frames[token] == numbers.unsqueeze(1)
+        # nearest to where it came from, among those that are as good
+        far = torch.where(
+            same,
+            (was - wanted.unsqueeze(1)).square().sum(-1),
+            _ELSEWHERE + (near - here.unsqueeze(1)).square().sum(-1),
+        )
+        return token.gather(1, far.argmin(1, keepdim=True)).squeeze(1)
+
+    def _after(
+        self, trace: _Trace, number: int, last: Tensor, frame: _Frame, sampled: Tensor
+    ) -> _Trace:
+        """What is known after a latent frame, ``last`` (3, H, W) its last pixel frame."""
+        computed = self.pixels_of(frame.keep)
+        picture = torch.where(computed, last, trace.picture)
+        numbers, places = torch.full_like(trace.numbers, number), self._here
+        frames = torch.where(frame.moved, trace.frames[frame.origin], number)
+        tokens = torch.where(frame.moved, trace.tokens[frame.origin], self._own)
+        patches = frame.patches
+        if len(patches.index):
+            last_places = patches.places[:, -1:].movedim(-1, 2)
+            for_pixels = torch.cat(
+                [sampled.unsqueeze(1), last_places, patches.numbers[:, -1:].unsqueeze(2)], 2
+            )
+            known = torch.cat([picture, places.movedim(-1, 0), numbers.unsqueeze(0)])
+            known = pasted(known.unsqueeze(0), self.sides, patches.index, for_pixels)[0]
+            picture, places = known[:3], known[3:5].movedim(0, -1).contiguous()
+            numbers = known[5].int()
+        placed = frame.keep | frame.held
+        return _Trace(numbers, places, picture, placed, frames, tokens)
+
+    def pixels_of(self, places: Tensor) -> Tensor:
+        """(N,) or (h, w) of places as (H, W) of pixels."""
+        return enlarged(places.view(self.sides), self._patch)
+
+
+def pasted(pictures: Tensor, sides: Sequence[int], index: Tensor, patches: Tensor) -> Tensor:
+    """Pictures with other patches at some places.
+
+    Args:
+        pictures: (t, C, H, W).
+        sides: h, w patches of them.
+        index: (M,) int64 places.
+        patches: (M, t, C, P, Q).
+
+    Returns:
+        (t, C, H, W).
+    """
+    cut = pictures.unflatten(3, (sides[1], -1)).unflatten(2, (sides[0], -1))
+    cut = cut.permute(2, 4, 0, 1, 3, 5).flatten(0, 1).contiguous()
+    cut.index_copy_(0, index, patches.to(cut.dtype))
+    joined = cut.unflatten(0, (sides[0], sides[1])).permute(2, 3, 0, 4, 1, 5)
+    return joined.reshape(pictures.shape)
+
+
+def _scaled(numbers: Tensor, places: Tensor) -> Tensor:
+    """(M,) bool, patches that grew or shrank too much since they were computed."""
+    last, whole = places[:, -1], numbers[:, -1]
+    lost = torch.zeros(len(places), dtype=torch.bool, device=places.device)
+    middles = [size // 2 for size in whole.shape[1:]]
+    for ends in (
+        [(middles[0], 0), (middles[0], -1)],
+        [(0, middles[1]), (-1, middles[1])],
+    ):
+        (a, b), (c, d) = ends
+        length = (last[:, c, d] - last[:, a, b]).norm(dim=-1)
+        scale = length / (whole.shape[1 if b == d else 2] - 1)
+        same = whole[:, a, b] == whole[:, c, d]
+        lost |= same & ((scale < _SCALES[0]) | (scale > _SCALES[1]))
+    return lost
+
+
+class Motion:
+    """Where the patches of a stream went. For every block `begin`, then `settle`.
+
+    Args:
+        motion: "full" or "global", see ``flow``.
+        change: tells how patches changed at their places.
+    """
+
+    def __init__(self, motion: str, change: VisibleChange) -> None:
+        self._motion, self.change = motion, change
+        self._videos: list[_Video] = []
+        self._block: SourceBlock | None = None
+        self._changed: Tensor | None = None
+        self._proposed: tuple[Tensor, list[tuple[list[_Frame], _Trace]]] | None = None
+
+    def begin(self, block: SourceBlock) -> None:
+        """Take the next block, of which not everything may have to be computed."""
+        assert block.pixels is not None
+        assert block.anchor is not None
+        grid = block.grid
+        if not self._videos:
+            shape = grid.frames, grid.height, grid.width
+            self._videos = [
+                _Video(self._motion, self.change.tolerance, anchor[1].float(), shape)
+                for anchor in block.anchor
+            ]
+        for video, anchor in zip(self._videos, block.anchor, strict=True):
+            video.start(anchor.float())
+        self._block, self._changed, self._proposed = block, None, None
+
+    def mask(self, limit: float) -> Tensor:
+        """What must be computed, (B, S, h, w) bool: what changed by more than a limit wherever it
+        came from."""
+        followed = self._followed(limit, None)
+        keep = torch.stack([torch.stack([x.keep for x in frames]) for frames, _ in followed])
+        self._proposed = keep, followed
+        return keep.unflatten(2, self._videos[0].sides)
+
+    def score(self) -> Tensor:
+        """Change of each patch from where it came from if nothing of the block is computed, (B, S,
+        h, w) in units of the tolerance, infinite where it came from nowhere."""
+        assert self._block is not None
+        nothing = torch.zeros_like(self._block.tokens[..., 0], dtype=torch.bool)
+        followed = self._followed(0.0, nothing)
+        found = torch.stack([torch.stack([x.change for x in frames]) for frames, _ in followed])
+        return found.unflatten(2, self._videos[0].sides)
+
+    def settle(self, keep: Tensor) -> list[Settled]:
+        """What becomes of the patches, one for each video, if these (B, S, N) are computed."""
+        if self._proposed is not None and torch.equal(self._proposed[0], keep):
+            followed = self._proposed[1]
+        else:
+            assert self._block is not None
+            followed = self._followed(self._block.leniency, keep)
+        self._block = self._proposed = None
+        return [
+            self._settled(video, *found)
+            for video, found in zip(self._videos, followed, strict=True)
+        ]
+
+    def release(self, anchors: Tensor) -> Tensor:
+        """Anchor everything at its place as it is, and start anew.
+
+        Args:
+            anchors: (B, 2, 3, H, W), see ``pixels.Anchors``.
+
+        Returns:
+            those to go on with.
+        """
+        rows = []
+        for video, anchor in zip(self._videos, anchors, strict=True):
+            trace, video.trace = video.trace, None
+            if trace is not None:
+                away = video.pixels_of(~trace.placed)
+                anchor = torch.where(away, trace.picture.to(anchor) / 255, anchor)
+            rows.append(anchor)
+        self._block = self._proposed = None
+        return torch.stack(rows) if rows else anchors
+
+    def forget(self) -> None:
+        """A block was computed whole: everything is at its place."""
+        for video in self._videos:
+            video.trace = None
+        self._block = self._proposed = None
+
+    def changed(self) -> Tensor:
+        """Change of the block's patches at their places, see `VisibleChange`; asked for once."""
+        assert self._block is not None
+        if self._changed is None:
+            self._changed = self.change(self._block)
+        return self._changed
+
+    def _followed(self, limit: float, keep: Tensor | None) -> list[tuple[list[_Frame], _Trace]]:
+        assert self._block is not None
+        assert self._block.pixels is not None
+        change, noise = self.changed().flatten(3), self.change.noise
+        frames = self._block.grid.frames
+        pixels = self._block.pixels.unflatten(1, (frames + 1, -1))[:, 1:].float() * 255
+        return [
+            video.follow(change[b], pixels[b], noise[b], limit, None if keep is None else keep[b])
+            for b, video in enumerate(self._videos)
+        ]
+
+    def _settled(self, video: _Video, frames: Sequence[_Frame], trace: _Trace) -> Settled:
+        """Keep what is known after a block."""
+        stuck = [~(x.keep | x.held | x.moved) for x in frames]
+        # what stays although it is not like its source is anchored from now on, as it is
+        video.trace = trace._replace(placed=trace.placed | stuck[-1])
+        first = video.number
+        video.number += len(frames)
+        sides = video.sides
+
+        def grid(parts: Sequence[Tensor]) -> Tensor:
+            return torch.stack(list(parts)).unflatten(1, sides)
+
+        return Settled(
+            grid([x.moved for x in frames]),
+            grid(stuck),
+            torch.stack([x.origin for x in frames]),
+            grid([x.motion for x in frames]),
+            grid([x.stale for x in frames]),
+            tuple(x.patches for x in frames),
+            first,
+        )
+
+    def anchored(self, settled: Sequence[Settled], anchors: Tensor) -> Tensor:
+        """Anchors (B, 2, 3, H, W) with what stays although it is like nothing any more."""
+        rows = []
+        for video, found, anchor in zip(self._videos, settled, anchors, strict=True):
+            assert video.trace is not None
+            stays = video.pixels_of(found.stuck[-1])
+            rows.append(torch.where(stays, video.trace.picture.to(anchor) / 255, anchor))
+        return torch.stack(rows)
