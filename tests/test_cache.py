@@ -107,7 +107,7 @@ def test_repeating_the_last_frame_is_committing_copies_of_it(
         commit(left)
         torch.manual_seed(block)
         commit(right)
-        left.repeat_last()
+        left.repeat_last(torch.arange(N).expand(BATCH, size, N))
         left.advance()
         for layer in range(LAYERS):
             key, value = (x.repeat(1, size, 1, 1) for x in last(right, layer))

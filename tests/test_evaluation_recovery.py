@@ -84,8 +84,8 @@ def test_choices_are_those_of_a_loop_over_tokens(name: str) -> None:
                 moved += chosen != t
     assert moved > 0
     if isinstance(recovery, AlignedToNewest):
-        assert recovery._computed is not None
-        assert torch.equal(recovery._computed[0], computed)
+        assert recovery.computed is not None
+        assert torch.equal(recovery.computed[0], computed)
 
 
 @pytest.fixture(name="probe", scope="module")

@@ -43,6 +43,8 @@ class Provides(Protocol):
 
     def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse: ...
 
+    def skip(self, plan: Plan) -> None: ...
+
 
 class BlockAttention:
     """Self-attention of a stream's current block.
@@ -227,9 +229,11 @@ class BlockAttention:
         self.cache.advance(self._holes(self.plan))
 
     def skip_block(self, plan: Plan) -> None:
-        """Commit a block of which nothing is computed: every token repeats its predecessor."""
+        """Commit a block of which nothing is computed: every token repeats its predecessor, from
+        wherever that moved."""
+        self.recovery.skip(plan)
         if self.recovery.complete:
-            self.cache.repeat_last()
+            self.cache.repeat_last(plan.traced)
         self.cache.advance(self._holes(plan))
 
     def _holes(self, plan: Plan) -> Tensor | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stillframe.attention.reuse import Bank
 from stillframe.attention.rotary import rotate
-from stillframe.tokens.grid import Grid
+from stillframe.tokens.grid import Grid, take
 
 __all__ = ["CacheShape", "KeyValueCache", "context_frames"]
 
@@ -180,12 +180,16 @@ class KeyValueCache:
             self._raw[layer, :, rows] = keys[:, own]
             self._values[layer, :, start + rows.start : start + rows.stop] = values[:, own]
 
-    def repeat_last(self) -> None:
-        """Commit a block in which nothing changed: S copies of the last committed frame."""
-        rows = self.last_frame().repeat(self.shape.grid.frames)
+    def repeat_last(self, places: Tensor) -> None:
+        """Commit a block of which nothing is computed: copies of tokens of the last frame.
+
+        Args:
+            places: (B, S, N) place in the last committed frame of each token, `Plan.traced`.
+        """
+        rows = self.last_frame()[places].flatten(1)
         for layer in range(self.shape.layers):
             keys, values = self.bank.rows(0, layer)
-            self.commit(layer, keys[:, rows], values[:, rows])
+            self.commit(layer, take(keys, rows), take(values, rows))
 
     def advance(self, present: Tensor | None = None) -> None:
         """Count the block as committed; ``present`` (B, S*N) marks its holes, None: no holes."""

@@ -57,8 +57,8 @@ class Reuse(NamedTuple):
     """Where the keys and values of a block's slots come from in its denoising passes.
 
     Keys are rotated to the slot that they are used at, wherever they come from. Where nothing is
-    pruned, every slot takes its own. An entry that is written to may be taken by slots of its own
-    place alone, since places are worked on at the same time.
+    pruned, every slot takes its own. Row r of a bank is an entry of place r modulo N, and slots
+    write to entries of their own place only.
 
     Attributes:
         new: (B, S, N) int64 row of the pass's own projections, which are those of the computed
@@ -67,12 +67,15 @@ class Reuse(NamedTuple):
         bank: what is taken from and written to; graphs are captured anew where it has moved.
         out: (B, S, N) int64 row of the bank that what stands at a slot is written to after all have
             been read, -1: none; None: nothing is written.
+        displaced: whether slots may take entries of other places than their own, which then have
+            to be read before slots of those places overwrite them.
     """
 
     new: Tensor
     old: Tensor
     bank: Bank
     out: Tensor | None = None
+    displaced: bool = False
 
     @classmethod
     def of_predecessors(cls, plan: Plan, last: Tensor, bank: Bank) -> Reuse:
@@ -88,7 +91,8 @@ class Reuse(NamedTuple):
         row = plan.rows.flatten(1).gather(1, (plan.provider - n).clamp(min=0))
         before = last[plan.provider.clamp(max=n - 1)]
         new, old = torch.where(own, row, -1), torch.where(own, -1, before)
-        return cls(new.view(shape), old.view(shape), bank)
+        moved = plan.origin is not None
+        return cls(new.view(shape), old.view(shape), bank, displaced=moved)
 
     @property
     def constant(self) -> bool:

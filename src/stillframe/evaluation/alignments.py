@@ -42,26 +42,10 @@ class AlignedToNewest(AlignedRecovery):
     """Of the entries that match, the one that was computed last: entries of places that are pruned
     again stay in the store, and grow old at different rates."""
 
-    _computed: Tensor | None = None  # (B, S, N) int64, number of the frame each entry comes from
-    _frames = 0
-
     def choose(self, tokens: Tensor, origin: Tensor) -> Tensor:
         """See `AlignedRecovery.choose`."""
-        assert self._computed is not None
-        return _best(tokens, origin, self._computed, self.setup)
-
-    def observe(self, source: SourceBlock, plan: Plan) -> None:
-        """Also note when entries were computed."""
-        super().observe(source, plan)
-        frames = plan.keep.shape[1]
-        now = torch.arange(frames, device=plan.keep.device).view(1, -1, 1) + self._frames
-        now = now.expand(plan.keep.shape)
-        if self.provider is None or self._computed is None:
-            self._computed = now.clone()
-        else:
-            taken = self._computed.gather(1, self.provider)
-            self._computed = torch.where(plan.keep, now, taken)
-        self._frames += frames
+        assert self.computed is not None
+        return _best(tokens, origin, self.computed, self.setup)
 
 
 class AveragedAligned(AlignedRecovery):
@@ -81,6 +65,8 @@ class AveragedAligned(AlignedRecovery):
             distance = _distances(source.tokens, self._origin, self.setup.trim)
             self._both = (distance < self.setup.tolerance)[:, :, -2:].all(2)
         super().observe(source, plan)
+        if self._both is not None and self.displaced is not None:
+            self._both &= ~self.displaced
 
     def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse:
         """See `Recovery.reuse`."""

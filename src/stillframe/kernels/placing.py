@@ -3,7 +3,8 @@
 `rotated_queries` normalises and rotates queries. `place` does the same for keys and writes the
 block's rows of the cache; where a token is pruned it takes an *entry* from elsewhere - a recovery's
 store, or a committed frame - in the same kernel. Which row comes from where is data (`Sources`),
-not code, so that a captured graph serves every mask. `rotate_rows` rotates committed keys of all
+not code, so that a captured graph serves every mask. Entries of other places than a slot's own are
+copied by `copy_rows` before `place` overwrites them. `rotate_rows` rotates committed keys of all
 layers.
 """
 
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.kernels.rows import Entries, Sources, Table, packed, unpacked
+from stillframe.kernels.rows import Displaced, Entries, Sources, Table, packed, unpacked
 
 try:
     import triton
@@ -22,6 +23,8 @@ except ImportError:  # no triton, no GPU kernels: the torch code serves
     triton = None
 
 __all__ = [
+    "copy_rows",
+    "copy_rows_reference",
     "place",
     "place_reference",
     "rotate_rows",
@@ -130,6 +133,7 @@ def place(
     rows: tuple[Tensor, Tensor],
     taken: Entries | None,
     kept: Entries | None,
+    displaced: Displaced | None = None,
 ) -> None:
     """Write the block's rows of a layer's keys (rotated) and values.
 
@@ -143,7 +147,16 @@ def place(
         rows: the layer's keys and values, (R, C) contiguous each; the first S*N rows are written.
         taken: entries that pruned slots take, None: they are left alone.
         kept: where to keep what was placed, keys before rotation, None: nowhere. May be ``taken``.
+        displaced: slots that take entries of other places, which ``sources`` leaves alone.
     """
+    if displaced is not None:
+        # before any entry is overwritten, and placed when all others have been read
+        assert taken is not None
+        copy_rows(taken, displaced.rows, displaced.scratch)
+        place(key, value, weight, eps, table, sources, rows, taken, kept)
+        at, scratch = displaced.sources, displaced.scratch
+        place(key, value, None, eps, table, at, rows, scratch, kept)
+        return
     if not _on_kernels(key):
         place_reference(key, value, weight, eps, table, sources, rows, taken, kept)
         return
@@ -161,6 +174,34 @@ def place(
         NORM=weight is not None, TAKE=taken is not None, KEEP=kept is not None, BOTH=apart,
         FP8=quantised, FRAMES=frames, LANES=triton.next_power_of_2(frames),
         BLOCK=triton.next_power_of_2(width), num_warps=8,
+    )  # fmt: skip
+
+
+def copy_rows_reference(entries: Entries, rows: Tensor, scratch: Entries) -> None:
+    """The slow reference of `copy_rows`."""
+    at = rows.flatten().long()
+    copied = (at >= 0).unsqueeze(1)
+    for source, target in ((entries.keys, scratch.keys), (entries.values, scratch.values)):
+        assert source is not None
+        assert target is not None
+        target.copy_(torch.where(copied, source[at.clamp(min=0) + entries.offset], target))
+
+
+def copy_rows(entries: Entries, rows: Tensor, scratch: Entries) -> None:
+    """Copy entries, as they are, to rows of their own.
+
+    Args:
+        entries: to copy from, keys and values.
+        rows: (S, N) int32 row of the entries, -1: none.
+        scratch: to copy to, row after row of ``rows``.
+    """
+    if not _on_kernels(entries.keys):
+        copy_rows_reference(entries, rows, scratch)
+        return
+    width = entries.keys.shape[1]
+    _copy_rows[(rows.numel(),)](
+        entries.keys, entries.values, entries.offset, rows, scratch.keys, scratch.values, width,
+        BLOCK=triton.next_power_of_2(width), num_warps=4,
     )  # fmt: skip
 
 
@@ -292,6 +333,19 @@ if triton is not None:
         at = slots[:, None] * width + columns[None, :]
         tl.store(keys + at, k.to(keys.dtype.element_ty), mask)
         tl.store(values + at, v.to(values.dtype.element_ty), mask)
+
+    @triton.jit
+    def _copy_rows(
+        from_keys, from_values, offset, rows, to_keys, to_values, width, BLOCK: tl.constexpr
+    ):
+        slot = tl.program_id(0).to(tl.int64)
+        row = tl.load(rows + slot).to(tl.int64)
+        columns = tl.arange(0, BLOCK)
+        mask = (columns < width) & (row >= 0)
+        at = (row + tl.load(offset)) * width + columns
+        to = slot * width + columns
+        tl.store(to_keys + to, tl.load(from_keys + at, mask, 0), mask)
+        tl.store(to_values + to, tl.load(from_values + at, mask, 0), mask)
 
     @triton.jit
     def _rotate_rows(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["FP8", "Entries", "Sources", "Table", "packed", "unpacked"]
+__all__ = ["FP8", "Displaced", "Entries", "Sources", "Table", "packed", "unpacked"]
 
 #: One byte a number: 4 bits of exponent and 3 of mantissa, up to 448.
 FP8 = torch.float8_e4m3fn
@@ -49,6 +49,20 @@ class Entries(NamedTuple):
     keys: Tensor
     values: Tensor | None
     offset: Tensor
+
+
+class Displaced(NamedTuple):
+    """Entries taken by slots of other places, which overwrite them: they are copied first.
+
+    Attributes:
+        rows: (S, N) int32 row of the entries that a slot takes, -1 where it is none of those.
+        sources: of those slots alone, ``old`` being the slot's own number: its row in ``scratch``.
+        scratch: as many rows as slots, in the entries' format.
+    """
+
+    rows: Tensor
+    sources: Sources
+    scratch: Entries
 
 
 def packed(x: Tensor, like: Tensor) -> Tensor:

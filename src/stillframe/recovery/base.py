@@ -70,17 +70,22 @@ class Recovery:
     def observe(self, source: SourceBlock, plan: Plan) -> None:
         """Look at the block's source before it is denoised; not called for skipped blocks."""
 
+    def skip(self, plan: Plan) -> None:
+        """Note that a block is skipped, nothing of it computed: its tokens may have moved."""
+
     def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse:
         """Where keys and values come from in the denoising passes of a block, asked once a block.
 
-        Unless overridden, pruned tokens take those of the last committed frame.
+        Unless overridden, pruned tokens take those of the last committed frame, where their
+        content was in it.
 
         Args:
             plan: of the block; where it keeps everything, slots take their own whatever is said.
             cache: committed frames, whose `bank` may be taken from and not written to.
         """
-        old = cache.last_frame().expand(plan.keep.shape)
-        return Reuse(plan.rows, old, cache.bank)
+        if plan.origin is None:
+            return Reuse(plan.rows, cache.last_frame().expand(plan.keep.shape), cache.bank)
+        return Reuse(plan.rows, cache.last_frame()[plan.traced], cache.bank, displaced=True)
 
 
 _REGISTRY: Registry[Recovery] = Registry("recovery")

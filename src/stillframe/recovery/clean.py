@@ -1,8 +1,8 @@
 """Clean duplicates: a pruned token takes the key and value of the last committed frame.
 
 Committed frames are clean (their context pass ran at sigma 0), so no noise is duplicated. Keys are
-cached before rotation and rotated to where they are used. Source: arXiv 2603.05811, noise-aware
-duplication; the papers' method.
+cached before rotation and rotated to where they are used; what moved is followed back to its place
+in that frame. Source: arXiv 2603.05811, noise-aware duplication; the papers' method.
 """
 
 from __future__ import annotations

@@ -65,11 +65,14 @@ class Plan:
         keep: (B, S, N) bool; true = compute.
         kept: the slots of the computed tokens; None when everything is kept.
         counts: kept tokens of each batch row.
+        origin: (B, S, N) int64: the place in the latent frame before that a token's content comes
+            from, its own where it is computed or did not move; None: nothing moved.
     """
 
     keep: Tensor
     kept: Slots | None
     counts: tuple[int, ...]
+    origin: Tensor | None = None
 
     @property
     def everything(self) -> bool:
@@ -95,7 +98,33 @@ class Plan:
     @cached_property
     def provider(self) -> Tensor:
         """(B, S*N) int64: the row that a slot's value is reused from, see `predecessor_rows`."""
-        return predecessor_rows(self.keep)
+        return predecessor_rows(self.keep, self.origin)
+
+    @cached_property
+    def traced(self) -> Tensor:
+        """(B, S, N) int64: the place in the last frame before the block that a token's content
+        stood at, followed through all frames between, whatever was computed in them."""
+        place = torch.arange(self.keep.shape[2], device=self.keep.device)
+        if self.origin is None:
+            return place.expand(self.keep.shape)
+        places = place.expand(len(self.keep), -1)
+        traced = []
+        for origin in self.origin.unbind(1):
+            places = places.gather(1, origin)
+            traced.append(places)
+        return torch.stack(traced, 1)
+
+    @cached_property
+    def traced_from_last(self) -> Tensor | None:
+        """(B, S, N) int64: the place in each of the block's frames that the content of a token of
+        its last frame stood at; None: nothing moved."""
+        if self.origin is None:
+            return None
+        place = torch.arange(self.keep.shape[2], device=self.keep.device)
+        places = [place.expand(len(self.keep), -1)]
+        for origin in self.origin[:, 1:].flip(1).unbind(1):
+            places.insert(0, origin.gather(1, places[0]))
+        return torch.stack(places, 1)
 
     def scattered(self, own: Tensor) -> Tensor:
         """Computed tokens' ``own`` (B, K, ...), K > 0, at their slots: (B, S*N, ...), else zero."""
@@ -106,38 +135,65 @@ class Plan:
         return take(own, rows.clamp(min=0)).masked_fill(absent, 0)
 
 
-def predecessor_rows(keep: Tensor) -> Tensor:
+def predecessor_rows(keep: Tensor, origin: Tensor | None = None) -> Tensor:
     """For each slot, the row that provides its value.
 
     Args:
         keep: (B, S, N) bool.
+        origin: see `Plan.origin`.
 
     Returns:
         (B, S*N) int64 into ``[N rows of the previous frame | S*N rows of this block]``: a kept
         token is its own provider, a pruned one takes the latest kept before it, else the previous
-        frame's.
+        frame's; before it is where its content was.
     """
     frames, tokens = keep.shape[1:]
+    if origin is not None:
+        return _displaced_rows(keep, origin)
     t = torch.arange(1, frames + 1, device=keep.device).view(1, -1, 1)
     latest = torch.where(keep, t, 0).cummax(dim=1).values
     return (latest * tokens + torch.arange(tokens, device=keep.device)).flatten(1)
 
 
-def plan_tokens(keep: Tensor) -> Plan:
-    """Turn a keep mask (B, S, N) into a `Plan`; costs one host synchronisation, for the counts."""
+def _displaced_rows(keep: Tensor, origin: Tensor) -> Tensor:
+    """`predecessor_rows` frame by frame, for tokens that may come from elsewhere."""
+    tokens = keep.shape[2]
+    own = torch.arange(tokens, device=keep.device)
+    rows = [own.expand(len(keep), -1)]
+    for t in range(keep.shape[1]):
+        own = own + tokens
+        rows.append(torch.where(keep[:, t], own, rows[-1].gather(1, origin[:, t])))
+    return torch.cat(rows[1:], 1)
+
+
+def plan_tokens(keep: Tensor, origin: Tensor | None = None) -> Plan:
+    """Turn a keep mask into a `Plan`; costs one host synchronisation, for the counts.
+
+    Args:
+        keep: (B, S, N) bool; true = compute.
+        origin: see `Plan.origin`; what it says of computed tokens does not count.
+    """
+    if origin is not None:
+        own = torch.arange(keep.shape[2], device=keep.device)
+        origin = torch.where(keep, own, origin)
     rows = keep.flatten(1)
     # a stable sort puts the slots of the kept first, in order; it runs while the counts are waited
     # for
     order = rows.view(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    counts = tuple(rows.sum(1).tolist())
+    if origin is None:
+        counts = tuple(rows.sum(1).tolist())
+    else:
+        *count, moved = torch.cat([rows.sum(1), (origin != own).sum().view(1)]).tolist()
+        counts, origin = tuple(count), origin if moved else None
     most, least = max(counts), min(counts)
     if least == rows.shape[1]:
         return Plan(keep, None, counts)
     kept = order[:, :most]
     if most == least:  # nothing to pad, as with a single row
-        return Plan(keep, Slots(kept, kept), counts)
+        return Plan(keep, Slots(kept, kept), counts, origin)
     valid = rows.gather(1, kept)
-    return Plan(keep, Slots(kept.masked_fill(~valid, 0), kept.masked_fill(~valid, -1)), counts)
+    slots = Slots(kept.masked_fill(~valid, 0), kept.masked_fill(~valid, -1))
+    return Plan(keep, slots, counts, origin)
 
 
 def put(buffer: Tensor, slots: Slots, x: Tensor) -> None:

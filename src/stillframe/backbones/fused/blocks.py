@@ -92,21 +92,25 @@ class FusedBlocks:
         self._length, reuse = length, self._reuse
         # a graph stays with the rows that it was captured with
         bank = reuse.constant or (*(x.data_ptr() for x in reuse.bank), reuse.out is None)
+        moved = static.denoise_displaced is not None
         for step, sigma in enumerate(inputs.sigmas):
             static.sigma.fill_(sigma)
             static.timestep.fill_(sigma * inputs.timestep_scale)
             static.entry.fill_(reuse.bank.offset(step))
             static.noise[:length] = inputs.noise[step][slots]
-            self._run(("denoise", length, self.cache.visible_rows(), bank), self._pass, length)
+            key = ("denoise", length, self.cache.visible_rows(), bank, moved)
+            self._run(key, self._pass, length)
         whole = torch.zeros_like(inputs.source)
         whole[slots[:count]] = static.x0[:count]
         return whole.unsqueeze(0)
 
     def commit(self) -> None:
         """The context pass: commit the block's clean keys and values."""
-        assert self._static is not None
-        self._static.timestep.zero_()
-        key = ("context", self._length, self.cache.visible_rows(), len(self._static.stored))
+        static = self._static
+        assert static is not None
+        static.timestep.zero_()
+        moved = static.context_displaced is not None
+        key = ("context", self._length, self.cache.visible_rows(), len(static.stored), moved)
         self._run(key, self._context_pass, self._length)
         self.cache.advance()
 
@@ -161,7 +165,8 @@ class FusedBlocks:
             if reuse.constant:  # in place since the block began
                 return LayerRows(*self._rows(layer), None, None)
             entries = reuse.bank.entries(layer, static.entry)
-            return LayerRows(*self._rows(layer), entries, None if reuse.out is None else entries)
+            kept = None if reuse.out is None else entries
+            return LayerRows(*self._rows(layer), entries, kept, static.denoise_displaced)
 
         slots = static.slots[:length]
         return PassInputs(
@@ -175,7 +180,8 @@ class FusedBlocks:
         def rows(layer: int) -> LayerRows:
             taken = cache.bank.entries(layer, static.zero)
             # raw keys can be committed at once; values are still read by this very pass
-            return LayerRows(*self._rows(layer), taken, taken._replace(values=None))
+            kept = taken._replace(values=None)
+            return LayerRows(*self._rows(layer), taken, kept, static.context_displaced)
 
         def commit(layer: int) -> None:
             values = self._rows(layer)[1]

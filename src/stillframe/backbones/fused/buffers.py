@@ -6,14 +6,14 @@ here once a block, for all its passes, as the recovery and `BlockAttention` say.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from stillframe.attention.cache import CacheShape, KeyValueCache
-from stillframe.attention.reuse import Reuse
-from stillframe.kernels.rows import Sources, Table
+from stillframe.attention.reuse import Bank, Reuse
+from stillframe.kernels.rows import Displaced, Entries, Sources, Table
 
 __all__ = ["Buffers"]
 
@@ -28,6 +28,8 @@ class Buffers:
         slots: (S*N,) int32 slot of each computed token.
         table: rotations of the slots.
         denoise, context: where keys and values come from in either kind of pass.
+        denoise_displaced, context_displaced: of the slots that take entries of other places, which
+            are overwritten, and those entries' copies; None where there are none in the block.
         entry: row of the recovery's bank that the pass starts at.
         zero: 0, where entries start at their first row.
         committed, stored: rows of the cache's values that the block's frames go to, and the rows
@@ -47,6 +49,9 @@ class Buffers:
     zero: Tensor
     committed: Tensor
     stored: Tensor
+    denoise_displaced: Displaced | None = None
+    context_displaced: Displaced | None = None
+    _copies: dict[tuple[str, torch.dtype], Displaced] = field(default_factory=dict)
 
     @classmethod
     def like(cls, source: Tensor, shape: CacheShape) -> Buffers:
@@ -93,6 +98,35 @@ class Buffers:
         if reuse.out is not None:
             self.denoise.out.copy_(reuse.out[0])
         self._point_commits(cache)
+        self.denoise_displaced = self.context_displaced = None
+        if reuse.displaced and reuse.out is not None:
+            self.denoise_displaced = self._split("denoise", self.denoise, reuse.bank)
+        if context.displaced:
+            self.context_displaced = self._split("context", self.context, context.bank)
+
+    def _split(self, kind: str, sources: Sources, bank: Bank) -> Displaced:
+        """Take slots that take entries of other places out of a pass's sources, into their own."""
+        displaced = self._copy(kind, sources, bank)
+        slots = torch.arange(sources.old.numel(), device=sources.old.device).view_as(sources.old)
+        n = sources.old.shape[1]
+        far = (sources.new < 0) & (sources.old >= 0) & (sources.old % n != slots % n)
+        displaced.rows.copy_(torch.where(far, sources.old, -1))
+        displaced.sources.old.copy_(torch.where(far, slots, -1))
+        displaced.sources.out.copy_(torch.where(far, sources.out, -1))
+        sources.old.masked_fill_(far, -1)
+        return displaced
+
+    def _copy(self, kind: str, sources: Sources, bank: Bank) -> Displaced:
+        """The buffers of a kind of pass; it shares copies with the other if banks are alike."""
+        dtype, width = bank.keys.dtype, bank.keys.shape[4] * bank.keys.shape[5]
+        if (kind, dtype) not in self._copies:
+            alike = [x.scratch for (_, other), x in self._copies.items() if other == dtype]
+            size = (sources.old.numel(), width)
+            fresh = (torch.zeros(size, device=self.zero.device, dtype=dtype) for _ in "kv")
+            scratch = alike[0] if alike else Entries(next(fresh), next(fresh), self.zero)
+            nowhere = (torch.full_like(sources.old, -1) for _ in range(4))
+            self._copies[kind, dtype] = Displaced(next(nowhere), Sources(*nowhere), scratch)
+        return self._copies[kind, dtype]
 
     def _point_commits(self, cache: KeyValueCache) -> None:
         """Rows of the cache that the block's frames go to."""

@@ -25,7 +25,7 @@ from stillframe.kernels.attention import Cut, attend, best_cut
 from stillframe.kernels.linear import Linear8, gelu_linear
 from stillframe.kernels.norms import Affine, gelu8, quantise, residual_norm, residual_norm8
 from stillframe.kernels.placing import place, rotated_queries
-from stillframe.kernels.rows import Entries, Sources, Table
+from stillframe.kernels.rows import Displaced, Entries, Sources, Table
 
 __all__ = ["FusedTransformer", "LayerRows", "PassInputs", "unsupported"]
 
@@ -35,13 +35,14 @@ class LayerRows(NamedTuple):
 
     Attributes:
         keys, values: (R, C) rows of the cache; the block's own come first.
-        taken, kept: see `placing.place`.
+        taken, kept, displaced: see `placing.place`.
     """
 
     keys: Tensor
     values: Tensor
     taken: Entries | None
     kept: Entries | None
+    displaced: Displaced | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,7 @@ class FusedTransformer:
             (rows.keys, rows.values),
             rows.taken,
             rows.kept,
+            rows.displaced,
         )
         last = number == self.layers - 1
         out = None
