@@ -172,8 +172,8 @@ def mask() -> None:
 def _hold(masks: Tensor) -> None:
     """Time the composing of what is decoded with what was shown, eager and as a graph."""
     ways: dict[str, tuple[ShownPictures, list[float]]] = {
-        "eager": (ShownPictures(4), []),
-        "graph": (ShownPictures(4, graphs=True), []),
+        "eager": (ShownPictures(4, 3), []),
+        "graph": (ShownPictures(4, 3, graphs=True), []),
     }
     apart = 0.0
     for number, keep in enumerate(masks):

@@ -108,7 +108,7 @@ def test_what_moved_is_not_mixed_in() -> None:
 
 
 def test_a_whole_block_holds_nothing_and_an_end_may_be_short() -> None:
-    pictures, keep = ShownPictures(4), torch.zeros(1, 3, 3, 4, dtype=torch.bool)
+    pictures, keep = ShownPictures(4, 3), torch.zeros(1, 3, 3, 4, dtype=torch.bool)
     first, second = torch.rand(1, 9, 3, 48, 64), torch.rand(1, 12, 3, 48, 64)
     assert torch.equal(pictures.compose(first, keep, True, 3), first)
     shown = pictures.compose(second[:, :6], keep, False)

@@ -388,7 +388,9 @@ class EditStream:
             return own
         with self.clock("context"):
             if state.settled is not None:
-                return state.results.restore(own, state.result, plan.keep, state.settled)
+                assert state.source is not None
+                before = state.result, state.source
+                return state.results.restore(own, before, source, plan.keep, state.settled)
             return restore(own, state.result, plan.provider)
 
     def _noise(self, latents: Tensor) -> list[Tensor]:
