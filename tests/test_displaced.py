@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stillframe.attention.block import BlockAttention
 from stillframe.attention.cache import CacheShape, KeyValueCache
-from stillframe.attention.rotary import rotary_table
+from stillframe.attention.rotary import rotary_table, rotate
 from stillframe.backbones.fused import blocks
 from stillframe.backbones.wan import WanDenoiser, rotary_axes
 from stillframe.engine import stream
@@ -213,7 +213,9 @@ def test_a_pan_of_a_place_a_frame_shows_the_tokens_it_was_computed_as(
             rows = slice(t * h * w, (t + 1) * h * w)
             table = tiny.stock_table(first.rope, [start + t], GRID)
             turned = tiny.stock_rotate(key, table)
+            own = rotary_table(rotary_axes(first.rope), [start + t], h, w)
             assert torch.equal(values[:, rows][:, ~fresh], value[:, ~fresh])
+            assert torch.equal(keys[:, rows][:, ~fresh], rotate(key, own)[:, ~fresh])
             torch.testing.assert_close(
                 keys[:, rows][:, ~fresh], turned[:, ~fresh], rtol=0, atol=2e-6
             )
