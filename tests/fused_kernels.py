@@ -33,7 +33,7 @@ from stillframe.kernels.placing import (
     rotated_queries,
     rotated_queries_reference,
 )
-from stillframe.kernels.rows import Entries, Sources, Table
+from stillframe.kernels.rows import Displaced, Entries, Sources, Table
 from stillframe.tokens.grid import Grid
 from stillframe.tokens.source import SourceBlock
 
@@ -157,6 +157,48 @@ def compare_places(c: Compare, fp8: bool) -> None:
                 c.equal(mine, other)
 
 
+def displaced_sources(c: Compare) -> Sources:
+    """Some slots kept; every second of the others takes an entry of another place."""
+    at, slots = sources(c, False), torch.arange(SLOTS).view(FRAMES, PLACES)
+    frame, step = torch.randint(0, FRAMES, slots.shape), torch.randint(1, PLACES, slots.shape)
+    elsewhere = (frame * PLACES + (slots % PLACES + step) % PLACES).to(c.device, torch.int32)
+    return at._replace(old=torch.where((slots % 2 == 0).to(c.device), elsewhere, at.old))
+
+
+def compare_displaced(c: Compare, fp8: bool) -> None:
+    """Copied first, entries of other places are what they were before any was overwritten."""
+    _, key, value = c.random(KEPT, 3 * WIDTH).to(FP8).to(c.dtype).split(WIDTH, 1)
+    offset, zero = (torch.tensor(n, device=c.device) for n in (SLOTS, 0))
+    entries = c.random(2, 2 * SLOTS, WIDTH)
+    stored = entries.to(FP8).view(torch.uint8) if fp8 else entries
+    turned, at = table(c, SLOTS), displaced_sources(c)
+    for both in (True, False):
+        results = []
+        for run in (place, place_reference):
+            keys, values = stored.clone()
+            taken = Entries(keys, values, offset)
+            kept = taken if both else taken._replace(values=None)
+            rows = c.random(2, SLOTS + 9, WIDTH) * 0
+            copies = torch.zeros_like(stored[:, :SLOTS])
+            scratch = Entries(copies[0], copies[1], zero)
+            displaced, near = Displaced.like(at, scratch), Sources(*(x.clone() for x in at))
+            displaced.split(near)
+            assert (displaced.rows >= 0).any()
+            assert ((near.old >= 0) & (near.new < 0)).any()
+            given = (key, value, None, EPS, turned)
+            if run is place:
+                place(*given, near, (rows[0], rows[1]), taken, kept, displaced)
+            else:
+                place_reference(*given, at, (rows[0], rows[1]), taken, kept)
+            results.append([*rows, *(x.view(FP8).float() if fp8 else x for x in (keys, values))])
+        for mine, other in zip(*results, strict=True):
+            c.equal(mine, other)
+        # entries that only move keep every bit
+        for mine, other in zip(results[0][2:], results[1][2:], strict=True):
+            moved = SLOTS + at.out[(at.new < 0) & (at.out >= 0)].long()
+            assert torch.equal(mine[moved], other[moved])
+
+
 def compare_rows(c: Compare) -> None:
     raw, turned = c.random(2, 10, WIDTH), table(c, 8)
     mine = torch.zeros(2, 20, WIDTH).to(c.device, c.dtype)
@@ -275,6 +317,7 @@ def main(device: str) -> None:
             compare_convolutions(c)
         for fp8 in (False, True):
             compare_places(c, fp8)
+            compare_displaced(c, fp8)
         compare_visible(c)
         count += c.count
     if device != "cpu":  # pixels may be, and nothing else is different about it

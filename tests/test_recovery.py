@@ -66,37 +66,54 @@ class Slow:
         self.committed: list[list[Token | None]] = []  # [frame][place]
         self.store: dict[tuple[int, int], Token] = {}  # aligned: [t, place]
         self.fills: dict[tuple[int, int], Token] = {}
+        self.origins: list[list[int]] = []  # [frame][place]: its place in the frame before
+        self.stored_at = 0  # the frame whose tokens were the store's first
+        self.left = 0  # fills whose content stood elsewhere in the store
 
-    def begin(self, source: Tensor, keep: Tensor) -> None:
-        """``source`` (S, N, P), ``keep`` (S, N) of the coming block."""
+    def begin(self, source: Tensor, keep: Tensor, origin: Tensor) -> None:
+        """``source`` (S, N, P), ``keep`` and ``origin`` (S, N) of the coming block."""
         self.keep = keep
+        self.origins += origin.tolist()
         self.own = {(t, p): Token(source[t, p]) for t, p in self.places()}
         new = {}
         for t, p in self.places():
             if not keep[t, p] and self.store:
-                self.fills[t, p] = self.store[self.provider(source[t, p], t, p), p]
+                self.fills[t, p] = self.provider(source[t, p], t, p)
             new[t, p] = self.own[t, p] if keep[t, p] else self.fills[t, p]
-        self.store = new
+        self.store, self.stored_at = new, len(self.committed)
 
     def places(self) -> list[tuple[int, int]]:
         return [(t, p) for t in range(self.grid.frames) for p in range(self.grid.frame_tokens)]
 
-    def provider(self, now: Tensor, t: int, p: int) -> int:
-        """The store's own frame if it matches, else the latest that does, else the closest."""
-        distances = [
-            patch_distance(now, self.store[s, p].source, TRIM).item()
-            for s in range(self.grid.frames)
-        ]
-        if distances[t] < TOLERANCE:
-            return t
-        matching = [s for s, d in enumerate(distances) if d < TOLERANCE]
-        return matching[-1] if matching else distances.index(min(distances))
+    def place_in(self, frame: int, t: int, p: int) -> int:
+        """Where the content of the block's token stood in an earlier frame."""
+        for later in range(len(self.committed) + t, frame, -1):
+            p = self.origins[later][p]
+        return p
+
+    def provider(self, now: Tensor, t: int, p: int) -> Token:
+        """The store's own frame if it matches, else the latest that does, else the closest; what
+        never left its place matches by looks, what did by having been computed as the same."""
+        frames = range(self.grid.frames)
+        places = [self.place_in(self.stored_at + s, t, p) for s in frames]
+        entries = [self.store[s, places[s]] for s in frames]
+        distances = [patch_distance(now, entry.source, TRIM).item() for entry in entries]
+        if places == [p] * len(frames):
+            matching = [s for s in frames if distances[s] < TOLERANCE]
+        else:
+            self.left += 1
+            token = self.predecessor(t, p)
+            matching = [s for s in frames if entries[s] is token]
+        if t in matching:
+            return entries[t]
+        return entries[matching[-1] if matching else distances.index(min(distances))]
 
     def predecessor(self, t: int, p: int) -> Token | None:
         """Temporal predecessor within the block, else in the last committed frame."""
         for before in range(t, -1, -1):
             if self.keep[before, p]:
                 return self.own[before, p]
+            p = self.origins[len(self.committed) + before][p]
         return self.committed[-1][p]
 
     def stand_in(self, t: int, p: int, step: int | None) -> tuple[Token | None, bool]:
@@ -107,9 +124,9 @@ class Slow:
             return None, False
         if step is None or self.recovery == "noisy":
             found = self.predecessor(t, p)
-            return found, found is self.committed[-1][p]
+            return found, all(found is not token for token in self.own.values())
         if self.recovery == "clean":
-            return self.committed[-1][p], True
+            return self.committed[-1][self.place_in(len(self.committed) - 1, t, p)], True
         return self.fills[t, p], False
 
     def attend(self, query: Tensor, pair: Pair, step: int | None, layer: int) -> Tensor:
@@ -154,11 +171,14 @@ class Slow:
         ]
         self.committed += block
 
-    def skip(self) -> None:
-        """Nothing was computed."""
-        nothing: list[Token | None] = [None] * self.grid.frame_tokens
-        last = nothing if self.recovery == "none" else self.committed[-1]
-        self.committed += [last] * self.grid.frames
+    def skip(self, origin: Tensor) -> None:
+        """Nothing was computed, but content moves from ``origin`` (S, N)."""
+        for places in origin.tolist():
+            self.origins.append(places)
+            last = self.committed[-1]
+            self.committed.append(
+                [None if self.recovery == "none" else last[place] for place in places]
+            )
 
 
 def sources(batch: int, grid: Grid) -> Tensor:
@@ -180,6 +200,17 @@ def masks(batch: int, grid: Grid) -> list[Tensor]:
     return [
         every, some[0], some[1], ~every, some[2], ~every, ~every, one_row, some[3], every, some[4],
     ]  # fmt: skip
+
+
+def origins(keep: Tensor, number: int) -> Tensor | None:
+    """Where tokens come from: their own places, neighbours and anywhere; some blocks stand."""
+    if number % 5 == 4:
+        return None
+    n = keep.shape[2]
+    own = torch.arange(n).expand(keep.shape)
+    anywhere, pick = torch.randint(n, keep.shape), torch.rand(keep.shape)
+    moved = torch.where(pick < 0.4, (own + 1) % n, torch.where(pick < 0.6, anywhere, own))
+    return torch.where(keep, own, moved)
 
 
 class Fast:
@@ -222,6 +253,21 @@ def test_attention_equals_a_loop_over_tokens(
 
 
 @pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "sink", "window", "limit"), [(3, 1, 6, 7), (2, 0, 2, 4), (1, 2, 4, 6)]
+)
+@pytest.mark.parametrize("recovery", ["none", "noisy", "clean", "aligned"])
+def test_attention_to_what_moved_equals_a_loop_over_tokens(
+    recovery: str, size: int, sink: int, window: int, limit: int, batch: int
+) -> None:
+    grid = Grid(size, 2, 3)
+    fast = Fast(recovery, batch, grid, sink, window, limit)
+    slow = [Slow(recovery, grid, sink, window, limit) for _ in range(batch)]
+    compare(fast, slow, moving=True)
+    assert all(row.left > 5 for row in slow)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(("size", "sink", "window", "limit"), [(3, 1, 6, 7), (2, 0, 2, 4)])
 def test_fp8_attention_equals_a_loop_with_entries_rounded_by_hand(
     size: int, sink: int, window: int, limit: int, batch: int
@@ -230,6 +276,10 @@ def test_fp8_attention_equals_a_loop_with_entries_rounded_by_hand(
     fast = Fast("aligned", batch, grid, sink, window, limit, FP8)
     slow = [Slow("aligned", grid, sink, window, limit, rounded) for _ in range(batch)]
     compare(fast, slow)
+    moved = Fast("aligned", batch, grid, sink, window, limit, FP8)
+    compare(
+        moved, [Slow("aligned", grid, sink, window, limit, rounded) for _ in range(batch)], True
+    )
     # and the rounding is no trifle that the comparison would overlook
     with pytest.raises(AssertionError):
         compare(
@@ -245,19 +295,22 @@ def rounded(x: Tensor) -> Tensor:
     return ((x.double() / unit).round() * unit).clamp(-448, 448).to(x.dtype)
 
 
-def compare(fast: Fast, slow: list[Slow]) -> None:
+def compare(fast: Fast, slow: list[Slow], moving: bool = False) -> None:
     """Feed both the same numbers, and compare attention at every pass and layer."""
     batch, grid = len(slow), fast.cache.shape.grid
-    for keep in masks(batch, grid):
-        plan, source = plan_tokens(keep), sources(batch, grid)
+    for number, keep in enumerate(masks(batch, grid)):
+        origin = origins(keep, number) if moving else None
+        plan, source = plan_tokens(keep, origin), sources(batch, grid)
+        if origin is None:
+            origin = torch.arange(grid.frame_tokens).expand(keep.shape)
         if plan.nothing:
             fast.attention.skip_block(plan)
-            for row in slow:
-                row.skip()
+            for row, places in zip(slow, origin, strict=True):
+                row.skip(places)
             continue
         fast.begin(source, plan)
         for b, row in enumerate(slow):
-            row.begin(source[b], keep[b])
+            row.begin(source[b], keep[b], origin[b])
         for step in (*range(STEPS), None):
             fast.attention.step = step
             for layer in range(LAYERS):

@@ -64,6 +64,24 @@ class Displaced(NamedTuple):
     sources: Sources
     scratch: Entries
 
+    @classmethod
+    def like(cls, sources: Sources, scratch: Entries) -> Displaced:
+        """None yet of as many slots, all buffers but ``scratch`` being new."""
+        rows, *nowhere = (torch.full_like(sources.old, -1) for _ in range(4))
+        return cls(rows, Sources(*nowhere), scratch)
+
+    def split(self, sources: Sources) -> None:
+        """Move slots that take entries of other places here, in place; row r of the entries is of
+        place r modulo N."""
+        places = sources.old.shape[1]
+        slots = torch.arange(sources.old.numel(), device=sources.old.device).view_as(sources.old)
+        taking = (sources.new < 0) & (sources.old >= 0)
+        moved = taking & (sources.old % places != slots % places)
+        self.rows.copy_(torch.where(moved, sources.old, -1))
+        self.sources.old.copy_(torch.where(moved, slots, -1))
+        self.sources.out.copy_(torch.where(moved, sources.out, -1))
+        sources.old.masked_fill_(moved, -1)
+
 
 def packed(x: Tensor, like: Tensor) -> Tensor:
     """Numbers in the format of a store: FP8 as bytes where ``like`` is uint8, saturating."""

@@ -51,7 +51,7 @@ class Buffers:
     stored: Tensor
     denoise_displaced: Displaced | None = None
     context_displaced: Displaced | None = None
-    _copies: dict[tuple[str, torch.dtype], Displaced] = field(default_factory=dict)
+    _displaced: dict[tuple[str, torch.dtype], Displaced] = field(default_factory=dict)
 
     @classmethod
     def like(cls, source: Tensor, shape: CacheShape) -> Buffers:
@@ -105,28 +105,21 @@ class Buffers:
             self.context_displaced = self._split("context", self.context, context.bank)
 
     def _split(self, kind: str, sources: Sources, bank: Bank) -> Displaced:
-        """Take slots that take entries of other places out of a pass's sources, into their own."""
-        displaced = self._copy(kind, sources, bank)
-        slots = torch.arange(sources.old.numel(), device=sources.old.device).view_as(sources.old)
-        n = sources.old.shape[1]
-        far = (sources.new < 0) & (sources.old >= 0) & (sources.old % n != slots % n)
-        displaced.rows.copy_(torch.where(far, sources.old, -1))
-        displaced.sources.old.copy_(torch.where(far, slots, -1))
-        displaced.sources.out.copy_(torch.where(far, sources.out, -1))
-        sources.old.masked_fill_(far, -1)
+        """Give slots that take entries of other places to a kind of pass's own `Displaced`, which
+        shares copies with the other kind's if banks are alike."""
+        dtype, width = bank.keys.dtype, bank.keys.shape[4] * bank.keys.shape[5]
+        if (kind, dtype) not in self._displaced:
+            alike = [x.scratch for (_, other), x in self._displaced.items() if other == dtype]
+            scratch = alike[0] if alike else self._scratch(width, dtype)
+            self._displaced[kind, dtype] = Displaced.like(sources, scratch)
+        displaced = self._displaced[kind, dtype]
+        displaced.split(sources)
         return displaced
 
-    def _copy(self, kind: str, sources: Sources, bank: Bank) -> Displaced:
-        """The buffers of a kind of pass; it shares copies with the other if banks are alike."""
-        dtype, width = bank.keys.dtype, bank.keys.shape[4] * bank.keys.shape[5]
-        if (kind, dtype) not in self._copies:
-            alike = [x.scratch for (_, other), x in self._copies.items() if other == dtype]
-            size = (sources.old.numel(), width)
-            fresh = (torch.zeros(size, device=self.zero.device, dtype=dtype) for _ in "kv")
-            scratch = alike[0] if alike else Entries(next(fresh), next(fresh), self.zero)
-            nowhere = (torch.full_like(sources.old, -1) for _ in range(4))
-            self._copies[kind, dtype] = Displaced(next(nowhere), Sources(*nowhere), scratch)
-        return self._copies[kind, dtype]
+    def _scratch(self, width: int, dtype: torch.dtype) -> Entries:
+        size, device = (self.denoise.old.numel(), width), self.zero.device
+        keys = torch.zeros(size, device=device, dtype=dtype)
+        return Entries(keys, torch.zeros_like(keys), self.zero)
 
     def _point_commits(self, cache: KeyValueCache) -> None:
         """Rows of the cache that the block's frames go to."""
