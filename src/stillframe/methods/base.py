@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Self, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -113,10 +113,24 @@ class Method(ABC):
         return False
 
     @property
+    def motion(self) -> str:
+        """What may be reused from another place: "off", "global" (by one motion of the whole
+        picture, the camera's) or "full" (wherever it went)."""
+        return "off"
+
+    @property
     def match(self) -> tuple[float, float]:
         """How far apart source patches may be that stand in for each other in attention, and the
         trim of that distance: latent standard deviations, or grey levels of what is ``visible``."""
         return self.tau2, self.trim
+
+    def changed(self, **given: Any) -> Self:
+        """The same with some fields changed. Those that nobody has given follow the others.
+
+        Raises:
+            ValueError: a value is out of range.
+        """
+        return replace(self, **given)
 
     @abstractmethod
     def selector(self) -> Selector:
@@ -162,7 +176,7 @@ def as_method(method: str | Method, **given: Any) -> Method:
         _check_fields(kind, asked)
         return kind(**asked)
     _check_fields(type(method), asked)
-    return replace(method, **asked) if asked else method
+    return method.changed(**asked) if asked else method
 
 
 def parse_method(text: str) -> tuple[str, dict[str, Any]]:

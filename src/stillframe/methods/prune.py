@@ -11,6 +11,7 @@ fixed share is pruned, for comparisons at equal cost.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -19,10 +20,13 @@ from stillframe.detection.pixels import TOLERANCE, VisibleMask, VisibleScore
 from stillframe.methods.base import Method, Score, Selector, check_rate, register
 from stillframe.tokens.source import SourceBlock
 
-__all__ = ["DETECTORS", "TAU1", "TAU2", "InterFramePruning"]
+__all__ = ["DETECTORS", "MOTIONS", "TAU1", "TAU2", "InterFramePruning"]
 
 #: What `InterFramePruning.detector` may be.
 DETECTORS = ("pixels", "latent")
+
+#: What `InterFramePruning.motion` may be, each more than the one before.
+MOTIONS = ("off", "global", "full")
 
 #: The papers' thresholds of the detector "latent".
 TAU1, TAU2 = 0.15, 0.30
@@ -31,7 +35,7 @@ TAU1, TAU2 = 0.15, 0.30
 @register("prune")
 @dataclass(frozen=True)
 class InterFramePruning(Method):
-    """Prune patches that look as they did when they were last computed.
+    """Prune patches that look as they did when they were last computed, also at another place.
 
     Attributes:
         tolerance: of the detector "pixels": root mean square difference, in grey levels of 255,
@@ -44,12 +48,16 @@ class InterFramePruning(Method):
         hold: whether what is reused shows the picture that was shown, with the detector "pixels".
         rate: share of a block's tokens to prune whatever changes, those that changed least; None
             leaves it to the detector.
+        motion: "full" reuses patches wherever they moved, "global" by one motion of the whole
+            picture, "off" only at their place. By default "full" where what is reused shows the
+            picture that was shown (`holds`), and "off" elsewhere, where it can be nothing else.
 
     Raises:
-        ValueError: thresholds of one detector are given to the other, or numbers out of range.
+        ValueError: thresholds of one detector are given to the other, motion is given where nothing
+            can move, or numbers are out of range.
     """
 
-    summary = "compute the patches that changed (inter-frame pruning)"
+    summary = "compute the patches that changed, reuse those that moved (inter-frame pruning)"
     paper = "2603.05811"
 
     tau2: float = TAU2
@@ -58,6 +66,7 @@ class InterFramePruning(Method):
     detector: str | None = None
     hold: bool = True
     rate: float | None = None
+    motion: str = None  # type: ignore[assignment] # of what is not given; a text once it is made
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +87,26 @@ class InterFramePruning(Method):
             raise ValueError(f"tolerance must be in [0, 255] grey levels, got {self.tolerance}")
         if self.rate is not None:
             check_rate(self.rate)
+        self._resolve_motion()
+
+    def _resolve_motion(self) -> None:
+        if self.motion is None:
+            object.__setattr__(self, "motion", "full" if self.holds else "off")
+        if self.motion not in MOTIONS:
+            *most, last = MOTIONS
+            raise ValueError(f"motion is {', '.join(most)} or {last}, got {self.motion!r}")
+        if self.motion != "off" and not self.holds:
+            raise ValueError(
+                f"motion {self.motion!r} needs the detector 'pixels' and hold=True, got "
+                f"{self.detector!r} and hold={self.hold}"
+            )
+
+    def changed(self, **given: Any) -> Self:
+        detector, hold = given.get("detector", self.detector), given.get("hold", self.hold)
+        if (detector == "pixels" and hold) != self.holds:
+            # what was the default of the one is none of the other
+            given = {"motion": None, **given}
+        return super().changed(**given)
 
     @property
     def visible(self) -> bool:
