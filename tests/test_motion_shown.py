@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 from tests import tiny
+from tests.chromium import CHROMIUM, browsing
 from tests.edit_fixtures import (
     clip_path_fixture,  # noqa: F401
     tiny_pipe_fixture,  # noqa: F401
 )
 from tests.live_fixtures import levels, open_session, play
-from tests.server_fixtures import pictures, serving
+from tests.server_fixtures import pictures, serving, wait_until
 from tests.video_samples import decode
 
 from stillframe.cli.screen import summary
@@ -154,3 +155,29 @@ def test_a_server_tells_what_moved(blocks: list[BlockStats]) -> None:
         assert text["moved_share"] == block.moved_share
         wanted = torch.zeros_like(block.keep) if block.moved is None else block.moved
         assert np.array_equal(moved, wanted[0].numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs /usr/bin/chromium")
+def test_the_page_shows_what_moved_and_chooses_the_motion(
+    tmp_path: Path, blocks: list[BlockStats]
+) -> None:
+    pipe = tiny.pipeline()
+    with serving(pipe, height=64, width=96) as server, browsing(tmp_path) as browser:
+        tab = browser.tab(f"http://127.0.0.1:{server.port}/")
+        tab.click("#start")
+        patch = tab.until("Number(document.getElementById('overlay').dataset.moved ?? 0)")
+        assert not tab.js("document.getElementById('map-moved').hidden")
+        assert 0 < patch < 24
+        tab.until("document.getElementById('value-moved').innerText.includes('% moved')")
+        value = tab.js("Number(document.getElementById('value-moved').dataset.value)")
+        assert value in [block.moved_share for block in blocks]
+
+        [session] = server.state.sessions.values()
+        for motion in ("global", "off", "full"):
+            tab.js(f"document.getElementById('motion').value = '{motion}'")
+            tab.js("document.getElementById('motion').dispatchEvent(new Event('change'))")
+            wait_until(lambda wanted=motion: session.request.method.motion == wanted)
+        tab.click("#stop")
+        tab.close()
