@@ -183,9 +183,24 @@ def test_arrows_run_from_where_the_content_was_to_where_it_is(
 
 
 def test_what_hardly_moved_is_a_dot() -> None:
-    for motion in ((0.0, 0.0), (0.5, 0.5)):
+    for motion in ((0.0, 0.0), (0.3, 0.3)):
         # on one patch of every 2 x 2
         assert _arrows(motion).sum() == 13 * 7
+
+
+@pytest.mark.parametrize("motion", [(1.0, 0.0), (0.0, -0.6), (-2.0, 2.0)])
+def test_the_direction_of_a_short_step_can_be_seen(motion: tuple[float, float]) -> None:
+    """It reaches further to where the content came from than to any other side."""
+    moved = np.zeros((15, 26), bool)
+    moved[4, 4] = True
+    field = np.broadcast_to(np.array(motion, np.float32), (15, 26, 2))
+    grey = np.full((240, 416, 3), 90, np.uint8)
+    drawn = draw_map(grey, np.zeros_like(moved), 16, moved, field)
+    ink = np.argwhere((drawn == ARROW).all(2)[:226])[:, ::-1] + 0.5 - 4.5 * 16
+    along = ink @ np.array(motion) / np.hypot(*motion)
+    across = ink @ np.array([motion[1], -motion[0]]) / np.hypot(*motion)
+    assert along.max() >= 8
+    assert max(-along.min(), np.abs(across).max()) <= 4.5
 
 
 @pytest.mark.parametrize("size", [(240, 416), (480, 832), (1080, 1920)])

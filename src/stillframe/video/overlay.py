@@ -34,8 +34,8 @@ _MOVED_SHARE = 0.2
 _ARROW = np.array([130, 215, 255], dtype=np.uint8)
 # from one arrow to the next: so many pixels, and so large a share of the short side
 _ARROW_PIXELS, _ARROW_SHARE = 28, 1 / 20
-# what moved less, in pixels, is a dot
-_SHORTEST_ARROW = 1.0
+# what moved less, in pixels, is a dot; arrows are drawn no shorter than so many times their stroke
+_DOT, _SHORTEST_ARROW = 0.5, 9
 
 
 class PatchMap(NamedTuple):
@@ -156,17 +156,19 @@ def _draw_arrows(
     drawn: Pixels, moved: Mask, motion: Displacements, patch: int, thickness: int
 ) -> None:
     """Arrows to patches that moved, from where their content was; so few that they can be told
-    apart."""
+    apart, and so long that their direction can be seen."""
     apart = max(_ARROW_PIXELS, min(drawn.shape[:2]) * _ARROW_SHARE)
     rows, columns = _spread(moved, max(1, math.ceil(apart / patch)))
     heads = (np.stack([columns, rows], 1) + 0.5) * patch
     shafts = motion[rows, columns].astype(np.float64)
     lengths = np.hypot(*shafts.T)
     strokes = [heads[:, None]]
-    far = lengths >= _SHORTEST_ARROW
+    far = lengths >= _DOT
     heads, shafts, lengths = heads[far], shafts[far], lengths[far, None]
-    # barbs lean back by 35 degrees, and are no longer than the shaft
-    barb = np.minimum(lengths, max(0.3 * patch, 3.5 * thickness)) / lengths
+    drawn_lengths = np.maximum(lengths, _SHORTEST_ARROW * thickness)
+    shafts *= drawn_lengths / lengths
+    # barbs lean back by 35 degrees
+    barb = max(0.3 * patch, 3.5 * thickness) / drawn_lengths
     strokes.append(_line(heads, heads + shafts))
     for angle in (math.radians(35), -math.radians(35)):
         cos, sin = math.cos(angle), math.sin(angle)
