@@ -2,8 +2,9 @@
 
 Recomputed patches keep their colour, warmed a little, inside a bright outline; the others are grey
 and dark. Those that were reused from another place are bluish, and arrows show from where their
-content came to where it is. A bar at the foot shows the share of patches recomputed in that frame,
-and behind it the share that moved. Knows pixels and masks; files and the engine are elsewhere.
+content came to where it is (those of short steps are drawn longer). A bar at the foot shows the
+share of patches recomputed in that frame, and behind it the share that moved. Knows pixels and
+masks; files and the engine are elsewhere.
 """
 
 from __future__ import annotations
