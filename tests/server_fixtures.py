@@ -124,6 +124,7 @@ class Client:
         self.texts: list[dict[str, Any]] = []
         self.frames: list[tuple[float, Pixels]] = []
         self.maps: list[tuple[float, NDArray[np.uint8]]] = []
+        self.moved: list[NDArray[np.uint8]] = []
         self.code: int | None = None
 
     def say(self, kind: str, **fields: Any) -> None:
@@ -153,10 +154,14 @@ class Client:
             return "frame"
         assert kind == 2
         size = struct.unpack("<HHH", message[16:22])
-        bits = np.unpackbits(np.frombuffer(message[22:], np.uint8))
         count = size[0] * size[1] * size[2]
-        assert len(bits) - count in range(8)
-        self.maps.append((timestamp, bits[:count].reshape(size)))
+        length = -(-count // 8)
+        # what moved follows, where anything did
+        parts = [message[at : at + length] for at in range(22, len(message), length)]
+        assert [len(part) for part in parts] in ([length], [length] * 2)
+        bits = [np.unpackbits(np.frombuffer(part, np.uint8))[:count] for part in parts]
+        self.maps.append((timestamp, bits[0].reshape(size)))
+        self.moved.append(bits[1].reshape(size) if bits[1:] else np.zeros(size, np.uint8))
         return "map"
 
     def until(self, kind: str, count: int = 1, seconds: float = WAIT) -> dict[str, Any]:

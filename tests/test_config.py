@@ -41,7 +41,7 @@ from stillframe.evaluation.variants import expand
 from stillframe.jobs.edit import edit_file
 from stillframe.live import SessionError, Worker
 from stillframe.methods import as_method, find_method, methods, split_methods
-from stillframe.methods.prune import InterFramePruning
+from stillframe.methods.prune import MOTIONS, InterFramePruning
 from stillframe.options import Option
 from stillframe.server.client_config import ClientConfig
 from stillframe.server.messages import Update, parse_message
@@ -165,6 +165,7 @@ def test_names_that_an_option_takes_are_those_of_a_stream() -> None:
     for name, known in (("execution", EXECUTIONS), ("products", PRODUCTS), ("store", STORES)):
         assert DENOISING[name].choices == known
         assert getattr(EditConfig(), name) == DENOISING[name].default
+    assert OPTIONS["motion"].choices == MOTIONS
 
 
 def test_every_number_of_every_command_has_bounds() -> None:
@@ -222,10 +223,10 @@ def test_values_make_what_python_makes() -> None:
     values = {
         "method": "prune:tolerance=9", "tolerance": 5, "recovery": "clean", "strength": 0.5,
         "steps": 2, "store": "fp8", "seed": 3, "refresh": 4, "gop": None, "cuts": True,
-        "target_kept": 0.5, "rate_mode": "capped", "guard": 0.05,
+        "target_kept": 0.5, "rate_mode": "capped", "guard": 0.05, "motion": "global",
     }  # fmt: skip
     assert EditConfig.from_options(values) == EditConfig(
-        InterFramePruning(recovery="clean", tolerance=5.0),
+        InterFramePruning(recovery="clean", tolerance=5.0, motion="global"),
         Controls(Refresh(4), Cuts(), Rate(kept=0.5, mode="capped"), Guard(0.05)),
         strength=0.5,
         num_inference_steps=2,
@@ -246,6 +247,9 @@ def test_values_make_what_python_makes() -> None:
         ({"strength": 0}, "--strength is a number above 0 up to 1, got 0"),
         ({"sigmas": (0.5, float("nan"))}, "--sigmas is numbers between commas, each from 0 to 1"),
         ({"method": "full", "tolerance": 3}, "method 'full' has no tolerance"),
+        ({"method": "tome", "motion": "off"}, "method 'tome' has no motion"),
+        ({"motion": "some"}, "--motion is off, global or full, got 'some'"),
+        ({"motion": "full", "detector": "latent"}, "motion 'full' needs the detector 'pixels'"),
         ({"method": "full", "guard": 0.1}, "method 'full' reuses nothing"),
         ({"detector": "codec", "tau1": 0.1}, "--tau1 and --tau2 are thresholds of --detector lat"),
         ({"rate_mode": "capped"}, "--rate-mode needs --target-fps"),

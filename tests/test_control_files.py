@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from stillframe.controls import (
 )
 from stillframe.errors import InputError, OutputError
 from stillframe.jobs.edit import edit_file
+from stillframe.methods.prune import MOTIONS, InterFramePruning
 from stillframe.tokens.grid import Grid
 
 HEADER = MaskHeader(3, 5, 7, 16, 4, frames=30, tau1=0.15)
@@ -58,23 +62,128 @@ def test_a_side_car_holds_what_was_recorded(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.masks"]
 
 
+def moving_masks() -> tuple[GivenMasks, list[torch.Tensor], list[torch.Tensor | None]]:
+    """Masks of blocks in which something moved, nothing did, and nobody says."""
+    kept = [torch.rand(1, 3, 5, 7) < 0.4 for _ in range(4)]
+    shift = torch.randn(1, 3, 5, 7, 2) * 40 * ~kept[0][..., None]
+    far = torch.full((1, 3, 5, 7, 2), 9e4)
+    motions = [shift, torch.zeros(1, 3, 5, 7, 2), None, far]
+    recorder = MaskRecorder()
+    for keep, motion in zip(kept, motions, strict=True):
+        recorder.add(keep, motion)
+    return recorder.masks(replace(HEADER, motion="full")), kept, motions
+
+
+def test_a_side_car_holds_what_moved(tmp_path: Path) -> None:
+    masks, kept, (shift, *_) = moving_masks()
+    masks.write(tmp_path / "a.masks")
+    read = GivenMasks.read(tmp_path / "a.masks")
+    assert read == masks
+    assert read.header.motion == "full"
+    assert all(torch.equal(read.block(i), keep) for i, keep in enumerate(kept))
+    found, still, unknown, far = (read.motion(i) for i in range(4))
+    assert found is not None
+    assert shift is not None
+    assert found.dtype == torch.float32
+    assert (found - shift).abs().max() <= 1 / 32
+    assert (found * 16 % 1 == 0).all()
+    assert (still, unknown) == (None, None)
+    assert far is not None
+    assert (far == 2**11 - 1 / 16).all()
+    # a block takes no more than before where nothing moved
+    alone = MaskRecorder()
+    alone.add(kept[1])
+    assert alone.masks(HEADER).blocks[0] == masks.blocks[1]
+    with pytest.raises(InputError, match="masks of 4 blocks"):
+        read.motion(4)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_side_cars_of_earlier_versions_are_read(version: int, tmp_path: Path) -> None:
+    masks, kept = some_masks()
+    masks.write(tmp_path / "a.masks")
+    magic, line, body = (tmp_path / "a.masks").read_bytes().split(b"\n", 2)
+    head = json.loads(line)
+    later = ["motion"] if version == 2 else ["motion", "tolerance"]
+    head = {name: value for name, value in head.items() if name not in later}
+    line = json.dumps({**head, "version": version}).encode()
+    (tmp_path / "old.masks").write_bytes(b"\n".join((magic, line, body)))
+    read = GivenMasks.read(tmp_path / "old.masks")
+    assert read == masks
+    assert read.header.motion is None
+    assert all(torch.equal(read.block(i), keep) for i, keep in enumerate(kept))
+    assert all(read.motion(i) is None for i in range(3))
+    read.check(InterFramePruning(motion="off"), Controls(read))
+
+
+@pytest.mark.parametrize("made", [None, *MOTIONS])
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_masks_of_what_moved_need_a_method_that_moves(made: str | None, motion: str) -> None:
+    masks = MaskRecorder().masks(replace(HEADER, motion=made))
+    method = InterFramePruning(motion=motion)
+    if MOTIONS.index(made or "off") <= MOTIONS.index(motion):
+        masks.check(method, Controls(masks))
+        return
+    said = f"the masks were made with motion '{made}': with '{motion}' what they leave out"
+    with pytest.raises(ValueError, match=said):
+        masks.check(method, Controls(masks))
+    # also while a stream runs
+    run = Run(Controls(masks), InterFramePruning(motion=made or "off"))
+    with pytest.raises(ValueError, match=said):
+        run.stream.update(method=method)
+
+
+def test_damaged_displacements_are_refused() -> None:
+    masks, _, _ = moving_masks()
+    content, header = zlib.decompress(masks.blocks[0]), masks.header
+    assert len(content) == 14 + 4 * 105
+    for size in (0, 13, 15, 14 + 4 * 104, len(content) - 1):
+        with pytest.raises(InputError, match=r"block 0 is damaged: it has not 14 or 434 bytes"):
+            GivenMasks(header, (zlib.compress(content[:size]),)).motion(0)
+    with pytest.raises(InputError, match="it has not 14 or 434 bytes"):
+        GivenMasks(header, (zlib.compress(content + b"x" * 10**6),)).block(0)
+    # in masks made without motion there are none
+    for motion in ("off", None):
+        still = GivenMasks(replace(header, motion=motion), masks.blocks)
+        for read in (still.block, still.motion):
+            with pytest.raises(InputError, match="it has not 14 bytes"):
+                read(0)
+    # a record that breaks off between the mask and the displacements is no short one
+    stored = zlib.compress(content, 0)
+    cut = next(
+        n for n in range(len(stored)) if len(zlib.decompressobj().decompress(stored[:n])) >= 14
+    )
+    with pytest.raises(InputError, match="block 0 is damaged: it is cut off"):
+        GivenMasks(header, (stored[:cut],)).block(0)
+    recorder = MaskRecorder()
+    recorder.add(torch.ones(1, 3, 5, 7, dtype=torch.bool), torch.ones(1, 3, 5, 7, 2))
+    with pytest.raises(ValueError, match="with motion 'off' nothing can have moved"):
+        recorder.masks(replace(HEADER, motion="off"))
+
+
 def test_a_side_car_is_what_its_description_says(tmp_path: Path) -> None:
     """Read by hand, as another tool would, from docs/control.md."""
-    import zlib
-
-    masks, kept = some_masks()
+    masks, kept, motions = moving_masks()
     masks.write(tmp_path / "a.masks")
     with open(tmp_path / "a.masks", "rb") as file:
         assert file.readline() == b"stillframe masks\n"
         head = json.loads(file.readline())
-        for keep in kept:
+        for keep, motion in zip(kept, motions, strict=True):
             size = int.from_bytes(file.read(4), "little")
-            number = int.from_bytes(zlib.decompress(file.read(size)), "big")
+            content = zlib.decompress(file.read(size))
+            number = int.from_bytes(content[:14], "big")
             bits = f"{number:0112b}"[: 3 * 5 * 7]
             assert [bit == "1" for bit in bits] == keep.flatten().tolist()
+            numbers = [n / 16 for (n,) in struct.iter_unpack("<h", content[14:])]
+            if motion is None or not motion.any():
+                assert not numbers
+            else:
+                wanted = motion.clamp(-2048, 2047.9375).flatten().tolist()
+                assert numbers == pytest.approx(wanted, abs=1 / 32)
         assert not file.read()
-    assert head["version"] == 2
-    assert head["blocks"] == 3
+    assert head["version"] == 3
+    assert head["blocks"] == 4
+    assert head["motion"] == "full"
     text = (Path(__file__).parents[1] / "docs" / "control.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in head)
 
@@ -88,7 +197,15 @@ def test_a_side_car_is_what_its_description_says(tmp_path: Path) -> None:
         (lambda data: data[:30], "damaged"),
         (lambda data: data + data[-2:], "damaged"),
         (lambda data: data.replace(b'"blocks": 3', b'"blocks": 4'), "has 3 of 4 blocks"),
-        (lambda data: data.replace(b'"version": 2', b'"version": 3'), "version 3, not up to 2"),
+        (lambda data: data.replace(b'"version": 3', b'"version": 4'), "version 4, not up to 3"),
+        (
+            lambda data: data.replace(b'"motion": null', b'"motion": "m"'),
+            "one of off, global, full",
+        ),
+        (
+            lambda data: data.replace(b'"motion": null', b'"motion": [1]'),
+            "one of off, global, full",
+        ),
         (lambda data: data.replace(b'"patch"', b'"match"'), "damaged"),
         (lambda data: data.replace(b'"patch": 16', b'"patch": -6'), "sizes of masks"),
     ],
@@ -158,6 +275,7 @@ def test_a_file_edited_with_its_own_masks_is_equal(
     assert masks.header.frames == 30
     assert (masks.header.patch, masks.header.temporal) == (16, 4)
     assert (masks.header.tolerance, masks.header.tau1, masks.header.tau2) == (3.0, None, None)
+    assert masks.header.motion == report.motion == "full"
     again = edit_file(
         tiny_pipe, clip_path, out[1], prompt="oil", crf=0, masks_out=side[1],
         control=Controls(masks),
@@ -223,6 +341,9 @@ def test_controls_from_the_command_line_to_the_report(tmp_path: Path, model_fold
         (["--roi", "0,0,1,1", "--roi-mode", "never", "--method", "full"], "computes everything"),
         (["--masks-in", "none.masks"], "could not be read"),
         (["--masks-in", "in.mp4"], "not a file of masks"),
+        (["--motion", "some"], "--motion is off, global or full, got 'some'"),
+        (["--motion", "full", "--detector", "latent"], "motion 'full' needs the detector 'pixels'"),
+        (["--motion", "off", "--method", "full"], "method 'full' has no motion"),
         (["--masks-out", "none/a.masks"], "no folder"),
         (["--masks-out", "in.mp4"], "same file"),
         (["--masks-out", "r.json", "--report", "r.json"], "choose another name"),

@@ -170,12 +170,19 @@ def test_missing_methods_are_told() -> None:
 def test_rows_survive_their_files(tmp_path: Path) -> None:
     store = RowStore(tmp_path / "new" / "cells")
     cell = Cell(Variant.of("prune", recovery="clean", tau1=0.1), "a clip/%", "oil, thick", 3)
-    row = Row(cell=cell, kept_share=0.5, metrics={"psnr": math.inf, "ssim": 0.25}, fps=2.0)
+    row = Row(
+        cell=cell,
+        kept_share=0.5,
+        moved_share=0.25,
+        metrics={"psnr": math.inf, "ssim": 0.25},
+        fps=2.0,
+    )
     store.put(cell.variant.label, "key", row.as_json())
     text = store.path(cell.variant.label, "key").read_text()
     assert "Infinity" not in text
     back = Row.from_json(store.get(cell.variant.label, "key"))
     assert (back.cell, back.metrics, back.kept_share) == (cell, row.metrics, 0.5)
+    assert back.moved_share == 0.25
     assert math.isnan(back.full_fps)
     assert back.cell.variant.build() == cell.variant.build()
     store.path(cell.variant.label, "key").write_text(text[:-20])
@@ -229,6 +236,7 @@ def test_a_cell_is_what_edit_file_does(plan: Plan, tmp_path: Path) -> None:
     )
     assert report.full is not None
     assert row.kept_share == report.kept_share < 1
+    assert row.moved_share == report.moved_share
     assert [b.kept / b.tokens for b in row.blocks] == list(report.kept_share_blocks)
     assert row.metrics["psnr"] == pytest.approx(report.psnr_vs_full_db, abs=1e-6)
     assert row.metrics["flicker"] == pytest.approx(report.flicker)

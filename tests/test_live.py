@@ -256,8 +256,9 @@ def test_telemetry_tells_what_happened(pipe: CausalWanPipeline) -> None:
         stages = {"fit", "encode", "mask", "context", "decode", "deliver"}
         assert stages <= set(block.milliseconds) <= stages | {"denoise"}
         assert block.total_milliseconds == sum(block.milliseconds.values())
-        assert set(block.figures()) == set(vars(block)) - {"keep"} | {
+        assert set(block.figures()) == set(vars(block)) - {"keep", "moved"} | {
             "kept_share",
+            "moved_share",
             "total_milliseconds",
         }
         # four frames of a latent frame share its mask

@@ -81,6 +81,8 @@ def test_a_prompt_changes_at_the_next_block_and_nothing_is_lost(pipe: CausalWanP
         ({"tolerance": 3.5}, False),
         ({"tolerance": 2.5, "trim": 0.1}, False),
         ({"method": InterFramePruning(tolerance=5.0)}, False),
+        ({"motion": "off"}, False),
+        ({"motion": "global", "tolerance": 2.5}, False),
         # what the store's entries were computed from is compared in other units
         ({"method": InterFramePruning(tau1=0.2)}, True),
         ({"method": "prune"}, False),
@@ -149,6 +151,9 @@ def test_changes_before_the_first_block_are_as_if_it_was_opened_with_them(
         ({"method": "magic"}, "unknown method 'magic'"),
         ({"recovery": "magic"}, "unknown recovery 'magic'"),
         ({"tolerance": -1.0}, "tolerance must be in"),
+        ({"motion": "some"}, "motion is off, global or full, got 'some'"),
+        ({"motion": "full", "hold": False}, "motion 'full' needs the detector 'pixels'"),
+        ({"method": "full", "motion": "off"}, "'full' has no motion"),
         ({"tau7": 1.0}, "'prune' has no tau7"),
         ({"method": "full", "tolerance": 2}, "'full' has no tolerance"),
         ({"conditioning": "source"}, "no source channels"),

@@ -142,9 +142,14 @@ def tap(camera: Path, address: str) -> Iterator[Tap]:
         browser.close()
 
 
-def _bits(payload: bytes) -> NDArray[np.bool_]:
+def _bits(payload: bytes, moved: bool = False) -> NDArray[np.bool_]:
+    """What was recomputed, or what was reused from another place."""
     shape = struct.unpack_from("<3H", payload)
-    bits = np.unpackbits(np.frombuffer(payload, np.uint8, offset=6))[: np.prod(shape)]
+    count = int(np.prod(shape))
+    offset = 6 + moved * -(-count // 8)
+    if offset == len(payload):
+        return np.zeros(shape, bool)
+    bits = np.unpackbits(np.frombuffer(payload, np.uint8, offset=offset))[:count]
     return bits.reshape(shape).astype(bool)
 
 
@@ -183,10 +188,14 @@ def test_the_page_shows_edited_frames_and_what_was_recomputed(tap: Tap) -> None:
     blocks, maps = tap.until("telemetry", 3), tap.until("map", 3)
     for block, (_, payload) in zip(blocks, maps, strict=False):
         assert _bits(payload).mean() == pytest.approx(block["kept_share"], abs=1e-3)
+        assert _bits(payload, True).mean() == pytest.approx(block["moved_share"], abs=1e-3)
 
     tap.page.wait_for_selector("#overlay[data-block]", timeout=WAIT_MS)
     seen = tap.page.get_by_test_id("overlay").evaluate(ALPHA_OF_CELLS)
-    by_time = {round(timestamp, 6): _bits(payload) for timestamp, payload in tap.all("map")}
+    by_time = {
+        round(timestamp, 6): _bits(payload) | _bits(payload, True)
+        for timestamp, payload in tap.all("map")
+    }
     drawn = np.array(seen["alpha"]) > 0
     assert (drawn == by_time[round(seen["block"], 6)][seen["slot"]]).all()
 

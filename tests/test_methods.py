@@ -15,9 +15,9 @@ from torch import Tensor
 from stillframe.attention.cache import KeyValueCache
 from stillframe.attention.reuse import Bank, Reuse
 from stillframe.detection.latents import keep_most
-from stillframe.methods import Method, Selector, find_method, methods
+from stillframe.methods import Method, Selector, as_method, find_method, methods
 from stillframe.methods import base as method_registry
-from stillframe.methods.prune import InterFramePruning
+from stillframe.methods.prune import MOTIONS, InterFramePruning
 from stillframe.recovery import Recovery, find_recovery, recoveries
 from stillframe.recovery import base as recovery_registry
 from stillframe.tokens.grid import Grid, Plan
@@ -161,6 +161,31 @@ def test_the_default_goes_by_pixels_and_thresholds_mean_the_papers_detector() ->
     assert not find_method("full").prunes
 
 
+def test_motion_is_followed_where_the_picture_that_was_shown_is() -> None:
+    assert InterFramePruning().motion == "full"
+    for still in (InterFramePruning(hold=False), InterFramePruning(detector="latent")):
+        assert still.motion == "off"
+        assert as_method(still, motion="off") == still
+        for motion in ("global", "full"):
+            with pytest.raises(ValueError, match=f"motion {motion!r} needs the detector 'pixels'"):
+                as_method(still, motion=motion)
+    moving = {name for name, each in methods().items() if each().motion != "off"}
+    assert moving == {"prune", "plain", "noisy"}
+
+
+def test_motion_follows_the_other_fields_until_it_is_given() -> None:
+    usual = InterFramePruning()
+    assert as_method(usual, detector="latent") == InterFramePruning(detector="latent")
+    still = as_method(usual, hold=False)
+    assert still == InterFramePruning(hold=False)
+    assert as_method(still, hold=True) == usual
+    # what was asked for stays
+    for motion in MOTIONS:
+        asked = InterFramePruning(motion=motion)
+        assert as_method(asked, tolerance=5.0, hold=True).motion == motion
+        assert as_method(f"prune:motion={motion}") == asked
+
+
 @pytest.mark.parametrize("cls", methods().values())
 def test_every_selector_is_a_streams_own(cls: Any) -> None:
     method, source = cls(), block()
@@ -196,6 +221,9 @@ def test_full_keeps_everything() -> None:
         ({"detector": "magic"}, "detectors are pixels and latent, got 'magic'"),
         ({"detector": "pixels", "tau1": 0.1}, "thresholds of the detector 'latent'"),
         ({"tau2": 0.1, "tolerance": 2.0}, "limit of the detector 'pixels'"),
+        ({"motion": "some"}, "motion is off, global or full, got 'some'"),
+        ({"motion": "full", "hold": False}, "got 'pixels' and hold=False"),
+        ({"motion": "global", "tau1": 0.1}, "got 'latent' and hold=True"),
         ({"rate": 1.0}, r"rate must be in \[0, 1\), got 1.0"),
         ({"rate": -0.1}, "got -0.1"),
         ({"rate": float("nan")}, "got nan"),

@@ -29,10 +29,13 @@ def _some_report() -> Report:
         method="prune",
         recovery="aligned",
         tolerance=None,
+        motion="off",
         tau1=0.15,
         tau2=0.3,
         kept_share=0.4,
         kept_share_blocks=(1.0, 0.1),
+        moved_share=0.3,
+        moved_share_blocks=(0.0, 0.6),
         seconds={"total": 2.0},
         fps=12.0,
         cache_bytes=1,
@@ -61,7 +64,8 @@ def _some_report() -> Report:
 
 
 def _tuples(read: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(read[name]) for name in ("kept_share_blocks", "sigmas", "warnings")}
+    names = ("kept_share_blocks", "moved_share_blocks", "sigmas", "warnings")
+    return {name: tuple(read[name]) for name in names}
 
 
 @pytest.mark.parametrize("place", ["missing/report.json", ".", "/dev/full"])

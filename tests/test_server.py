@@ -80,10 +80,11 @@ def test_edited_frames_come_back_with_times_maps_and_telemetry(server: Server) -
     told = [text for text in client.texts if text["type"] == "telemetry"]
     assert [text["block"] for text in told] == [0, 1, 2]
     assert [at for at, _ in client.maps] == times[::12]
-    for text, (_, bits) in zip(told, client.maps, strict=True):
+    for text, (_, bits), moved in zip(told, client.maps, client.moved, strict=True):
         assert bits.shape == (3, 4, 6)
         assert text["tokens"] == bits.size
         assert text["kept_share"] == pytest.approx(bits.mean())
+        assert text["moved_share"] == pytest.approx(moved.mean())
         assert list(text["ms"]) == ["encode", "mask", "denoise", "context", "decode"]
         assert all(spent > 0 for spent in text["ms"].values())
         assert text["p50_ms"] <= text["p95_ms"]
@@ -127,13 +128,14 @@ def test_methods_and_numbers_change_while_it_runs(server: Server) -> None:
         client.say("update", method="full", recovery="clean", tolerance=4)
         client.until("updated")
         client.works(10)
-        client.say("update", method="prune", strength=0.5, tolerance=5)
+        client.say("update", method="prune", strength=0.5, tolerance=5, motion="global")
         client.until("updated")
         client.works(20, blocks=2)
         [session] = server.state.sessions.values()
         method = session.request.method
         # what was said while another method was in use still holds
         assert (method.name, method.recovery, method.tolerance) == ("prune", "clean", 5)
+        assert method.motion == "global"
         client.say("update", recovery="nothing such")
         notice = client.until("notice")
         assert notice["about"] == "update"

@@ -38,7 +38,7 @@ def parse(message: Any) -> Hello | Update | Command:
 def test_what_clients_may_say_is_understood() -> None:
     full: dict[str, Any] = {
         **HELLO, "token": "t", "width": 96, "height": 64, "policy": "all", "method": "full",
-        "recovery": "none", "tolerance": 0, "strength": 1, "quality": 7,
+        "recovery": "none", "tolerance": 0, "strength": 1, "quality": 7, "motion": "off",
     }  # fmt: skip
     hello = parse(full)
     assert isinstance(hello, Hello)
@@ -145,6 +145,10 @@ def test_maps_and_frames_are_packed_as_the_table_says() -> None:
     bits = [byte >> (7 - at) & 1 for byte in data[22:] for at in range(8)]
     assert bits[:105] == keep.flatten().tolist()
     assert len(bits) == 112
+    moved = ~keep & (np.random.default_rng(1).random((3, 5, 7)) < 0.4)
+    both = protocol.pack_map(2.25, keep, moved)
+    assert both[: len(data)] == data
+    assert protocol.pack_map(2.25, moved)[22:] == both[len(data) :]
     assert protocol.pack_frame(2.25, b"xy") == frame_message(2.25, b"xy")
 
 

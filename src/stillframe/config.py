@@ -48,6 +48,14 @@ METHOD = {
         most=255,
         live=True,
     ),
+    "motion": Option(
+        "str",
+        "Reuse patches that moved: off, by one motion of the camera (global), or wherever they "
+        "went (full).",
+        choices=("off", "global", "full"),
+        group=_CHANGE,
+        live=True,
+    ),
     "recovery": Option(
         "str",
         "Choose what stands in for the other patches in attention: a name that `stillframe "
@@ -336,7 +344,7 @@ def _method(given: Mapping[str, Any], named: Callable[[str], str]) -> Method:
             f"{named('tau1')} and {named('tau2')} are thresholds of {named('detector')} latent, "
             f"not {detector}"
         )
-    names = ("recovery", "tolerance", "tau1", "tau2", "rate")
+    names = ("recovery", "tolerance", "motion", "tau1", "tau2", "rate")
     wanted = {name: given.get(name) for name in names}
     wanted["detector"] = detector if detector in _OWN_DETECTORS else None
     return as_method(given.get("method", EditConfig.method), **wanted)

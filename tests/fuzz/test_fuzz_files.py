@@ -56,11 +56,17 @@ def samples(folder: Path) -> dict[str, bytes]:
     for index in range(4):
         recorder.add(torch.arange(3 * 6 * 8).view(1, 3, 6, 8) % (index + 2) == 0)
     recorder.masks(MaskHeader(3, 6, 8, 16, 4, 48)).write(folder / "masks")
+    keep, steps = torch.zeros(1, 3, 6, 8, dtype=torch.bool), torch.arange(3 * 6 * 8 * 2.0)
+    for index in range(4):
+        recorder.add(keep, (steps * index / 16).view(1, 3, 6, 8, 2))
+    header = MaskHeader(3, 6, 8, 16, 4, 96, motion="full")
+    recorder.masks(header).write(folder / "moving masks")
     RateTrace(tuple(Timing(i / 8, i / 3) for i in range(8))).write(folder / "trace")
     tensors = {f"blocks.{i}.weight": torch.ones(4, 4) for i in range(6)}
     torch.save(tensors, folder / "weights.pt")
     return {
         "masks": (folder / "masks").read_bytes(),
+        "moving masks": (folder / "moving masks").read_bytes(),
         "trace": (folder / "trace").read_bytes(),
         "recipes.toml": RECIPE,
         "styles.json": json.dumps(STYLES).encode(),
@@ -73,6 +79,8 @@ def use_masks(path: Path) -> None:
     masks = GivenMasks.read(path)
     for number in range(len(masks.blocks)):
         assert masks.block(number).dtype == torch.bool
+        motion = masks.motion(number)
+        assert motion is None or motion.shape == (*masks.block(number).shape, 2)
 
 
 def use_styles(path: Path) -> None:
@@ -81,6 +89,7 @@ def use_styles(path: Path) -> None:
 
 READERS: dict[str, Callable[[Path], object]] = {
     "masks": use_masks,
+    "moving masks": use_masks,
     "trace": RateTrace.read,
     "recipes.toml": read_recipes,
     "styles.json": use_styles,
@@ -97,7 +106,7 @@ def test_damaged_files(name: str, fuzz_scale: int, tmp_path: Path) -> None:
     READERS[name](path)
     for number in range(CASES * fuzz_scale):
         rng = generator(f"file {name}", number)
-        path.write_bytes(damaged(good[name], [*good.values()][int(rng.integers(6))], rng))
+        path.write_bytes(damaged(good[name], [*good.values()][int(rng.integers(len(good)))], rng))
         with held(f"{name} {number}", tmp_path, 5):
             try:
                 READERS[name](path)

@@ -225,10 +225,11 @@ def _line(name: str, report: Report) -> dict[str, Any]:
     """The row's numbers, unrounded."""
     assert report.full is not None
     numbers = report.as_dict()
-    kept = ("frames_out", "kept_share", "speedup_total", "speedup_denoise", "psnr_vs_full_db")
+    told = ("frames_out", "kept_share", "moved_share", "speedup_total", "speedup_denoise",
+            "psnr_vs_full_db")  # fmt: skip
     return {
         "style": name,
-        **{key: numbers[key] for key in kept},
+        **{key: numbers[key] for key in told},
         "seconds": report.seconds["total"],
         "seconds_full": report.full.seconds["total"],
         "output": report.output,

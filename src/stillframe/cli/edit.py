@@ -44,7 +44,12 @@ _OWN = {
     "frames": Option(
         "int", "Stop after so many frames.", metavar="N", least=1, most=FRAMES, group=RESULT
     ),
-    "map": Option("path", "Write a video of what was recomputed.", metavar="FILE", group=RESULT),
+    "map": Option(
+        "path",
+        "Write a video of what was recomputed, and what moved.",
+        metavar="FILE",
+        group=RESULT,
+    ),
 }
 _STREAM = {
     "input_format": Option(

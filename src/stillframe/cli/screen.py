@@ -187,10 +187,17 @@ def edit_progress(
                 total=progress.frames_total,
                 of="?" if progress.frames_total is None else progress.frames_total,
                 fps=f"{progress.fps:.1f} FPS",
-                kept="" if progress.kept_share is None else f"{progress.kept_share:.0%} kept",
+                kept=_shares(progress),
             )
 
         yield show
+
+
+def _shares(progress: EditProgress) -> str:
+    if progress.kept_share is None:
+        return ""
+    moved = f", {progress.moved_share:.0%} moved" if progress.moved_share else ""
+    return f"{progress.kept_share:.0%} kept{moved}"
 
 
 def summary(report: Report) -> list[str]:
@@ -200,7 +207,7 @@ def summary(report: Report) -> list[str]:
     seconds = report.seconds["total"]
     lines = [
         f"{report.output}: {report.frames_out} frames of {report.width}x{report.height} in "
-        f"{seconds:.1f} s ({report.fps:.1f} FPS), {report.kept_share:.0%} of the patches recomputed"
+        f"{seconds:.1f} s ({report.fps:.1f} FPS), {_of_the_patches(report)}"
     ]
     if report.interrupted:
         left = report.frames_in - report.frames_out
@@ -214,6 +221,13 @@ def summary(report: Report) -> list[str]:
     if report.full is not None:
         lines.append(_against_full(report, report.full))
     return lines
+
+
+def _of_the_patches(report: Report) -> str:
+    kept, moved = report.kept_share, report.moved_share
+    told = f"{kept:.0%} of the patches recomputed"
+    # what merges tokens moves none
+    return f"{told}, {moved:.0%} moved, {1 - kept - moved:.0%} unchanged" if moved else told
 
 
 def _against_full(report: Report, full: RunReport) -> str:

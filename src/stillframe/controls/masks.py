@@ -2,8 +2,8 @@
 
 The format is described in ``docs/control.md``: a line that names it, a line of JSON, and for every
 block its number of bytes (4, little-endian) and so many of zlib, which hold the mask's bits in the
-order frame, row, column, eight a byte, the first the highest. Knows bytes and files, not where
-masks come from.
+order frame, row, column, eight a byte, the first the highest; and then, if anything moved, the
+displacement of every token in that order. Knows bytes and files, not where masks come from.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ from stillframe.controls.base import (
 from stillframe.controls.given import Given
 from stillframe.errors import InputError
 from stillframe.methods import Method
+from stillframe.methods.prune import MOTIONS
 from stillframe.options import Option
 from stillframe.tokens.grid import Grid
 from stillframe.untrusted.numbers import check_number, number_text
@@ -42,9 +43,9 @@ from stillframe.whole_file import write_whole
 __all__ = ["GivenMasks", "MaskHeader", "MaskRecorder", "RunningMasks"]
 
 _MAGIC = b"stillframe masks\n"
-_VERSION = 2
-_READ = (1, 2)  # the first has no tolerance
-# of all blocks together: some hundred bytes each
+_VERSION = 3
+_READ = (1, 2, 3)  # the first has no tolerance, the first two have no motion
+# of all blocks together: some hundred bytes each, some thousand where things move
 _MOST_BYTES = 2**28
 _MOST_HEADER_BYTES = 2**16
 _LARGEST_SIDE = 2**16
@@ -52,6 +53,9 @@ _SIZES = ("block_frames", "height", "width", "patch", "temporal")
 # of a block: 64 frames of 8K in patches of 16 pixels, and more
 _MOST_TOKENS = 2**24
 _LENGTH = struct.Struct("<I")
+# displacements: int16, x and y, in so many parts of a pixel
+_PARTS = 16
+_DISPLACEMENT = np.dtype("<i2")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class MaskHeader:
         frames: pixel frames of the video that the masks were made for.
         tolerance: they were made with, in grey levels; None if there was none.
         tau1, tau2: thresholds they were made with, None if there were none.
+        motion: ``Method.motion`` that they were made with; None if they do not say.
 
     Raises:
         ValueError: for numbers out of their bounds.
@@ -79,6 +84,7 @@ class MaskHeader:
     tolerance: float | None = None
     tau1: float | None = None
     tau2: float | None = None
+    motion: str | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.block_frames, self.height, self.width, self.patch, self.temporal)
@@ -92,6 +98,13 @@ class MaskHeader:
         for name in ("tolerance", "tau1", "tau2"):
             if getattr(self, name) is not None and getattr(self, name) != math.inf:
                 check_number(name, getattr(self, name), 0, 10**9)
+        if self.motion not in (None, *MOTIONS):
+            raise ValueError(f"motion of masks is one of {', '.join(MOTIONS)}")
+
+    @property
+    def moves(self) -> bool:
+        """Whether what they leave out may have moved."""
+        return self.motion not in (None, "off")
 
     @property
     def grid(self) -> Grid:
@@ -144,26 +157,54 @@ class GivenMasks(Control):
         Raises:
             InputError: there is none, or it is damaged.
         """
+        bits, _ = self._record(number)
+        keep = np.unpackbits(np.frombuffer(bits, np.uint8), count=self.header.grid.tokens)
+        return torch.from_numpy(keep.astype(np.bool_)).view(1, *astuple(self.header.grid))
+
+    def motion(self, number: int) -> Tensor | None:
+        """Displacements (x, y) in pixels of a block, (1, S, h, w, 2): where what was reused comes
+        from, in the latent frame before, less where it is; None where nothing moved.
+
+        They are for whoever reads the file. A stream with these masks finds its own.
+
+        Raises:
+            InputError: there is no such block, or it is damaged.
+        """
+        _, data = self._record(number)
+        if not data:
+            return None
+        parts = np.frombuffer(data, _DISPLACEMENT).astype(np.float32) / _PARTS
+        return torch.from_numpy(parts).view(1, *astuple(self.header.grid), 2)
+
+    def _record(self, number: int) -> tuple[bytes, bytes]:
+        """The bits of a block's mask, and the bytes of its displacements or none."""
         if number >= len(self.blocks):
             raise InputError(
                 f"there are masks of {len(self.blocks)} blocks, and the video has more"
             )
-        grid = self.header.grid
-        size = -(-grid.tokens // 8)
+        tokens = self.header.grid.tokens
+        size = -(-tokens // 8)
+        sizes = (size, size + tokens * 2 * _DISPLACEMENT.itemsize)[: 1 + self.header.moves]
         try:
             unpacker = zlib.decompressobj()
-            packed = unpacker.decompress(self.blocks[number], size + 1)
+            packed = unpacker.decompress(self.blocks[number], sizes[-1] + 1)
         except zlib.error as error:
             raise InputError(f"the mask of block {number} is damaged: {error}") from error
-        if len(packed) != size:
-            raise InputError(f"the mask of block {number} is damaged: it has not {size} bytes")
-        bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=grid.tokens)
-        keep = torch.from_numpy(bits.astype(np.bool_))
-        return keep.view(1, grid.frames, grid.height, grid.width)
+        if len(packed) not in sizes:
+            told = " or ".join(map(str, sizes))
+            raise InputError(f"the mask of block {number} is damaged: it has not {told} bytes")
+        if not unpacker.eof:
+            raise InputError(f"the mask of block {number} is damaged: it is cut off")
+        return packed[:size], packed[size:]
 
     def check(self, method: Method, controls: Controls) -> None:
         if not method.prunes:
             raise ValueError(f"method {method.name!r} computes everything: it cannot have masks")
+        if self.header.moves and _more(self.header.motion, method.motion):
+            raise ValueError(
+                f"the masks were made with motion {self.header.motion!r}: with {method.motion!r} "
+                "what they leave out would stand still where it moves"
+            )
 
     def fitted(self, source: SourceFacts) -> GivenMasks:
         """The same, if it is of such blocks; length and thresholds may differ."""
@@ -244,6 +285,11 @@ class RunningMasks(RunningControl[GivenMasks]):
         return {"masks_in": True}
 
 
+def _more(motion: str | None, other: str) -> bool:
+    """Whether a motion reuses what another does not."""
+    return motion is not None and MOTIONS.index(motion) > MOTIONS.index(other)
+
+
 def _why(error: Exception) -> str:
     """What is wrong with the content, without a word of Python's."""
     if isinstance(error, ValueError):
@@ -271,12 +317,24 @@ class MaskRecorder:
     def __init__(self) -> None:
         self._blocks: list[bytes] = []
         self._shape: tuple[int, ...] = ()
+        self._moves = False
 
-    def add(self, keep: Tensor) -> None:
-        """Take the mask of the next block, (1, S, h, w) bool."""
+    def add(self, keep: Tensor, motion: Tensor | None = None) -> None:
+        """Take the mask of the next block, (1, S, h, w) bool.
+
+        Args:
+            motion: displacements (1, S, h, w, 2), see `GivenMasks.motion`; they are rounded to 1/16
+                of a pixel, and end at 2,048 pixels.
+        """
         self._shape = tuple(keep.shape[1:])
-        bits = np.packbits(keep.cpu().numpy().reshape(-1))
-        self._blocks.append(zlib.compress(bits.tobytes(), 9))
+        data = np.packbits(keep.cpu().numpy().reshape(-1)).tobytes()
+        if motion is not None:
+            least, most = np.iinfo(_DISPLACEMENT).min, np.iinfo(_DISPLACEMENT).max
+            parts = (motion.float() * _PARTS).round().clamp(least, most).cpu().numpy()
+            moved = bool(parts.any())
+            self._moves |= moved
+            data += parts.astype(_DISPLACEMENT).tobytes() if moved else b""
+        self._blocks.append(zlib.compress(data, 9))
 
     def masks(self, header: MaskHeader) -> GivenMasks:
         """All of them.
@@ -284,6 +342,8 @@ class MaskRecorder:
         Raises:
             ValueError: the header does not fit.
         """
-        if self._blocks and self._shape != tuple(asdict(header.grid).values()):
+        if self._blocks and self._shape != astuple(header.grid):
             raise ValueError(f"the blocks are of {self._shape} tokens, not {header.grid}")
+        if self._moves and not header.moves:
+            raise ValueError(f"in blocks with motion {header.motion!r} nothing can have moved")
         return GivenMasks(header, tuple(self._blocks))

@@ -88,6 +88,7 @@ class Row:
         cell: what it was.
         error: one sentence, if it failed; everything below is empty then.
         kept_share: computed tokens / all tokens, the first block included.
+        moved_share: tokens reused from another place / all tokens; 0 in rows of earlier versions.
         frames, width, height: of the edit.
         seconds, fps: wall time by stage, frames a second in all; reading the clip is not in it.
         full_seconds, full_fps: those of the dense edit beside it, if the cell is paired.
@@ -102,6 +103,7 @@ class Row:
     cell: Cell
     error: str | None = None
     kept_share: float = math.nan
+    moved_share: float = 0.0
     frames: int = 0
     width: int = 0
     height: int = 0

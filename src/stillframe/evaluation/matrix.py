@@ -273,6 +273,7 @@ class Matrix:
         return Row(
             cell=cell,
             kept_share=edit.run.kept_share,
+            moved_share=edit.run.moved_share,
             frames=len(edit.frames),
             width=edit.frames.shape[2],
             height=edit.frames.shape[1],

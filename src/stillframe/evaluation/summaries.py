@@ -237,6 +237,7 @@ def flat(row: Row, metric_names: Sequence[str]) -> Mapping[str, Any]:
         "conditioning": cell.conditioning,
         "paired": cell.paired,
         "kept_share": row.kept_share,
+        "moved_share": row.moved_share,
         "frames": row.frames,
         "width": row.width,
         "height": row.height,

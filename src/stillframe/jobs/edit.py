@@ -45,6 +45,7 @@ class Progress(NamedTuple):
         frames_total: frames there will be, as far as the file says; None if unknown.
         fps: frames written a second since the first was read.
         kept_share: computed tokens / all tokens so far, 0 to 1; None where all always are.
+        moved_share: tokens reused from another place / all tokens so far, 0 to 1.
     """
 
     frames_in: int
@@ -52,6 +53,7 @@ class Progress(NamedTuple):
     frames_total: int | None
     fps: float
     kept_share: float | None
+    moved_share: float = 0.0
 
 
 def edit_file(
@@ -189,7 +191,7 @@ def _noting(
         if map_video is not None:
             map_video.note(stats)
         if recorder is not None:
-            recorder.add(stats.keep)
+            recorder.add(stats.keep, stats.motion)
 
     return note
 
@@ -211,6 +213,7 @@ def _mask_header(pipe: CausalWanPipeline, fit: Fit, method: Method) -> MaskHeade
         patch,
         pipe.timeline.temporal,
         tolerance=getattr(method, "tolerance", None) if method.visible else None,
+        motion=method.motion if method.prunes else None,
         tau1=getattr(method, "tau1", None) if method.prunes else None,
         tau2=method.tau2 if method.prunes and not method.visible else None,
     )
@@ -282,8 +285,9 @@ def _progress(
     total = min(known) if reader.frames_estimate is not None else None
 
     def call() -> None:
-        out = loop.writer.frames_written
+        out, run = loop.writer.frames_written, loop.runs[0]
         fps = out / max(time.perf_counter() - started, 1e-9)
-        on_progress(Progress(loop.frames_in, out, total, fps, loop.runs[0].kept_share))
+        shares = run.kept_share, run.moved_share
+        on_progress(Progress(loop.frames_in, out, total, fps, *shares))
 
     return call

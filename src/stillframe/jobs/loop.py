@@ -52,7 +52,8 @@ class EditRun:
         on_block: called after every block.
 
     Attributes:
-        shares: kept share of each block so far.
+        shares, moved: share of the tokens computed, and reused from another place, of each block
+            so far.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class EditRun:
     ) -> None:
         self.method = as_method(config.method)
         self.shares: list[float] = []
+        self.moved: list[float] = []
         self._kept = self._tokens = 0
+        self._moved = 0.0
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._on_block = on_block
         self.stream: EditStream = pipe.stream(
@@ -76,9 +79,17 @@ class EditRun:
         """Computed tokens / all tokens so far, 0 to 1."""
         return self._kept / self._tokens if self._tokens else 0.0
 
+    @property
+    def moved_share(self) -> float:
+        """Tokens reused from another place / all tokens so far, 0 to 1."""
+        return self._moved / self._tokens if self._tokens else 0.0
+
     def _note(self, stats: BlockStats) -> None:
+        moved = stats.moved_share
         self.shares.append(stats.kept_share)
+        self.moved.append(moved)
         self._kept += stats.kept
+        self._moved += moved * stats.tokens
         self._tokens += stats.tokens
         self._count(stats.seconds)
         if self._on_block is not None:
@@ -121,10 +132,13 @@ class EditRun:
             method=method.name,
             recovery=method.recovery if prunes else "none",
             tolerance=getattr(method, "tolerance", None) if method.visible else None,
+            motion=method.motion,
             tau1=getattr(method, "tau1", None) if prunes else None,
             tau2=method.tau2 if prunes and not method.visible else None,
             kept_share=self.kept_share,
             kept_share_blocks=tuple(self.shares),
+            moved_share=self.moved_share,
+            moved_share_blocks=tuple(self.moved),
             seconds=seconds,
             fps=frames / seconds["total"] if seconds["total"] else 0.0,
             cache_bytes=memory["cache"],
@@ -148,14 +162,14 @@ class MapVideo:
         self._track = MaskTrack(pipe.timeline)
 
     def note(self, stats: BlockStats) -> None:
-        """Take the mask of a finished block."""
-        self._track.add(stats.keep[0].cpu().numpy())
+        """Take the mask of a finished block, and what moved in it."""
+        self._track.add(*stats.patches())
 
     def write(self, waiting: Waiting) -> None:
         """Draw and write the map of the next frame."""
         assert waiting.source is not None
-        keep = self._track.at(self.writer.frames_written)
-        drawn = draw_map(waiting.source, keep, self._patch)
+        keep, moved, motion = self._track.at(self.writer.frames_written)
+        drawn = draw_map(waiting.source, keep, self._patch, moved, motion)
         self.writer.write(drawn, waiting.pts, waiting.duration)
 
 

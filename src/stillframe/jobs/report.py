@@ -38,8 +38,11 @@ class RunReport:
         tolerance: what patches may differ from their source by, in grey levels; None where the
             method has none.
         tau1, tau2: thresholds in latent standard deviations; None where the method has none.
+        motion: what could be reused from another place: "off", "global" or "full".
         kept_share: computed tokens / all tokens, 0 to 1.
         kept_share_blocks: the same for each block.
+        moved_share: tokens reused from another place / all tokens, 0 to 1.
+        moved_share_blocks: the same for each block.
         seconds: wall time by stage (`STAGES`), ``total`` their sum.
         fps: frames out / total seconds.
         cache_bytes: keys and values of committed frames.
@@ -52,10 +55,13 @@ class RunReport:
     method: str
     recovery: str
     tolerance: float | None
+    motion: str
     tau1: float | None
     tau2: float | None
     kept_share: float
     kept_share_blocks: tuple[float, ...]
+    moved_share: float
+    moved_share_blocks: tuple[float, ...]
     seconds: dict[str, float]
     fps: float
     cache_bytes: int

@@ -21,12 +21,13 @@ from stillframe.live.noise_gate import NoiseGate
 from stillframe.live.request import EditRequest
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video.fit import Fit, fit_to_grid
-from stillframe.video.overlay import MaskTrack
+from stillframe.video.overlay import MaskTrack, PatchMap
 
 __all__ = ["EditedBlock", "EditedFrame", "Editor", "FrameSize", "check_frame"]
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+Displacements = NDArray[np.float32]
 
 
 class EditedFrame(NamedTuple):
@@ -39,6 +40,8 @@ class EditedFrame(NamedTuple):
         keep: (h, w) bool, which patches were recomputed for it; see ``overlay.draw_map``.
         arrived: when it was pushed, by the session's clock.
         latency: seconds from then until it was there.
+        moved, motion: what was reused from another place, and from where, see
+            ``overlay.PatchMap``; None where nothing was.
     """
 
     pixels: Pixels
@@ -47,6 +50,8 @@ class EditedFrame(NamedTuple):
     keep: Mask
     arrived: float
     latency: float = 0.0
+    moved: Mask | None = None
+    motion: Displacements | None = None
 
 
 class EditedBlock(NamedTuple):
@@ -59,6 +64,7 @@ class EditedBlock(NamedTuple):
         keep: (S, h, w) bool, true = recomputed.
         seconds: wall time by stage, those outside of the engine included.
         frames: what came out with it.
+        moved: (S, h, w) bool, reused from another place; None where nothing was.
         rate, guard: how they do after it, see ``RunningControl.telemetry``; None
             without one, and for a block that nothing came out with.
     """
@@ -69,6 +75,7 @@ class EditedBlock(NamedTuple):
     keep: Mask
     seconds: dict[str, float]
     frames: list[EditedFrame]
+    moved: Mask | None = None
     rate: dict[str, Any] | None = None
     guard: dict[str, Any] | None = None
 
@@ -217,16 +224,16 @@ class Editor:
         self._blocks += len(done)
         if not done:
             return []
-        masks = [stats.keep[0].cpu().numpy().copy() for stats in done]
-        for mask in masks:
-            self._track.add(mask)
+        maps = [PatchMap(*stats.patches()) for stats in done]
+        for each in maps:
+            self._track.add(*each)
         with self._clock("deliver"):
             frames = [] if edited is None else self._frames(edited, numbers[-1])
         number = self._number
         assert number is not None
         blocks = [
-            EditedBlock(at, number, stats, mask, stats.seconds, [])
-            for at, stats, mask in zip(numbers, done, masks, strict=True)
+            EditedBlock(at, number, stats, each.keep, stats.seconds, [], each.moved)
+            for at, stats, each in zip(numbers, done, maps, strict=True)
         ]
         own = self._clock.lap()
         rate, guard = self._control_telemetry(
@@ -253,7 +260,17 @@ class Editor:
         frames = []
         for picture in pixels:
             frame = self._in_stream.popleft()
-            keep = self._track.at(self._frames_out)
+            patches = self._track.at(self._frames_out)
             self._frames_out += 1
-            frames.append(EditedFrame(picture, frame.timestamp, block, keep, frame.arrived))
+            frames.append(
+                EditedFrame(
+                    picture,
+                    frame.timestamp,
+                    block,
+                    patches.keep,
+                    frame.arrived,
+                    moved=patches.moved,
+                    motion=patches.motion,
+                )
+            )
         return frames

@@ -67,6 +67,7 @@ class OutputQueue:
                 dropped=dropped,
                 fps=self._telemetry.output(now, len(block.frames)),
                 keep=block.keep,
+                moved=block.moved,
                 rate=block.rate,
                 guard=block.guard,
             )

@@ -48,6 +48,7 @@ class BlockTelemetry:
         dropped: input frames dropped so far.
         fps: frames a second that came out lately, see `Telemetry`; None with the first block.
         keep: (S, h, w) bool, true = recomputed.
+        moved: (S, h, w) bool, true = reused from another place; None where nothing was.
         rate, guard: how they do, see ``RunningControl.telemetry``; None without one.
     """
 
@@ -64,6 +65,7 @@ class BlockTelemetry:
     dropped: int
     fps: float | None
     keep: NDArray[np.bool_] = field(repr=False, compare=False)
+    moved: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
     rate: Mapping[str, Any] | None = None
     guard: Mapping[str, Any] | None = None
 
@@ -73,15 +75,20 @@ class BlockTelemetry:
         return self.kept / self.tokens
 
     @property
+    def moved_share(self) -> float:
+        """Patches that were reused from another place / all, 0 to 1."""
+        return 0.0 if self.moved is None else float(self.moved.mean())
+
+    @property
     def total_milliseconds(self) -> float:
         """Wall time of all stages."""
         return sum(self.milliseconds.values())
 
     def figures(self) -> dict[str, Any]:
-        """All but the mask, as JSON can hold it."""
+        """All but the masks, as JSON can hold it."""
         names = ("block", "stream", "time", "frames", "kept", "tokens", "kept_share",
-                 "milliseconds", "total_milliseconds", "waiting", "unread", "latency", "dropped",
-                 "fps", "rate", "guard")  # fmt: skip
+                 "moved_share", "milliseconds", "total_milliseconds", "waiting", "unread",
+                 "latency", "dropped", "fps", "rate", "guard")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
@@ -150,9 +157,10 @@ class Telemetry:
         return values[max(math.ceil(share * len(values)) - 1, 0)] if values else None
 
     def summary(self) -> dict[str, float | None]:
-        """Median and 95th percentile of latency (seconds), milliseconds a block and kept share."""
+        """Median and 95th percentile of latency (seconds), milliseconds a block, and the shares of
+        patches that were computed and that moved."""
         return {
             f"{name}_p{percent}": self.percentile(name, percent / 100)
-            for name in ("latency", "total_milliseconds", "kept_share")
+            for name in ("latency", "total_milliseconds", "kept_share", "moved_share")
             for percent in (50, 95)
         }

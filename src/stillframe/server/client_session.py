@@ -287,4 +287,5 @@ class ClientSession:
                 lost = unsent, self._unusable.count
                 text = protocol.telemetry(block, percentiles, session.memory, *lost)
                 self._outgoing.put(text)
-                self._outgoing.put(protocol.pack_map(self._stamp(frame), block.keep))
+                patches = protocol.pack_map(self._stamp(frame), block.keep, block.moved)
+                self._outgoing.put(patches)

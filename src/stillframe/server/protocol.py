@@ -95,6 +95,7 @@ def telemetry(
         "telemetry",
         block=block.block,
         kept_share=block.kept_share,
+        moved_share=block.moved_share,
         tokens=block.tokens,
         ms={name: round(value, 3) for name, value in stages.items()},
         fps=block.fps,
@@ -165,12 +166,19 @@ def pack_frame(timestamp: float, picture: bytes) -> bytes:
     return _header(FRAME, timestamp) + picture
 
 
-def pack_map(timestamp: float, keep: NDArray[np.bool_]) -> bytes:
-    """What was recomputed in a block.
+def pack_map(
+    timestamp: float, keep: NDArray[np.bool_], moved: NDArray[np.bool_] | None = None
+) -> bytes:
+    """What was recomputed in a block, and what was reused from another place.
 
     Args:
         timestamp: of the first frame that came out with it.
         keep: (S, h, w), true = recomputed.
+        moved: (S, h, w), true = reused from another place; None where nothing was.
     """
-    bits = np.packbits(keep, axis=None, bitorder="big").tobytes()
+    bits = b"".join(
+        np.packbits(each, axis=None, bitorder="big").tobytes()
+        for each in (keep, moved)
+        if each is not None
+    )
     return _header(MAP, timestamp) + _MAP_SIZE.pack(*keep.shape) + bits

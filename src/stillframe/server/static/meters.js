@@ -58,12 +58,13 @@ export class Meters {
 
   /** Take the figures of a block. */
   block(figures) {
-    const { ms, kept_share: kept } = figures;
+    const { ms, kept_share: kept, moved_share: moved = 0 } = figures;
     const stages = STAGES.map((name) => ms?.[name] ?? 0);
     const total = stages.reduce((a, b) => a + b, 0);
     this.#kept.add(kept);
     this.#ms.add(stages);
     this.#write("value-kept", kept, (100 * kept).toFixed(0));
+    this.#write("value-moved", moved, moved ? `${(100 * moved).toFixed(0)} % moved, ` : "");
     this.#write("value-ms", total, total.toFixed(0));
     element("value-kept").dataset.block = figures.block;
     STAGES.forEach((name, i) => { element(`ms-${name}`).textContent = rounded(stages[i]); });

@@ -7,16 +7,16 @@ const MAP = 2;
 const MOST_WAITING = 192 * 1024; // bytes in the socket's buffer above which no frame is sent
 const QUALITY = 0.85;
 
-/** {S, h, w, bits}: bits is one byte a patch, frame after frame, row after row, 1 = recomputed. */
+/** {S, h, w, bits, moved}: one byte a patch, frame after frame, row after row, 1 = recomputed, and 1 = reused
+    from another place; moved is null where nothing was. */
 export function parseMap(view) {
   const [S, h, w] = [0, 2, 4].map((offset) => view.getUint16(HEADER + offset, true));
   const start = HEADER + 6;
-  if (view.byteLength < start + Math.ceil((S * h * w) / 8)) throw new RangeError("short map");
-  const bits = new Uint8Array(S * h * w);
-  for (let i = 0; i < bits.length; i += 1) {
-    bits[i] = (view.getUint8(start + (i >> 3)) >> (7 - (i & 7))) & 1;
-  }
-  return { S, h, w, bits };
+  const size = Math.ceil((S * h * w) / 8);
+  if (view.byteLength < start + size) throw new RangeError("short map");
+  const unpack = (from) => Uint8Array.from({ length: S * h * w }, (_, i) => (view.getUint8(from + (i >> 3)) >> (7 - (i & 7))) & 1);
+  const moved = view.byteLength < start + 2 * size ? null : unpack(start + size);
+  return { S, h, w, bits: unpack(start), moved };
 }
 
 /** What the server said: a text of a known type as it is, {reason}, {time, jpeg}, {time, map} or {}. */

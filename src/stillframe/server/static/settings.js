@@ -36,7 +36,7 @@ export class Settings {
     element("styles").addEventListener("keydown", (event) => this.#chipKey(event));
     element("method").addEventListener("change", () => this.#methodChanged());
     element("transport").addEventListener("change", () => this.#transportChanged());
-    for (const id of ["recovery", "tolerance", "strength"]) {
+    for (const id of ["recovery", "tolerance", "motion", "strength"]) {
       element(id).addEventListener("change", () => this.#numberChanged(id));
     }
     document.querySelectorAll("[name=kind]").forEach((radio) => radio.addEventListener("change", () => this.#kindChanged()));
@@ -127,7 +127,8 @@ export class Settings {
   }
 
   #methodFields() {
-    return { method: this.method, ...this.#field("recovery"), ...this.#field("tolerance"), ...this.#controls.fields() };
+    const own = ["recovery", "tolerance", "motion"].map((id) => this.#field(id));
+    return Object.assign({ method: this.method }, ...own, this.#controls.fields());
   }
 
   #methodChanged(silent = false) {

@@ -62,6 +62,7 @@ export class View {
     for (const canvas of [this.#overlay, this.#tint]) canvas.width = canvas.width; // empties it
     delete this.#overlay.dataset.block;
     element("map-note").textContent = "";
+    element("map-moved").hidden = true;
   }
 
   #divide(percent) {
@@ -71,25 +72,31 @@ export class View {
 
   #drawMap(canvas) {
     if (!this.#map) return;
-    const { map: { S, h, w, bits }, slot, block } = this.#map;
+    const { map: { S, h, w, bits, moved }, slot, block } = this.#map;
     const cell = Math.max(4, Math.min(32, Math.round(960 / w)));
     Object.assign(canvas, { width: w * cell, height: h * cell });
     const context = canvas.getContext("2d");
-    context.fillStyle = getComputedStyle(canvas).getPropertyValue("--patch").trim();
+    const style = getComputedStyle(canvas);
+    const [patch, shift] = ["--patch", "--moved"].map((name) => style.getPropertyValue(name).trim());
     context.strokeStyle = "rgb(255 255 255 / .12)";
     const first = slot * h * w;
-    let count = 0;
+    let [count, shifted] = [0, 0];
     for (let y = 0; y < h; y += 1) {
       for (let x = 0; x < w; x += 1) {
-        const on = bits[first + y * w + x];
-        count += on;
-        context.globalAlpha = 0.46;
-        if (on) context.fillRect(x * cell, y * cell, cell, cell);
+        const at = first + y * w + x;
+        const off = !bits[at] && Boolean(moved?.[at]);
+        count += bits[at];
+        shifted += off;
+        context.globalAlpha = bits[at] ? 0.46 : 0.28;
+        context.fillStyle = bits[at] ? patch : shift;
+        if (bits[at] || off) context.fillRect(x * cell, y * cell, cell, cell);
         context.globalAlpha = 1;
         context.strokeRect(x * cell + 0.5, y * cell + 0.5, cell, cell);
       }
     }
-    Object.assign(canvas.dataset, { block, slot, frames: S, rows: h, columns: w, recomputed: count });
+    Object.assign(canvas.dataset, { block, slot, frames: S, rows: h, columns: w, recomputed: count, moved: shifted });
     element("map-note").textContent = `${Math.round((100 * count) / (h * w))} %`;
+    element("map-moved").hidden = !shifted;
+    element("map-moved-share").textContent = `${Math.round((100 * shifted) / (h * w))} %`;
   }
 }
