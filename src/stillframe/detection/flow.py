@@ -68,7 +68,6 @@ class OpticalFlow:
             search: Any = cv2
             self._search = search.DISOpticalFlow_create(search.DISOPTICAL_FLOW_PRESET_FAST)
             self._search.setFinestScale(_FINEST)
-            self._search.setVariationalRefinementIterations(0)
         before, found = reference.numpy(), list[np.ndarray[Any, Any]]()
         for frame in frames.numpy():
             # what moved goes on moving: a search begins where the one before it ended

@@ -1,20 +1,20 @@
 """Motion: a patch that is elsewhere now is reused from there, as long as the source agrees.
 
 Beside the anchors of ``pixels``, which hold a place, a stream remembers *snapshots*: its source and
-what it showed at the end of each of the latest latent frames. For every pixel it knows which of
-them shows it first-hand and where, in fractions of a pixel. A patch that is computed or held at its
-place is shown by the newest snapshot, at its own place; of one that moved, optical flow tells where
-its pixels lay a latent frame ago, and they keep the snapshot and the place that they had there.
-So pixels are sampled once, from what was computed, and nothing blurs with time.
+what it showed in the middle of each of the latest latent frames (`middle`). For every pixel it
+knows which of them shows it first-hand and where, in fractions of a pixel. A patch that is computed
+or held at its place is shown by the newest snapshot, at its own place; of one that moved, optical
+flow tells where its pixels lay a latent frame ago, and they keep the snapshot and the place that
+they had there. So pixels are sampled once, from what was computed, and nothing blurs with time.
 
 Flow is not measured between frames of the source but from its frames to the picture that snapshots
-make up (`MotionTrack.picture`): what it misses in one latent frame it sees in the next one, so
-errors do not add up.
+make up (`_Trace.picture`): what it misses in one latent frame it sees in the next one, so errors do
+not add up.
 
 A patch is reused from where it came from if its source, sampled the same way, looks like its source
 now: the measures and limits of ``pixels``, and every pixel frame by its own displacement. What is
 uncovered, enters the picture or changes while it moves is computed; so is what has been moved for
-`LONGEST` latent frames, or down to half as many by its place, and what grew or shrank by a fourth.
+`LONGEST` latent frames, down to half as many by its place, and what grew or shrank by a fourth.
 
 With flow d from pixel x, q = x + d and r the pixel next to q, what is kept of a pixel is
 X'(x) = X(r) + (q - r), see docs/method.md."""
@@ -33,19 +33,29 @@ from stillframe.detection.pixels import VisibleChange, cells_of, difference, enl
 from stillframe.tokens.source import SourceBlock
 from stillframe.tokens.turns import places_in_turn
 
-__all__ = ["LONGEST", "Motion", "Moved", "Settled", "Snapshots", "pasted"]
+__all__ = ["LONGEST", "Motion", "Moved", "Settled", "Snapshots", "middle", "pasted"]
 
 #: Latent frames that a patch may be moved for, at most.
 LONGEST = 20
 
 _MARGIN = 2  # rows around a snapshot, so that sampling does not reach into the next one
-_BEYOND = 2.0  # pixels beyond an edge, where it is repeated
+_BEYOND = 4.0  # pixels beyond an edge, where it is repeated
+_LONG_AGO = -(2**20)  # number of a latent frame that nothing is taken from
 _SCALES = 0.8, 1.25
 # variance of the residual of a mean of four frames and of one frame, in that of a pixel: what is
 # sampled has its noise, too
 _NOISE = 1.25, 2.0
 _REACH = 1  # tokens around where a token came from, among which the one that it was is looked for
 _ELSEWHERE = 64.0  # distance, in tokens, of those that come from another snapshot
+
+
+def middle(frames: int) -> int:
+    """Which pixel frame of a latent frame is its snapshot.
+
+    A decoder draws edges a little behind or before where the source has them, by another tenth of a
+    pixel in every pixel frame; in the middle one it is nearest to the others.
+    """
+    return frames // 2
 
 
 class Snapshots:
@@ -111,7 +121,7 @@ class Moved(NamedTuple):
         return Moved(*(x[which] for x in self))
 
     def centres(self, count: int) -> tuple[Tensor, Tensor]:
-        """Where squares of the patches came from, as of the last pixel frame.
+        """Where squares of the patches came from, as of the middle pixel frame.
 
         Args:
             count: squares along a side.
@@ -120,11 +130,12 @@ class Moved(NamedTuple):
             latent frame (M, count, count), and place in units of a square, float32 (M, count,
             count, 2).
         """
+        at = middle(self.numbers.shape[1])
         sides = [size // count for size in self.numbers.shape[2:]]
         rows, columns = (slice(side // 2, None, side) for side in sides)
-        last = self.places[:, -1, rows, columns]
-        middle, size = (last.new_tensor(x[::-1]) for x in ([side // 2 for side in sides], sides))
-        return self.numbers[:, -1, rows, columns], (last - middle) / size
+        places = self.places[:, at, rows, columns]
+        centre, size = (places.new_tensor(x[::-1]) for x in ([side // 2 for side in sides], sides))
+        return self.numbers[:, at, rows, columns], (places - centre) / size
 
 
 class Settled(NamedTuple):
@@ -151,7 +162,7 @@ class Settled(NamedTuple):
 
 
 class _Trace(NamedTuple):
-    """What is known of the pixels and tokens of a latent frame's end.
+    """What is known of the pixels and tokens of a latent frame.
 
     Attributes:
         numbers: (H, W) int32 latent frame of the snapshot that shows each pixel first-hand.
@@ -187,7 +198,7 @@ class _Judged(NamedTuple):
 
     Attributes:
         patches: where they would come from.
-        sampled: (M, 3, P, Q) the last pixel frame from there, in grey levels.
+        sampled: (M, 3, P, Q) the middle pixel frame from there, in grey levels.
         change: (M,) in units of the tolerance, infinite where nothing may be taken.
         stale: (M,) in grey levels.
         motion: (M, 2) pixels.
@@ -218,15 +229,25 @@ class _Video:
         self.trace: _Trace | None = None
         self.number = 1
 
-    def start(self, anchor: Tensor) -> _Trace:
-        """The latent frame before the coming block; without a trace everything is at its place."""
+    def start(self, picture: Tensor, number: int) -> None:
+        """Everything is at its place, and looks like (3, H, W), in grey levels.
+
+        Args:
+            picture: the source of what is shown.
+            number: the latent frame that shows it.
+        """
+        numbers = torch.full_like(self._here[..., 0], number, dtype=torch.int32)
+        held = torch.ones_like(self._own, dtype=torch.bool)
+        frames = torch.full_like(self._own, number)
+        self.trace = _Trace(numbers, self._here, picture, held, frames, self._own)
+
+    def begin(self, anchor: Tensor) -> None:
+        """A block comes; ``anchor`` (3, H, W) is what is at its place, in grey levels."""
         if self.trace is None:
-            number = torch.full_like(self._here[..., 0], self.number - 1, dtype=torch.int32)
-            held = torch.ones_like(self._own, dtype=torch.bool)
-            before = torch.full_like(self._own, self.number - 1)
-            self.trace = _Trace(number, self._here, anchor[1] * 255, held, before, self._own)
+            # what the latent frame before computed shows in its middle is not known
+            self.start(anchor, _LONG_AGO)
+        assert self.trace is not None
         self._snapshots.put(self.number - 1, self.trace.picture)
-        return self.trace
 
     def follow(
         self, change: Tensor, pixels: Tensor, noise: Tensor, limit: float, keep: Tensor | None
@@ -250,7 +271,7 @@ class _Video:
             asked = None if keep is None else keep[t]
             number = self.number + t
             frame, sampled = self._frame(trace, number, now, (still, noise, limit, asked))
-            trace = self._after(trace, number, now[-1], frame, sampled)
+            trace = self._after(trace, number, now[middle(len(now))], frame, sampled)
             self._snapshots.put(number, trace.picture)
             found.append(frame)
             if t + 1 < len(change):
@@ -310,9 +331,10 @@ class _Video:
         ).flatten()  # fmt: skip
         stale = mean.square().mean((1, 2, 3)).sqrt()
         rows, columns = (size // 2 for size in self._patch)
-        motion = self._cut(flow)[index][:, -1, rows, columns]
+        at = middle(len(now))
+        motion = self._cut(flow)[index][:, at, rows, columns]
         change = change.masked_fill(lost, torch.inf)
-        return _Judged(patches, sampled[:, -1], change, stale, motion)
+        return _Judged(patches, sampled[:, at], change, stale, motion)
 
     def _cut(self, x: Tensor) -> Tensor:
         """(t, H, W, C) in patches, (N, t, P, Q, C)."""
@@ -364,20 +386,19 @@ class _Video:
         return token.gather(1, far.argmin(1, keepdim=True)).squeeze(1)
 
     def _after(
-        self, trace: _Trace, number: int, last: Tensor, frame: _Frame, sampled: Tensor
+        self, trace: _Trace, number: int, now: Tensor, frame: _Frame, sampled: Tensor
     ) -> _Trace:
-        """What is known after a latent frame, ``last`` (3, H, W) its last pixel frame."""
+        """What is known after a latent frame, ``now`` (3, H, W) its middle pixel frame."""
         computed = self.pixels_of(frame.keep)
-        picture = torch.where(computed, last, trace.picture)
+        picture = torch.where(computed, now, trace.picture)
         numbers, places = torch.full_like(trace.numbers, number), self._here
         frames = torch.where(frame.moved, trace.frames[frame.origin], number)
         tokens = torch.where(frame.moved, trace.tokens[frame.origin], self._own)
         patches = frame.patches
         if len(patches.index):
-            last_places = patches.places[:, -1:].movedim(-1, 2)
-            for_pixels = torch.cat(
-                [sampled.unsqueeze(1), last_places, patches.numbers[:, -1:].unsqueeze(2)], 2
-            )
+            at = slice(middle(patches.numbers.shape[1]), middle(patches.numbers.shape[1]) + 1)
+            came = patches.places[:, at].movedim(-1, 2), patches.numbers[:, at].unsqueeze(2)
+            for_pixels = torch.cat([sampled.unsqueeze(1), *came], 2)
             known = torch.cat([picture, places.movedim(-1, 0), numbers.unsqueeze(0)])
             known = pasted(known.unsqueeze(0), self.sides, patches.index, for_pixels)[0]
             picture, places = known[:3], known[3:5].movedim(0, -1).contiguous()
@@ -445,16 +466,19 @@ class Motion:
         """Take the next block, of which not everything may have to be computed."""
         assert block.pixels is not None
         assert block.anchor is not None
-        grid = block.grid
-        if not self._videos:
+        for video, anchor in zip(self._video(block), block.anchor, strict=True):
+            video.begin(anchor[1].float() * 255)
+        self._block, self._changed, self._proposed = block, None, None
+
+    def _video(self, block: SourceBlock) -> list[_Video]:
+        """Every video of the batch."""
+        if not self._videos and block.pixels is not None:
+            grid, tolerance = block.grid, self.change.tolerance
             shape = grid.frames, grid.height, grid.width
             self._videos = [
-                _Video(self._motion, self.change.tolerance, anchor[1].float(), shape)
-                for anchor in block.anchor
+                _Video(self._motion, tolerance, pixels[0].float(), shape) for pixels in block.pixels
             ]
-        for video, anchor in zip(self._videos, block.anchor, strict=True):
-            video.start(anchor.float())
-        self._block, self._changed, self._proposed = block, None, None
+        return self._videos
 
     def mask(self, limit: float) -> Tensor:
         """What must be computed, (B, S, h, w) bool: what changed by more than a limit wherever it
@@ -505,10 +529,13 @@ class Motion:
         self._block = self._proposed = None
         return torch.stack(rows) if rows else anchors
 
-    def forget(self) -> None:
+    def restart(self, block: SourceBlock) -> None:
         """A block was computed whole: everything is at its place."""
-        for video in self._videos:
-            video.trace = None
+        for number, video in enumerate(self._video(block)):
+            assert block.pixels is not None
+            last = block.pixels[number].unflatten(0, (block.grid.frames + 1, -1))[-1]
+            video.number += block.grid.frames
+            video.start(last[middle(len(last))].float() * 255, video.number - 1)
         self._block = self._proposed = None
 
     def changed(self) -> Tensor:

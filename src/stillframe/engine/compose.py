@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.detection.motion import LONGEST, Settled, Snapshots, pasted
+from stillframe.detection.motion import LONGEST, Settled, Snapshots, middle, pasted
 from stillframe.detection.pixels import enlarged
 from stillframe.kernels.graphs import Graphs
 
@@ -74,6 +74,7 @@ class ShownPictures:
         self._temporal = temporal
         self._count = LONGEST + block_frames + 1
         self._shown: Tensor | None = None
+        self._middle = torch.empty(0)
         self._graphs = Graphs() if graphs else None
         self._buffers: dict[Hashable, list[Tensor]] = {}
         self._snapshots: list[Snapshots] = []
@@ -109,7 +110,12 @@ class ShownPictures:
             else:
                 frames = self._replayed(self._graphs, self._shown, frames, keep, lacking)
         self._shown = frames[:, -1:].clone()
+        self._middle = self._middle_of(frames[:, -self._temporal :]).clone()
         return frames
+
+    def _middle_of(self, frames: Tensor) -> Tensor:
+        """What (B, 3, H, W) is kept of a latent frame, which a video's end may cut short."""
+        return frames[:, min(middle(self._temporal), frames.shape[1] - 1)]
 
     def _replayed(
         self, graphs: Graphs, shown: Tensor, frames: Tensor, keep: Tensor, lacking: int
@@ -133,7 +139,7 @@ class ShownPictures:
         settled: Sequence[Settled] | None = None,
     ) -> Tensor:
         if settled is not None:
-            self._remember(settled[0].first - 1, shown[:, -1])
+            self._remember(settled[0].first - 1, self._middle)
         patch = frames.shape[-2] // keep.shape[-2], frames.shape[-1] // keep.shape[-1]
         parts, end = [], frames.shape[1]
         for t, computed in enumerate(keep.unbind(1)):
@@ -154,7 +160,7 @@ class ShownPictures:
             parts.append(met)
             shown = parts[-1][:, -1:]
             if settled is not None:
-                self._remember(settled[0].first + t, shown[:, -1])
+                self._remember(settled[0].first + t, self._middle_of(met))
         return torch.cat(parts, 1)
 
     def _remember(self, number: int, pictures: Tensor) -> None:

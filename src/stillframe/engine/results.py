@@ -2,9 +2,9 @@
 
 Of what moved, the *edit* is taken along, the result less its source, by linear interpolation from
 the frame in which it was computed, and added to the source as it is now: so what moved by half a
-latent pixel lies half a latent pixel further on. What is shown there does not depend on it, but what
-is decoded beside it does: with whole latent pixels of the result instead, patches beside it are
-twice as far from an edit that computes everything.
+latent pixel lies half a latent pixel further on. What is shown there does not depend on it, but
+what is decoded beside it does: with whole latent pixels of the result instead, patches beside it
+are twice as far from an edit that computes everything.
 """
 
 from __future__ import annotations

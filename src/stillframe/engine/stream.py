@@ -288,6 +288,8 @@ class EditStream:
             plan = plan_tokens(torch.ones_like(by_frame[..., 0], dtype=torch.bool))
             state.reference = by_frame[:, -1]
             first = SourceBlock(by_frame, by_frame[:, 0], state.reference, grid, pixels)
+            if state.motion is not None:
+                state.motion.restart(first)
             state.recovery.observe(self._seen(state, first), plan)
             self._note(state, pixels, plan)
             return plan
@@ -317,16 +319,17 @@ class EditStream:
         """The plan of a block of which (B, S, N) are computed; where the others came from."""
         state.settled = None
         if block.motion is None:
-            if state.motion is not None:
-                state.motion.forget()
-            return plan_tokens(keep)
+            plan = plan_tokens(keep)
+            if state.motion is not None and plan.everything:
+                state.motion.restart(block)
+            return plan
         assert state.motion is not None
         settled = state.motion.settle(keep)
         moved = any(len(patches.index) for found in settled for patches in found.patches)
         origin = torch.stack([found.origin for found in settled]) if moved else None
         plan = plan_tokens(keep, origin)
         if plan.everything:
-            state.motion.forget()
+            state.motion.restart(block)
         else:
             state.settled = settled
         return plan
@@ -414,5 +417,10 @@ class EditStream:
             grid = state.grid
             keep = plan.keep.unflatten(2, (grid.height, grid.width))
             kept = round(sum(plan.counts) * state.attention.attended_share)
-            self._on_block(BlockStats(self.blocks, kept, keep.numel(), keep, seconds))
+            moved = motion = None
+            if plan.origin is not None and state.settled is not None:
+                moved = torch.stack([found.moved for found in state.settled])
+                motion = torch.stack([found.motion for found in state.settled])
+            given = self.blocks, kept, keep.numel(), keep, seconds, moved, motion
+            self._on_block(BlockStats(*given))
         self.blocks += 1
