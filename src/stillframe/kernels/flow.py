@@ -9,7 +9,9 @@ What differs from the paper. Flow goes backward, so templates are the frames' pa
 cannot be asked in turn on a GPU: instead a patch starts from the best of what the coarser level has
 at its place, beside it, and no motion at all. Intensities are compared as they are, not less their
 patch's mean: content is searched that can stand for the frame, and light is part of that. Weights
-fall with the square of the difference, and the last level is the full picture.
+fall with the eighth power of the difference, so that next to an edge one side's patches decide, and
+with the distance from a patch's middle, so that flow is continuous. The last level is the full
+picture.
 
 Kernels read pictures with a margin of replicated pixels, which is as far as a patch can lie outside
 and still see anything else: so only a patch's corner is ever clamped. The torch code at the top is
@@ -33,11 +35,12 @@ _SIDE = 8  # pixels of a patch
 _STRIDE = 4  # between patches
 _COARSEST = 5  # level: a pixel of it is 32 pixels wide
 _LEAST = 12  # pixels that the coarsest level has at least in each direction
-_STEPS = 12  # of Gauss-Newton
+_STEPS = 8  # of Gauss-Newton
 _LAST_STEPS = 4  # in the full picture, where starts are good and patches many
 _BESIDE = 4  # pixels to the coarser level's flow that is also tried
 # added to the Hessian's diagonal, in squares of grey levels: noise moves no flat patch
 _DAMPING = 16.0
+_ALIKE = 4.0  # squared difference, in grey levels, below which patches explain a pixel alike
 _MARGIN = _SIDE + 2
 _TILE = 4  # patches of a program
 _PIXELS = 256  # of a program
@@ -80,7 +83,9 @@ def dense_flow_reference(frames: Tensor, reference: Tensor) -> Tensor:
     flow = None
     for level in reversed(range(len(pictures))):
         earlier, now = pictures[level][0], pictures[level][1:]
-        flow = densify_reference(earlier, now, search_reference(earlier, now, flow, _steps(level)))
+        flow = _densified_reference(
+            earlier, now, _searched_reference(earlier, now, flow, _steps(level))
+        )
     assert flow is not None
     return flow
 
@@ -138,7 +143,7 @@ def _sampled(picture: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.lerp(above, below, y - top)
 
 
-def search_reference(
+def _searched_reference(
     reference: Tensor, frames: Tensor, coarser: Tensor | None, steps: int
 ) -> Tensor:
     """Displacements of a level's patches, (n, rows, columns, 2) pixels of it.
@@ -189,7 +194,7 @@ def search_reference(
 
 
 def _other_starts(coarser: Tensor | None, rows: Tensor, columns: Tensor) -> list[Tensor]:
-    """What patches may start from beside no motion: the coarser flow at and around their centres."""
+    """What patches may start from besides rest: the coarser flow in and around their middles."""
     if coarser is None:
         return []
     height, width = coarser.shape[1:3]
@@ -201,8 +206,13 @@ def _other_starts(coarser: Tensor | None, rows: Tensor, columns: Tensor) -> list
     ]
 
 
-def densify_reference(reference: Tensor, frames: Tensor, patches: Tensor) -> Tensor:
-    """Flow of a level's pixels, (n, h, w, 2), from that of its patches, `search_reference`."""
+def _nearness(pixels: Tensor, starts: Tensor) -> Tensor:
+    """Of pixels to the middle of patches: falls evenly to nothing where they end."""
+    return (_SIDE / 2 - (starts + (_SIDE - 1) / 2 - pixels).abs()).clamp(min=0)
+
+
+def _densified_reference(reference: Tensor, frames: Tensor, patches: Tensor) -> Tensor:
+    """Flow of a level's pixels, (n, h, w, 2), from that of its patches, `_searched_reference`."""
     height, width = reference.shape
     y, x = (torch.arange(side, device=frames.device) for side in reference.shape)
     total = torch.zeros(*frames.shape, 2, device=frames.device)
@@ -212,11 +222,11 @@ def densify_reference(reference: Tensor, frames: Tensor, patches: Tensor) -> Ten
         for right in (-1, 0, 1):
             row, column = y // _STRIDE + down, x // _STRIDE + right
             i, j = row.clamp(0, len(rows) - 1), column.clamp(0, len(columns) - 1)
-            covers_y = (row == i) & (rows[i] <= y) & (y < rows[i] + _SIDE)
-            covers_x = (column == j) & (columns[j] <= x) & (x < columns[j] + _SIDE)
+            near_y = (row == i) * _nearness(y, rows[i])
+            near_x = (column == j) * _nearness(x, columns[j])
             by = patches[:, i[:, None], j]
             apart = _sampled(reference, x + by[..., 0], y[:, None] + by[..., 1]) - frames
-            weight = (covers_y[:, None] & covers_x) / apart.square().clamp(min=1)
+            weight = near_y[:, None] * near_x / (_ALIKE + apart.square()) ** 4
             total += weight[..., None] * by
             weights += weight
     return total / weights[..., None]
@@ -241,7 +251,7 @@ def _padded_pyramid(frames: Tensor, reference: Tensor) -> list[Tensor]:
 
 
 def _searched(pictures: Tensor, coarser: Tensor | None, steps: int) -> Tensor:
-    """`search_reference` of a padded level."""
+    """`_searched_reference` of a padded level."""
     count, height, width = _extent(pictures)
     rows, columns = _patches(height), _patches(width)
     found = torch.empty(count, rows, columns, 2, device=pictures.device)
@@ -255,15 +265,15 @@ def _searched(pictures: Tensor, coarser: Tensor | None, steps: int) -> Tensor:
 
 
 def _densified(pictures: Tensor, patches: Tensor) -> Tensor:
-    """`densify_reference` of a padded level."""
+    """`_densified_reference` of a padded level."""
     count, height, width = _extent(pictures)
     flow = torch.empty(count, height, width, 2, device=pictures.device)
     # where the last patches are moved in to end with the picture, more of them cover a pixel
     even = (height - _SIDE) % _STRIDE == 0 and (width - _SIDE) % _STRIDE == 0
     _densify[(triton.cdiv(height * width, _PIXELS), count)](
         pictures, patches, flow, height, width, *patches.shape[1:3],
-        SIDE=_SIDE, STRIDE=_STRIDE, LAST=0 if even else 1, MARGIN=_MARGIN, PIXELS=_PIXELS,
-        num_warps=_WARPS,
+        SIDE=_SIDE, STRIDE=_STRIDE, LAST=0 if even else 1, ALIKE=_ALIKE, MARGIN=_MARGIN,
+        PIXELS=_PIXELS, num_warps=_WARPS,
     )  # fmt: skip
     return flow
 
@@ -353,14 +363,14 @@ if triton is not None:
         )
         least = tl.sum(apart * apart, 1, keep_dims=True)
         if not COARSEST:
-            center_y, center_x = (y + SIDE // 2) // 2, (x + SIDE // 2) // 2
+            middle_y, middle_x = (y + SIDE // 2) // 2, (x + SIDE // 2) // 2
             flow = coarser + n * coarser_height * coarser_width * 2
             for side in range(5):
                 # in the middle, left, right, above, below
                 aside = tl.where(side == 1, -BESIDE, tl.where(side == 2, BESIDE, 0))
                 above = tl.where(side == 3, -BESIDE, tl.where(side == 4, BESIDE, 0))
-                from_y = tl.minimum(tl.maximum(center_y + above, 0), coarser_height - 1)
-                from_x = tl.minimum(tl.maximum(center_x + aside, 0), coarser_width - 1)
+                from_y = tl.minimum(tl.maximum(middle_y + above, 0), coarser_height - 1)
+                from_x = tl.minimum(tl.maximum(middle_x + aside, 0), coarser_width - 1)
                 other = flow + (from_y * coarser_width + from_x) * 2
                 try_right, try_down = 2 * tl.load(other), 2 * tl.load(other + 1)
                 apart = template - _between(
@@ -398,7 +408,8 @@ if triton is not None:
     @triton.jit
     def _densify(
         pictures, found, flow, height, width, rows, columns, SIDE: tl.constexpr,
-        STRIDE: tl.constexpr, LAST: tl.constexpr, MARGIN: tl.constexpr, PIXELS: tl.constexpr,
+        STRIDE: tl.constexpr, LAST: tl.constexpr, ALIKE: tl.constexpr, MARGIN: tl.constexpr,
+        PIXELS: tl.constexpr,
     ):  # fmt: skip
         n = tl.program_id(1)
         line = width + 2 * MARGIN
@@ -416,18 +427,21 @@ if triton is not None:
         for below in tl.static_range(1 - SIDE // STRIDE, LAST + 1):
             row = y // STRIDE + below
             top = tl.minimum(row * STRIDE, height - SIDE)
-            in_row = there & (row >= 0) & (row < rows) & (y >= top) & (y < top + SIDE)
+            near_y = SIDE / 2 - tl.abs(top + (SIDE - 1) / 2 - y)
+            in_row = there & (row >= 0) & (row < rows) & (near_y > 0)
             for beside in tl.static_range(1 - SIDE // STRIDE, LAST + 1):
                 column = x // STRIDE + beside
                 left = tl.minimum(column * STRIDE, width - SIDE)
-                covers = in_row & (column >= 0) & (column < columns)
-                covers = covers & (x >= left) & (x < left + SIDE)
+                near_x = SIDE / 2 - tl.abs(left + (SIDE - 1) / 2 - x)
+                covers = in_row & (column >= 0) & (column < columns) & (near_x > 0)
                 patch = mine + (row * columns + column) * 2
                 right, down = tl.load(patch, covers, 0.0), tl.load(patch + 1, covers, 0.0)
                 apart = own - _between(
                     pictures, line, x, y, right, down, 0, last_x, last_y, covers, MARGIN
                 )
-                weight = tl.where(covers, 1 / tl.maximum(apart * apart, 1.0), 0.0)
+                unlike = ALIKE + apart * apart
+                unlike *= unlike
+                weight = tl.where(covers, near_y * near_x / (unlike * unlike), 0.0)
                 total_right += weight * right
                 total_down += weight * down
                 weights += weight
