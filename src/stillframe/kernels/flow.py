@@ -314,9 +314,7 @@ if triton is not None:
         tl.store(picture + n * rows * columns + pixel, value, there)
 
     @triton.jit
-    def _between(
-        picture, line, x, y, right, down, within, last_x, last_y, there, MARGIN: tl.constexpr
-    ):
+    def _between(picture, line, x, y, right, down, within, last_x, last_y, MARGIN: tl.constexpr):
         """Bilinear samples ``within`` a square whose corner (x, y) moves by (right, down) pixels.
 
         The corner is kept from -MARGIN to (last_x, last_y), so that nothing beyond is read.
@@ -326,8 +324,8 @@ if triton is not None:
         at_y = tl.minimum(tl.maximum(y + whole_y.to(tl.int32), -MARGIN), last_y)
         at = picture + ((at_y + MARGIN) * line + at_x + MARGIN) + within
         share_x, share_y = right - whole_x, down - whole_y
-        value, beside = tl.load(at, there, 0.0), tl.load(at + 1, there, 0.0)
-        below, across = tl.load(at + line, there, 0.0), tl.load(at + line + 1, there, 0.0)
+        value, beside = tl.load(at), tl.load(at + 1)
+        below, across = tl.load(at + line), tl.load(at + line + 1)
         above = value + (beside - value) * share_x
         below += (across - below) * share_x
         return above + (below - above) * share_y
@@ -342,13 +340,12 @@ if triton is not None:
         line = width + 2 * MARGIN
         size = line * (height + 2 * MARGIN)
         patch = tl.program_id(0) * TILE + tl.arange(0, TILE)[:, None]
-        # beyond the last there are no pixels outside the picture: such patches repeat its last row
+        # what is beyond the last patch is moved into the picture, and not stored
         y = tl.minimum(patch // columns * STRIDE, height - SIDE)
         x = tl.minimum(patch % columns * STRIDE, width - SIDE)
         k = tl.arange(0, SIDE * SIDE)[None, :]
         # said to be scattered, or a warp's lanes would lie along a patch and sums cross all of them
         within = tl.max_contiguous(k // SIDE * line + k % SIDE, [1, 1])
-        all_there = (k >= 0) & (patch >= 0)
 
         at = pictures + (n + 1) * size + (y + MARGIN) * line + x + MARGIN + within
         template = tl.load(at)
@@ -359,7 +356,7 @@ if triton is not None:
         right = tl.zeros((TILE, 1), tl.float32)
         down = tl.zeros((TILE, 1), tl.float32)
         apart = template - _between(
-            pictures, line, x, y, right, down, within, last_x, last_y, all_there, MARGIN
+            pictures, line, x, y, right, down, within, last_x, last_y, MARGIN
         )
         least = tl.sum(apart * apart, 1, keep_dims=True)
         if not COARSEST:
@@ -374,8 +371,7 @@ if triton is not None:
                 other = flow + (from_y * coarser_width + from_x) * 2
                 try_right, try_down = 2 * tl.load(other), 2 * tl.load(other + 1)
                 apart = template - _between(
-                    pictures, line, x, y, try_right, try_down, within, last_x, last_y, all_there,
-                    MARGIN,
+                    pictures, line, x, y, try_right, try_down, within, last_x, last_y, MARGIN
                 )  # fmt: skip
                 error = tl.sum(apart * apart, 1, keep_dims=True)
                 right = tl.where(error < least, try_right, right)
@@ -390,9 +386,7 @@ if triton is not None:
         start_right, start_down = right, down
         for _step in range(STEPS):
             apart = (
-                _between(
-                    pictures, line, x, y, right, down, within, last_x, last_y, all_there, MARGIN
-                )
+                _between(pictures, line, x, y, right, down, within, last_x, last_y, MARGIN)
                 - template
             )
             along_x = tl.sum(apart * slope_x, 1, keep_dims=True)
@@ -436,9 +430,7 @@ if triton is not None:
                 covers = in_row & (column >= 0) & (column < columns) & (near_x > 0)
                 patch = mine + (row * columns + column) * 2
                 right, down = tl.load(patch, covers, 0.0), tl.load(patch + 1, covers, 0.0)
-                apart = own - _between(
-                    pictures, line, x, y, right, down, 0, last_x, last_y, covers, MARGIN
-                )
+                apart = own - _between(pictures, line, x, y, right, down, 0, last_x, last_y, MARGIN)
                 unlike = ALIKE + apart * apart
                 unlike *= unlike
                 weight = tl.where(covers, near_y * near_x / (unlike * unlike), 0.0)
