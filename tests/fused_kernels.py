@@ -261,6 +261,24 @@ def compare_visible(c: Compare) -> None:
         compare_seen(c, Grid(3, 68, 120), 4, 1.0, 1)  # ranked in several parts
 
 
+def compare_levels(c: Compare, frames: Tensor, reference: Tensor) -> None:
+    """A pyramid's pictures, and pixels' flow from that of patches, in and beyond the picture."""
+    exact = torch.cat([reference[None], frames]).float()
+    for padded in flow_kernels._padded_pyramid(frames, reference):
+        margin = (padded.shape[1] - exact.shape[1]) // 2
+        assert torch.equal(padded, F.pad(exact, 4 * [margin], mode="replicate"))
+        rows, columns = (flow_kernels._patches(side) for side in exact.shape[1:])
+        patches = 9 * c.random(len(frames), rows, columns, 2)
+        mine = flow_kernels._densified(padded, patches)
+        other = flow_kernels._densified_reference(exact[0], exact[1:], patches)
+        apart = (mine - other).abs().amax(-1)
+        # at steep edges the eighth power shows how places are rounded
+        assert (apart < 2e-2).float().mean() > 0.999
+        assert apart.amax() < 1
+        exact = flow_kernels._halved(exact)
+        c.count += 1
+
+
 def compare_flow(c: Compare) -> None:
     """A moved texture with noise, at sizes whose last patches are moved in, and odd ones."""
     sizes = [(1, 96, 112)] if c.device == "cpu" else [(4, 64, 96), (2, 400, 416), (4, 480, 832)]
@@ -278,6 +296,7 @@ def compare_flow(c: Compare) -> None:
             mine = flow_kernels.dense_flow(frames, reference)
             assert torch.equal(mine, flow_kernels.dense_flow(frames, reference))
             assert (flow_kernels.dense_flow(reference[None], reference) == 0).all()
+            compare_levels(c, frames, reference)
         apart = (mine - flow_kernels.dense_flow_reference(frames, reference)).abs().amax(-1)
         # where two starts are equally good, sums in another order may choose the other
         assert (apart < 1e-2).float().mean() > 0.999

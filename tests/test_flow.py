@@ -98,11 +98,13 @@ def test_flat_pictures_have_not_moved_at_all(lights: tuple[int, int]) -> None:
 
 def test_flow_between_unlike_pictures_is_finite_and_bounded() -> None:
     generator = torch.Generator().manual_seed(0)
-    frames = 255 * torch.randint(0, 2, (3, HEIGHT, WIDTH), generator=generator).byte()
-    flow = dense_flow(frames[:2], frames[2])
+    random = 255 * torch.randint(0, 2, (3, HEIGHT, WIDTH), generator=generator).byte()
+    # little contrast makes long steps to where there is much
+    faint = waves(grid()) // 16
+    flow = dense_flow(torch.stack([*random[:2], faint]), random[2])
     assert flow.isfinite().all()
     # every level adds a patch at most, and is half as fine as the next
-    assert flow.abs().amax() <= 8 * (1 + 2 + 4 + 8)
+    assert flow.norm(dim=-1).amax() <= 8 * (1 + 2 + 4 + 8)
 
 
 def test_frames_of_a_batch_do_not_know_each_other() -> None:
