@@ -331,6 +331,38 @@ if triton is not None:
         return above + (below - above) * share_y
 
     @triton.jit
+    def _best_start(
+        pictures, line, template, x, y, within, last_x, last_y, coarser, coarser_height,
+        coarser_width, COARSEST: tl.constexpr, BESIDE: tl.constexpr, SIDE: tl.constexpr,
+        MARGIN: tl.constexpr, TILE: tl.constexpr,
+    ):  # fmt: skip
+        """No motion, or what of the coarser flow explains a patch (TILE, pixels) better."""
+        right = tl.zeros((TILE, 1), tl.float32)
+        down = tl.zeros((TILE, 1), tl.float32)
+        apart = template - _between(
+            pictures, line, x, y, right, down, within, last_x, last_y, MARGIN
+        )
+        least = tl.sum(apart * apart, 1, keep_dims=True)
+        if not COARSEST:
+            middle_y, middle_x = (y + SIDE // 2) // 2, (x + SIDE // 2) // 2
+            for side in range(5):
+                # in the middle, left, right, above, below
+                aside = tl.where(side == 1, -BESIDE, tl.where(side == 2, BESIDE, 0))
+                above = tl.where(side == 3, -BESIDE, tl.where(side == 4, BESIDE, 0))
+                from_y = tl.minimum(tl.maximum(middle_y + above, 0), coarser_height - 1)
+                from_x = tl.minimum(tl.maximum(middle_x + aside, 0), coarser_width - 1)
+                other = coarser + (from_y * coarser_width + from_x) * 2
+                try_right, try_down = 2 * tl.load(other), 2 * tl.load(other + 1)
+                apart = template - _between(
+                    pictures, line, x, y, try_right, try_down, within, last_x, last_y, MARGIN
+                )  # fmt: skip
+                error = tl.sum(apart * apart, 1, keep_dims=True)
+                right = tl.where(error < least, try_right, right)
+                down = tl.where(error < least, try_down, down)
+                least = tl.minimum(least, error)
+        return right, down
+
+    @triton.jit
     def _search(
         pictures, coarser, found, height, width, patches, columns, coarser_height, coarser_width,
         COARSEST: tl.constexpr, STEPS: tl.constexpr, DAMPING: tl.constexpr, BESIDE: tl.constexpr,
@@ -353,31 +385,11 @@ if triton is not None:
         slope_y = (tl.load(at + line) - tl.load(at - line)) * 0.5
         last_x, last_y = width - SIDE + MARGIN - 1, height - SIDE + MARGIN - 1
 
-        right = tl.zeros((TILE, 1), tl.float32)
-        down = tl.zeros((TILE, 1), tl.float32)
-        apart = template - _between(
-            pictures, line, x, y, right, down, within, last_x, last_y, MARGIN
-        )
-        least = tl.sum(apart * apart, 1, keep_dims=True)
-        if not COARSEST:
-            middle_y, middle_x = (y + SIDE // 2) // 2, (x + SIDE // 2) // 2
-            flow = coarser + n * coarser_height * coarser_width * 2
-            for side in range(5):
-                # in the middle, left, right, above, below
-                aside = tl.where(side == 1, -BESIDE, tl.where(side == 2, BESIDE, 0))
-                above = tl.where(side == 3, -BESIDE, tl.where(side == 4, BESIDE, 0))
-                from_y = tl.minimum(tl.maximum(middle_y + above, 0), coarser_height - 1)
-                from_x = tl.minimum(tl.maximum(middle_x + aside, 0), coarser_width - 1)
-                other = flow + (from_y * coarser_width + from_x) * 2
-                try_right, try_down = 2 * tl.load(other), 2 * tl.load(other + 1)
-                apart = template - _between(
-                    pictures, line, x, y, try_right, try_down, within, last_x, last_y, MARGIN
-                )  # fmt: skip
-                error = tl.sum(apart * apart, 1, keep_dims=True)
-                right = tl.where(error < least, try_right, right)
-                down = tl.where(error < least, try_down, down)
-                least = tl.minimum(least, error)
-
+        right, down = _best_start(
+            pictures, line, template, x, y, within, last_x, last_y,
+            coarser + n * coarser_height * coarser_width * 2, coarser_height, coarser_width,
+            COARSEST, BESIDE, SIDE, MARGIN, TILE,
+        )  # fmt: skip
         xx = tl.sum(slope_x * slope_x, 1, keep_dims=True) + DAMPING
         yy = tl.sum(slope_y * slope_y, 1, keep_dims=True) + DAMPING
         xy = tl.sum(slope_x * slope_y, 1, keep_dims=True)
