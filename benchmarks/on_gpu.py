@@ -4,11 +4,13 @@
 ``kernels``: where a block's GPU time goes, at 100%, 68% and 10% kept, and the autoencoder's.
 ``mask``: the detectors of change, by latents eagerly and as a graph, by pixels in torch and as
 kernels, there with what goes with it: what places look like, plan, anchors, staleness.
+``flow``: optical flow of a block's three latent frames of four pictures, eagerly and as a graph.
 ``methods``: frames a second of every method, transformer and decoding.
 ``soak``: memory and graphs over 2,000 blocks, with masks of real clips.
 
-Run as ``python -m benchmarks.on_gpu equality|kernels|mask|methods``, or ``soak MASKS.npy`` with
-what ``python -m benchmarks.padding CLIP... --masks MASKS.npy`` wrote; needs 12 GB of a CUDA device.
+Run as ``python -m benchmarks.on_gpu equality|kernels|mask|flow|methods``, or ``soak MASKS.npy``
+with what ``python -m benchmarks.padding CLIP... --masks MASKS.npy`` wrote; needs 12 GB of a CUDA
+device.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -38,6 +41,8 @@ from stillframe.engine.compose import ShownPictures
 from stillframe.engine.stream import EditStream
 from stillframe.jobs.bench import Share
 from stillframe.kernels import visible as visible_kernels
+from stillframe.kernels.flow import dense_flow, dense_flow_reference
+from stillframe.kernels.graphs import Graphs
 from stillframe.loading.random_model import random_pipeline
 from stillframe.methods import Method, Selector, find_method
 from stillframe.methods.full import Full
@@ -233,6 +238,35 @@ def _seen(name: str, select: Selector) -> Tensor:
     return torch.stack(masks)
 
 
+def flow() -> None:
+    """Milliseconds of the flow of three latent frames, one after the other, at 832x480; where the
+    time goes; and whether graph and reference agree."""
+    generator = torch.Generator("cuda").manual_seed(4)
+    coarse = torch.rand(1, 1, 130, 220, device="cuda", generator=generator)
+    texture = 255 * F.interpolate(coarse, scale_factor=4, mode="bicubic")[0, 0]
+    texture += torch.randn(texture.shape, device="cuda", generator=generator)
+    texture = texture.clamp(0, 255).byte()
+    reference = texture[16:496, 16:848].contiguous()
+    frames = torch.stack([texture[14 - i :, 17 + 3 * i :][:480, :832] for i in range(4)])
+
+    def block() -> Tensor:
+        return torch.stack([dense_flow(frames, reference) for _ in range(3)])
+
+    graphs = Graphs()
+    ways: dict[str, Callable[[], Tensor]] = {
+        "eager": block,
+        "graph": lambda: graphs.run("flow", block),
+    }
+    for name, work in ways.items():
+        times: list[float] = []
+        for _ in range(40):
+            found = _milliseconds(work, times)
+        say(f"flow, {name}: {median(times[5:]):.3f} ms for 3 latent frames of 4 pictures")
+    apart = (found[0] - dense_flow_reference(frames, reference)).abs().amax(-1)
+    say(f"flow, graph against reference: {float((apart > 0.01).float().mean()):.3%} 0.01 px apart")
+    _profiled("flow", block)
+
+
 def methods(pipe: CausalWanPipeline) -> None:
     """Frames a second: the median of the last four of eight blocks."""
     names = ("full", "prune", "plain", "noisy", "tomesd", "tome", "importance", "idm")
@@ -296,14 +330,15 @@ def soak(pipe: CausalWanPipeline, path: str, blocks: int) -> None:
 def main() -> None:
     """Run one of them."""
     parts = {"equality": equality, "kernels": kernels, "methods": methods}
+    alone = {"mask": mask, "flow": flow}  # need no model
     parser = argparse.ArgumentParser(description="Details of the fast path on a GPU.")
-    parser.add_argument("part", choices=[*parts, "mask", "soak"])
+    parser.add_argument("part", choices=[*parts, *alone, "soak"])
     parser.add_argument("masks", nargs="?", help="for soak: masks that benchmarks.padding wrote")
     parser.add_argument("--blocks", type=int, default=2000)
     options = parser.parse_args()
-    if options.part == "mask":  # needs no model
+    if options.part in alone:
         with torch.inference_mode():
-            mask()
+            alone[options.part]()
         return
     # weights made in inference mode could not be shared between reference and fused passes
     pipe = random_pipeline("1.3b", "cuda", torch.bfloat16)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillframe.detection.pixels import Anchors, VisibleChange, appearance, changed
+from stillframe.kernels import flow as flow_kernels
 from stillframe.kernels import visible as visible_kernels
 from stillframe.kernels.attention import join, join_reference
 from stillframe.kernels.convolution import Convolution, convolve, convolve_reference
@@ -302,6 +303,49 @@ def compare_visible(c: Compare) -> None:
         compare_seen(c, Grid(3, 68, 120), 4, 1.0, 1)  # ranked in several parts
 
 
+def compare_levels(c: Compare, frames: Tensor, reference: Tensor) -> None:
+    """A pyramid's pictures, and pixels' flow from that of patches, in and beyond the picture."""
+    exact = torch.cat([reference[None], frames]).float()
+    for padded in flow_kernels._padded_pyramid(frames, reference):
+        margin = (padded.shape[1] - exact.shape[1]) // 2
+        assert torch.equal(padded, F.pad(exact, 4 * [margin], mode="replicate"))
+        rows, columns = (flow_kernels._patches(side) for side in exact.shape[1:])
+        patches = 9 * c.random(len(frames), rows, columns, 2)
+        mine = flow_kernels._densified(padded, patches)
+        other = flow_kernels._densified_reference(exact[0], exact[1:], patches)
+        apart = (mine - other).abs().amax(-1)
+        # at steep edges the eighth power shows how places are rounded
+        assert (apart < 2e-2).float().mean() > 0.999
+        assert apart.amax() < 1
+        exact = flow_kernels._halved(exact)
+        c.count += 1
+
+
+def compare_flow(c: Compare) -> None:
+    """A moved texture with noise, at sizes whose last patches are moved in, and odd ones."""
+    sizes = [(1, 96, 112)] if c.device == "cpu" else [(4, 64, 96), (2, 400, 416), (4, 480, 832)]
+    for count, height, width in sizes:
+        coarse = torch.rand(1, 1, height // 4 + 8, width // 4 + 8)
+        texture = 255 * F.interpolate(coarse, scale_factor=4, mode="bicubic")[0, 0]
+        texture += 2 * torch.randn_like(texture)
+        moved = [texture[10 - i :, 8 + 3 * i :][:height, :width] for i in range(count)]
+        frames, reference = (
+            x.clamp(0, 255).byte().to(c.device)
+            for x in (torch.stack(moved), texture[12 : 12 + height, 12 : 12 + width])
+        )
+        few: dict[str, Any] = {"_TILE": 256, "_PIXELS": 8192} if c.device == "cpu" else {}
+        with patch.multiple(flow_kernels, **few):
+            mine = flow_kernels.dense_flow(frames, reference)
+            assert torch.equal(mine, flow_kernels.dense_flow(frames, reference))
+            assert (flow_kernels.dense_flow(reference[None], reference) == 0).all()
+            compare_levels(c, frames, reference)
+        apart = (mine - flow_kernels.dense_flow_reference(frames, reference)).abs().amax(-1)
+        # where two starts are equally good, sums in another order may choose the other
+        assert (apart < 1e-2).float().mean() > 0.999
+        assert apart.median() < 1e-4
+        c.count += 1
+
+
 def main(device: str) -> None:
     """Compare everything; one line at the end."""
     torch.manual_seed(0)
@@ -320,6 +364,9 @@ def main(device: str) -> None:
             compare_displaced(c, fp8)
         compare_visible(c)
         count += c.count
+    c = Compare(device, torch.float32)
+    compare_flow(c)
+    count += c.count
     if device != "cpu":  # pixels may be, and nothing else is different about it
         c = Compare(device, torch.float16)
         compare_visible(c)
