@@ -33,7 +33,7 @@ from stillframe.detection.pixels import VisibleChange, cells_of, difference, enl
 from stillframe.tokens.source import SourceBlock
 from stillframe.tokens.turns import places_in_turn
 
-__all__ = ["LONGEST", "Motion", "Moved", "Settled", "Snapshots", "middle", "pasted"]
+__all__ = ["LONGEST", "Motion", "Moved", "Settled", "Snapshots", "cut", "middle", "pasted"]
 
 #: Latent frames that a patch may be moved for, at most.
 LONGEST = 20
@@ -423,11 +423,16 @@ def pasted(pictures: Tensor, sides: Sequence[int], index: Tensor, patches: Tenso
     Returns:
         (t, C, H, W).
     """
-    cut = pictures.unflatten(3, (sides[1], -1)).unflatten(2, (sides[0], -1))
-    cut = cut.permute(2, 4, 0, 1, 3, 5).flatten(0, 1).contiguous()
-    cut.index_copy_(0, index, patches.to(cut.dtype))
-    joined = cut.unflatten(0, (sides[0], sides[1])).permute(2, 3, 0, 4, 1, 5)
+    patches_in = cut(pictures, sides).contiguous()
+    patches_in.index_copy_(0, index, patches.to(patches_in.dtype))
+    joined = patches_in.unflatten(0, (sides[0], sides[1])).permute(2, 3, 0, 4, 1, 5)
     return joined.reshape(pictures.shape)
+
+
+def cut(pictures: Tensor, sides: Sequence[int]) -> Tensor:
+    """Pictures (t, C, H, W) in h x w patches, (N, t, C, P, Q)."""
+    by_patch = pictures.unflatten(3, (sides[1], -1)).unflatten(2, (sides[0], -1))
+    return by_patch.permute(2, 4, 0, 1, 3, 5).flatten(0, 1)
 
 
 def _scaled(numbers: Tensor, places: Tensor) -> Tensor:

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.detection.motion import LONGEST, Settled, Snapshots, middle, pasted
+from stillframe.detection.motion import LONGEST, Settled, Snapshots, cut, middle, pasted
 from stillframe.detection.pixels import enlarged
 from stillframe.kernels.graphs import Graphs
 
-__all__ = ["REACH", "ShownPictures", "meet"]
+__all__ = ["REACH", "MovedPictures", "ShownPictures", "meet"]
 
 #: Pixels from a border within which new pictures are moved.
 REACH = 12
@@ -32,20 +33,18 @@ _CELL = 4  # pixels a side, in whose means differences are taken and spread
 _CELLS = 2  # on either side of a cell, over which they are
 
 
-def meet(new: Tensor, shown: Tensor, reused: Tensor, held: Tensor | None = None) -> Tensor:
+def meet(new: Tensor, shown: Tensor, reused: Tensor) -> Tensor:
     """New pictures, moved so that they meet what is shown.
 
     Args:
         new, shown: (B, T, 3, H, W) in [0, 1].
         reused: (B, H, W) bool, where ``shown`` stays.
-        held: the same, where it shows what ``new`` does; None: everywhere.
 
     Returns:
         (B, T, 3, H, W): ``shown`` where it stays, else ``new``, moved within `REACH` of that.
     """
     mask = reused.unsqueeze(1).unsqueeze(1)
-    same = mask if held is None else held.unsqueeze(1).unsqueeze(1)
-    known, side = same.to(new.dtype), math.gcd(_CELL, *new.shape[-2:])
+    known, side = mask.to(new.dtype), math.gcd(_CELL, *new.shape[-2:])
     weight = _spread(known, side)
     difference = _spread((shown - new) * known, side) / weight.clamp(min=1e-4)
     # of the cells around the first one beside a straight border, 2 of 5 columns are old
@@ -59,6 +58,19 @@ def _spread(x: Tensor, side: int) -> Tensor:
     cells = F.avg_pool2d(x.flatten(0, 1), side)
     spread = F.avg_pool2d(cells, 2 * _CELLS + 1, stride=1, padding=_CELLS)
     return spread.unflatten(0, x.shape[:2])
+
+
+class MovedPictures(NamedTuple):
+    """What is not computed in a block and comes from elsewhere.
+
+    Attributes:
+        settled: of every video.
+        even: of every video and latent frame, (M,) from 0, where pixels are moved, to 1, where the
+            picture is what was decoded; see ``results.Results``.
+    """
+
+    settled: Sequence[Settled]
+    even: Sequence[Sequence[Tensor]]
 
 
 class ShownPictures:
@@ -86,7 +98,7 @@ class ShownPictures:
         whole: bool,
         lacking: int = 0,
         untouched: Tensor | None = None,
-        settled: Sequence[Settled] | None = None,
+        moved: MovedPictures | None = None,
     ) -> Tensor:
         """Pictures of the next block.
 
@@ -96,7 +108,7 @@ class ShownPictures:
             whole: whether all of it is true, so that nothing stays.
             lacking: pixel frames by which the block is short in front.
             untouched: (B, S, h, w) bool, where pictures stay as they are decoded.
-            settled: where what is not computed came from, of each video; None: its place.
+            moved: what is not computed and comes from elsewhere; None: nothing.
 
         Returns:
             (B, T, 3, H, W).
@@ -104,8 +116,8 @@ class ShownPictures:
         if not frames.shape[1]:
             return frames
         if not whole and self._shown is not None:
-            if self._graphs is None or untouched is not None or settled is not None:
-                given = self._shown, frames, keep, lacking, untouched, settled
+            if self._graphs is None or untouched is not None or moved is not None:
+                given = self._shown, frames, keep, lacking, untouched, moved
                 frames = self._composed(*given)
             else:
                 frames = self._replayed(self._graphs, self._shown, frames, keep, lacking)
@@ -136,10 +148,10 @@ class ShownPictures:
         keep: Tensor,
         lacking: int,
         untouched: Tensor | None,
-        settled: Sequence[Settled] | None = None,
+        moved: MovedPictures | None = None,
     ) -> Tensor:
-        if settled is not None:
-            self._remember(settled[0].first - 1, self._middle)
+        if moved is not None:
+            self._remember(moved.settled[0].first - 1, self._middle)
         patch = frames.shape[-2] // keep.shape[-2], frames.shape[-1] // keep.shape[-1]
         parts, end = [], frames.shape[1]
         for t, computed in enumerate(keep.unbind(1)):
@@ -148,19 +160,17 @@ class ShownPictures:
             if not new.shape[1]:
                 continue
             free = computed if untouched is None else computed | untouched[:, t]
-            stays, held = shown.expand_as(new), None
-            if settled is not None:
-                stays = self._moved(stays, settled, t)
-                moved = torch.stack([found.moved[t] for found in settled])
-                held = enlarged(~(free | moved), patch)
-            met = meet(new, stays, ~enlarged(free, patch), held)
+            stays = shown.expand_as(new)
+            if moved is not None:
+                stays = self._moved(stays, new, moved, t)
+            met = meet(new, stays, ~enlarged(free, patch))
             if untouched is not None:
                 left = enlarged(untouched[:, t], patch).unsqueeze(1).unsqueeze(1)
                 met = torch.where(left, new, met)
             parts.append(met)
             shown = parts[-1][:, -1:]
-            if settled is not None:
-                self._remember(settled[0].first + t, self._middle_of(met))
+            if moved is not None:
+                self._remember(moved.settled[0].first + t, self._middle_of(met))
         return torch.cat(parts, 1)
 
     def _remember(self, number: int, pictures: Tensor) -> None:
@@ -170,15 +180,18 @@ class ShownPictures:
         for snapshots, picture in zip(self._snapshots, pictures, strict=True):
             snapshots.put(number, picture.float())
 
-    def _moved(self, shown: Tensor, settled: Sequence[Settled], t: int) -> Tensor:
+    def _moved(self, shown: Tensor, new: Tensor, moved: MovedPictures, t: int) -> Tensor:
         """Pictures (B, t, 3, H, W) with the patches that moved in a latent frame."""
         rows = []
-        for row, snapshots, found in zip(shown, self._snapshots, settled, strict=True):
-            patches = found.patches[t]
+        for b, (found, even) in enumerate(zip(*moved, strict=True)):
+            patches, weight = found.patches[t], even[t]
             if not len(patches.index):
-                rows.append(row)
+                rows.append(shown[b])
                 continue
-            sampled = snapshots.sample(patches.numbers, patches.places)[:, : len(row)]
             sides = found.moved.shape[1:]
-            rows.append(pasted(row, sides, patches.index, sampled.clamp(0, 1)))
+            own = cut(new[b], sides)[patches.index]
+            sampled = self._snapshots[b].sample(patches.numbers, patches.places)[:, : new.shape[1]]
+            # both ways are there, so that nothing jumps where one takes over from the other
+            mixed = sampled.clamp(0, 1).lerp(own.float(), weight.view(-1, 1, 1, 1, 1))
+            rows.append(pasted(shown[b], sides, patches.index, mixed))
         return torch.stack(rows)

@@ -1,10 +1,11 @@
 """Latents of what is not computed: those of the frame before, or of the place that it came from.
 
 Of what moved, the *edit* is taken along, the result less its source, by linear interpolation from
-the frame in which it was computed, and added to the source as it is now: so what moved by half a
-latent pixel lies half a latent pixel further on. What is shown there does not depend on it, but
-what is decoded beside it does: with whole latent pixels of the result instead, patches beside it
-are twice as far from an edit that computes everything.
+the frame in which it was computed, and added to the source as it is now. Where an edit is even,
+that is what an edit that computes everything has, and its picture is better than pixels that were
+moved: so `Taken.even` says how even it is. Where it is not, what is decoded beside it is at least
+in its place: with whole latent pixels of the result instead, patches beside what moved are twice as
+far from an edit that computes everything.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from stillframe.tokens.grid import Grid
 
 __all__ = ["Results"]
 
+# Grey levels by which an edit differs from one latent pixel to the next, root mean square: up to
+# the first, decoding what was taken along is better than moving pixels, in every style; from the second
+# on it is worse (docs/performance.md).
+_EVEN, _UNEVEN = 6.0, 12.0
+
 
 class Results:
     """Edits of the latest latent frames of one stream.
@@ -26,10 +32,11 @@ class Results:
     Args:
         grid: of a block.
         patch: side of a token in latent pixels.
+        gains: (C, C) see ``StreamingAutoencoder.channel_gains``.
     """
 
-    def __init__(self, grid: Grid, patch: int) -> None:
-        self._grid, self._patch = grid, patch
+    def __init__(self, grid: Grid, patch: int, gains: Tensor) -> None:
+        self._grid, self._patch, self._gains = grid, patch, gains
         self._count = LONGEST + grid.frames + 1
         self._frames: Tensor | None = None
 
@@ -40,7 +47,7 @@ class Results:
         source: Tensor,
         keep: Tensor,
         settled: Sequence[Settled],
-    ) -> Tensor:
+    ) -> tuple[Tensor, list[list[Tensor]]]:
         """Fill a block's pruned slots.
 
         Args:
@@ -51,22 +58,23 @@ class Results:
             settled: what became of the others, of each video.
 
         Returns:
-            (B, S*N, P).
+            (B, S*N, P); and of every video and latent frame how even the edit is of what moved,
+            (M,) each: 1 where its picture is to be decoded, 0 where its pixels are to be moved.
         """
         first, (last, its_source) = settled[0].first, before
         self._put(first - 1, last - its_source)
-        filled = []
+        filled, even = [], [list[Tensor]() for _ in settled]
         sources = source.chunk(self._grid.frames, 1)
         for t, frame in enumerate(own.chunk(self._grid.frames, 1)):
             last = torch.where(keep[:, t].unsqueeze(-1), frame, last)
             for b, found in enumerate(settled):
                 moved = found.patches[t]
-                if len(moved.index):
-                    edited = sources[t][b, moved.index] + self._edit(b, moved)
-                    last[b].index_copy_(0, moved.index, edited)
+                edit, steps = self._edit(b, moved)
+                last[b].index_copy_(0, moved.index, sources[t][b, moved.index] + edit)
+                even[b].append(((_UNEVEN - steps) / (_UNEVEN - _EVEN)).clamp(0, 1))
             self._put(first + t, last - sources[t])
             filled.append(last)
-        return torch.cat(filled, 1)
+        return torch.cat(filled, 1), even
 
     def _put(self, number: int, tokens: Tensor) -> None:
         grid, side = self._grid, self._patch
@@ -76,8 +84,8 @@ class Results:
             self._frames = pixels.new_zeros(self._count, *pixels.shape)
         self._frames[number % self._count] = pixels
 
-    def _edit(self, video: int, moved: Moved) -> Tensor:
-        """That of tokens which moved, (M, P)."""
+    def _edit(self, video: int, moved: Moved) -> tuple[Tensor, Tensor]:
+        """That of tokens which moved, (M, P), and how far its pixels differ, (M,) grey levels."""
         assert self._frames is not None
         frames = self._frames[:, video]
         numbers, places = moved.centres(self._patch)
@@ -90,6 +98,8 @@ class Results:
         def at(x: Tensor, y: Tensor) -> Tensor:
             return frames[number, y.clamp(0, height - 1), x.clamp(0, width - 1)]
 
-        upper = at(x, y).lerp(at(x + 1, y), right)
-        lower = at(x, y + 1).lerp(at(x + 1, y + 1), right)
-        return upper.lerp(lower, down).flatten(1)
+        here, beside, below = at(x, y), at(x + 1, y), at(x, y + 1)
+        steps = torch.stack([beside - here, below - here]) @ self._gains
+        lower = below.lerp(at(x + 1, y + 1), right)
+        edit = here.lerp(beside, right).lerp(lower, down).flatten(1)
+        return edit, steps.square().mean((0, 2, 3, 4)).sqrt()

@@ -70,7 +70,9 @@ class StreamState:
         self.fused = self._fused()
         self.anchors = Anchors()
         self.shown = ShownPictures(temporal, frames, graphs=self._captures)
-        self.results = Results(self.grid, backbone.patch)
+        self.results: Results | None = None
+        #: see `Results.restore`
+        self.even: list[list[Tensor]] = []
         self.motion = self._motion(method)
         self.settled: list[Settled] | None = None
         #: (C, C) see `streaming.StreamingAutoencoder.channel_gains`; None until they are wanted.

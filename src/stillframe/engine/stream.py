@@ -24,8 +24,10 @@ from stillframe.detection.frames import PixelBlocks
 from stillframe.detection.motion import Settled
 from stillframe.detection.pixels import appearance
 from stillframe.detection.staleness import Staleness
+from stillframe.engine.compose import MovedPictures
 from stillframe.engine.inputs import Generators, check_generators, read_frames
 from stillframe.engine.passes import BlockPasses
+from stillframe.engine.results import Results
 from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stages import BlockStats, StageClock
 from stillframe.engine.state import StreamState, recovery_of
@@ -263,8 +265,8 @@ class EditStream:
         # what lies around a region that alone is edited shows its source
         source = None if self.control_state is None else self.control_state.unedited(keep)
         lacking = self._autoencoder.timeline.missing_frames if self.blocks == 0 else 0
-        given = plan.everything, lacking, source, state.settled
-        return state.shown.compose(frames, keep, *given)
+        moved = None if state.settled is None else MovedPictures(state.settled, state.even)
+        return state.shown.compose(frames, keep, plan.everything, lacking, source, moved)
 
     def _obey(self, controls: ControlState, source: Tensor, latents: Tensor) -> None:
         """Make the coming block whole, and forget what came before, if the controls say so."""
@@ -340,10 +342,9 @@ class EditStream:
             return block
         if block.pixels is not None:
             return block._replace(anchor=state.anchors.pixels, look=appearance(block.pixels, block))
-        if state.gains is None:
-            state.gains = self._autoencoder.channel_gains()
+        gains = self._gains(state)
         look, before = (
-            (x.unflatten(-1, (-1, len(state.gains))) @ state.gains).flatten(-2)
+            (x.unflatten(-1, (-1, len(gains))) @ gains).flatten(-2)
             for x in (block.tokens, block.reference)
         )
         return block._replace(look=look, look_anchor=before)
@@ -391,10 +392,30 @@ class EditStream:
             return own
         with self.clock("context"):
             if state.settled is not None:
-                assert state.source is not None
-                before = state.result, state.source
-                return state.results.restore(own, before, source, plan.keep, state.settled)
+                return self._carried(state, own, source, plan, state.settled)
             return restore(own, state.result, plan.provider)
+
+    def _carried(
+        self,
+        state: StreamState,
+        own: Tensor,
+        source: Tensor,
+        plan: Plan,
+        settled: Sequence[Settled],
+    ) -> Tensor:
+        """The full grid (B, S*N, P), with the edits of what moved."""
+        assert state.result is not None
+        assert state.source is not None
+        if state.results is None:
+            state.results = Results(state.grid, self._backbone.patch, self._gains(state))
+        before = state.result, state.source
+        restored, state.even = state.results.restore(own, before, source, plan.keep, settled)
+        return restored
+
+    def _gains(self, state: StreamState) -> Tensor:
+        if state.gains is None:
+            state.gains = self._autoencoder.channel_gains()
+        return state.gains
 
     def _noise(self, latents: Tensor) -> list[Tensor]:
         """Noise for each pass, (B, S*N, P). Always drawn for the whole grid, so that what is kept
