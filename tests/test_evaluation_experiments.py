@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 from tests import tiny
-from tests.evaluation_fixtures import listing, make_bench, plan_fixture  # noqa: F401
+from tests.edit_fixtures import random_pipeline
+from tests.evaluation_fixtures import QUICK, listing, make_bench, plan_fixture  # noqa: F401
+from tests.video_samples import LOSSLESS, make_video
 
 from stillframe.errors import InputError
 from stillframe.evaluation.baselines import RECOVERIES, at_rates, by_recovery
+from stillframe.evaluation.cells import Cell
+from stillframe.evaluation.editing import worst_patches
 from stillframe.evaluation.experiments import Bench, Scale, experiments, find_experiment
 from stillframe.evaluation.experiments.correlation import changes
 from stillframe.evaluation.experiments.curve import replaced
@@ -24,8 +28,9 @@ from stillframe.evaluation.findings import number, span
 from stillframe.evaluation.latents import decode, encode
 from stillframe.evaluation.layers import LayerProbe, PruneFrom, relative_error
 from stillframe.evaluation.runs import BUNDLED_SCALE, PUBLISHED_SCALE, Plan, scaled
+from stillframe.evaluation.sources import find_clips
 from stillframe.evaluation.statistics import Interval
-from stillframe.evaluation.variants import FULL
+from stillframe.evaluation.variants import FULL, Variant
 from stillframe.methods import find_method, methods
 from stillframe.metrics import find_metric
 from stillframe.recovery import recoveries
@@ -63,7 +68,9 @@ def test_every_experiment_runs_once_and_is_then_remembered(
     assert again.tables == found.tables
 
 
-@pytest.mark.parametrize("name", ["settle", "ablation", "quality", "layerwise", "throughput"])
+@pytest.mark.parametrize(
+    "name", ["settle", "ablation", "quality", "layerwise", "throughput", "motion"]
+)
 def test_the_bundled_model_is_said_to_be_small(plan: Plan, out: Path, name: str) -> None:
     found = find_experiment(name)().run(make_bench(plan, out, bundled=True))
     words = " ".join([found.headline, *found.caveats])
@@ -165,6 +172,70 @@ def test_changes_are_means_over_patches_of_eight_latents() -> None:
     assert np.allclose(found.T, expected, atol=1e-6)
     with pytest.raises(ValueError, match="3 latent frames are too few"):
         changes(latents[:, :3], pixels, spatial=4, temporal=4)
+
+
+# motion
+
+
+def test_motion_is_told_of_every_clip_and_style(plan: Plan, out: Path) -> None:
+    bench = make_bench(plan, out)
+    found = find_experiment("motion")().run(bench)
+    rows = {(r["prompt"], r["motion"]): r for r in found.rows}
+    assert list(rows) == [(p, m) for p in bench.scale.styles for m in ("off", "global", "full")]
+    for (prompt, motion), row in rows.items():
+        assert row["clip"] == "one"
+        assert not row["moved"] or motion != "off"
+        assert 0 < row["computed"] <= 1 - row["moved"]
+        assert row["ratio"] == row["worst_p99"] / max(row["seed_p99"], 0.5)
+        assert row["stale_p99"] <= row["stale_max"] <= 3.75
+        # one style is timed: tokens take the same time in any
+        assert math.isnan(row["speedup"]) == (prompt != bench.scale.styles[0])
+        given = Cell(Variant.of("prune", motion=motion), "one", prompt)
+        assert row["computed"] == bench.matrix.run([given])[0].kept_share
+    # what another seed differs by is that of the prompt, whatever the motion
+    assert len({(r["prompt"], r["seed_p99"], r["seed_p99.9"]) for r in found.rows}) == 2
+
+
+@pytest.mark.parametrize("speed", [1.0, 0.25])
+def test_less_of_a_pan_is_computed_with_motion(tmp_path: Path, speed: float) -> None:
+    rows, columns = np.mgrid[0:48, 0:128]
+
+    def picture(x: Any) -> Any:
+        grey = 128 + 60 * np.sin(rows / 5) * np.cos(x / 7) + 40 * np.sin(x / 11)
+        return np.repeat(grey[..., None], 3, 2).round().astype(np.uint8)
+
+    (tmp_path / "clips").mkdir()
+    pan = [picture(columns + t * speed) for t in range(24)]
+    make_video(tmp_path / "clips" / "pan.mp4", pan, options=LOSSLESS)
+    clips = find_clips([tmp_path / "clips"])
+    plan = Plan(random_pipeline(), "random", clips, tmp_path / "out", metric_names=QUICK)
+    found = find_experiment("motion")().run(make_bench(plan, plan.out))
+    off, whole, full, *_ = found.rows
+    for moving in (whole, full):
+        assert moving["computed"] < off["computed"]
+        assert moving["moved"] > 0
+        assert moving["computed"] + moving["moved"] <= 1
+    assert "Of all patches computed are" in found.headline
+
+
+def test_worst_patches_leave_the_first_block_out(plan: Plan) -> None:
+    random = np.random.default_rng(0)
+    a, b, c = random.integers(0, 255, (3, 15, 32, 48, 3), dtype=np.uint8)
+    b[:12] = 255 - a[:12]
+    c[12:] = a[12:]
+    c[13, 5, 7] ^= 128
+    apart = [
+        np.sqrt(np.mean((x[y : y + 16, z : z + 16].astype(float) - w[y : y + 16, z : z + 16]) ** 2))
+        for other in (b, c)
+        for x, w in zip(a[12:], other[12:], strict=True)
+        for y in (0, 16)
+        for z in (0, 16, 32)
+    ]
+    told = worst_patches([(a, b), (a, c)], plan.pipe)
+    assert told["max"] == pytest.approx(max(apart))
+    # half of them are equal: those of the second pair, but for one
+    assert 0 <= told["p50"] - sorted(apart)[17] <= 0.05 + 1e-9
+    assert worst_patches([(a[:12], b[:12])], plan.pipe) == {}
 
 
 # layers

@@ -45,7 +45,8 @@ def reproduce(
     given: Given,
 ) -> None:
     """Run the experiments behind the papers' tables: ablation, correlation, curve, latency,
-    layerwise, quality, recovery, seeds, settle, throughput, or all. Goes on if called again."""
+    layerwise, motion, quality, recovery, seeds, settle, throughput, or all. Goes on if called
+    again."""
     check_packages()
     from stillframe.evaluation.sources import find_clips
 
@@ -63,6 +64,7 @@ def reproduce(
             BUNDLED_SCALE if plan.bundled else PUBLISHED_SCALE,
             frames=given["frames"], height=given["height"], width=given["width"],
             clips=given["most"], prompts=tuple(given["prompts"] or ()) or None,
+            styles=tuple(given["prompts"] or ()) or None,
             seeds=given["seeds"], rates=given["rates"],
         )  # fmt: skip
         done = reproduce(plan, wanted, scale)

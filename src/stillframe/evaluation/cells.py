@@ -95,6 +95,8 @@ class Row:
         blocks: one by one.
         cache_bytes, recovery_bytes: held by the stream.
         staleness: of what was reused, see `staleness.Staleness`; empty if nothing was.
+        worst_patch: differences from the dense edit after the first block, see
+            `measures.WorstPatch`; empty for the dense edit and in rows of earlier versions.
         metrics: by name.
         skipped: metrics that could not be had, with a sentence each.
         videos: the edit and the map of what was recomputed, relative to the output folder.
@@ -115,6 +117,7 @@ class Row:
     cache_bytes: int = 0
     recovery_bytes: int = 0
     staleness: Mapping[str, float] = field(default_factory=dict)
+    worst_patch: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     videos: Mapping[str, str] = field(default_factory=dict)

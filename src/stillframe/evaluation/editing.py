@@ -6,7 +6,7 @@ call the source. Runs the same loop as files do (`loop.FileLoop`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from fractions import Fraction
@@ -28,6 +28,7 @@ from stillframe.evaluation.sources import Clip
 from stillframe.jobs.loop import Comparison, EditRun, FileLoop, MapVideo
 from stillframe.jobs.report import DENOISING_STAGES, RunReport
 from stillframe.methods import Method
+from stillframe.metrics.measures import WorstPatch
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Frame, VideoWriter
 from stillframe.video.fit import fit_to_grid
@@ -41,6 +42,7 @@ __all__ = [
     "edit_frames",
     "keep_array",
     "prepare",
+    "worst_patches",
     "write_video",
 ]
 
@@ -151,6 +153,25 @@ def write_video(path: Path, clip: Prepared) -> None:
     with _writer(path, clip) as writer:
         for frame in _timed(clip):
             writer.write(frame.pixels, frame.pts)
+
+
+def worst_patches(
+    pairs: Iterable[tuple[Pixels, Pixels]], pipe: CausalWanPipeline
+) -> dict[str, float]:
+    """How far edits are apart in their worst patches, in grey levels, see `WorstPatch`.
+
+    Args:
+        pairs: of edits, uint8 (T, H, W, 3) each; all of them count alike.
+        pipe: the model, whose first block is left out.
+
+    Returns:
+        quantiles and ``max``; empty if no frame is later.
+    """
+    first, patches = pipe.timeline.first_frames, WorstPatch()
+    for pair in pairs:
+        for frames in zip(*(video[first:] for video in pair), strict=True):
+            patches.add(*frames)
+    return patches.levels or {}
 
 
 def denoising_seconds(stats: BlockStats) -> float:

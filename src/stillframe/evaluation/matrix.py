@@ -27,6 +27,7 @@ from stillframe.evaluation.editing import (
     edit_frames,
     keep_array,
     prepare,
+    worst_patches,
     write_video,
 )
 from stillframe.evaluation.sources import Clip
@@ -285,6 +286,9 @@ class Matrix:
             cache_bytes=edit.run.cache_bytes,
             recovery_bytes=edit.run.recovery_bytes,
             staleness=edit.run.staleness or {},
+            worst_patch=(
+                {} if reference is None else worst_patches([(edit.frames, reference)], self.pipe)
+            ),
             metrics=found,
             skipped=skipped,
             videos={name: str(path.relative_to(self.out)) for name, path in videos.items()},

@@ -249,6 +249,7 @@ def flat(row: Row, metric_names: Sequence[str]) -> Mapping[str, Any]:
         "speedup_denoising": row.speedup(*DENOISING_STAGES),
         "cache_bytes": row.cache_bytes,
         "recovery_bytes": row.recovery_bytes,
+        **{f"worst_{name}": row.worst_patch.get(name, math.nan) for name in ("p99", "p99.9")},
         **{f"stale_{name}": row.staleness.get(name, math.nan) for name in (*QUANTILES, "max")},
         **{name: row.metrics.get(name, math.nan) for name in metric_names},
         "error": row.error,

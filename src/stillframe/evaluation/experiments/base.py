@@ -49,6 +49,7 @@ class Scale:
         paired_clips: how many of them are timed beside the dense edit.
         probed_clips: how many of them are looked at layer by layer.
         prompts: each clip gets the next one, round and round.
+        styles: prompts of which every clip gets each, where that is asked for.
         seeds: draws of noise where they are what is asked about.
         rates: shares of tokens to prune or merge.
 
@@ -63,6 +64,7 @@ class Scale:
     paired_clips: int
     probed_clips: int
     prompts: tuple[str, ...]
+    styles: tuple[str, ...] = ("photo", "oil painting")
     seeds: int = 2
     rates: tuple[float, ...] = (0.1, 0.2, 0.32)
 
