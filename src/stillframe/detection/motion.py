@@ -481,8 +481,8 @@ def _scaled(numbers: Tensor, places: Tensor) -> Tensor:
 class Motion:
     """Where the patches of a stream went. For every block that is `due`, `begin` and `settle`.
 
-    On a CPU to look for motion takes a tenth of a block. So where little of a block has moved, it is
-    not looked for in the next ones, unless much more changes of a sudden: `rested` tells.
+    On a CPU to look for motion takes a tenth of a block. So where little of a block has moved, it
+    is not looked for in the next ones, unless much more changes of a sudden: `rested` tells.
 
     Args:
         motion: "full" or "global", see ``flow``.
