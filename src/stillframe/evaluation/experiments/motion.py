@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from stillframe.errors import ModelError
+from stillframe.evaluation.built_motion import edit_built
 from stillframe.evaluation.cells import Cell, Row
 from stillframe.evaluation.editing import worst_patches
 from stillframe.evaluation.experiments.base import Bench, Experiment, register
 from stillframe.evaluation.findings import Findings, Table, number, span
+from stillframe.evaluation.motion_cases import CASES
 from stillframe.evaluation.summaries import by_label, failures, over_clips, video_groups
 from stillframe.evaluation.variants import FULL, Variant
 from stillframe.jobs.report import STAGES
@@ -50,13 +53,14 @@ class Motion(Experiment):
         rows = bench.matrix.run(cells, self.name)
         done = [row for row in rows if row.error is None]
         seeds = {row.cell.on: _seeds(bench, row.cell) for row in done}
+        built = _built(bench)
         return self.findings(
             _headline(done, seeds),
             caveats=self.limits(bench),
             missing=failures(rows),
-            tables=[_clips(done, seeds), _times(done)],
+            tables=[_clips(done, seeds), _times(done), _built_table(built)],
             videos=video_groups(bench.matrix, done),
-            rows=[_flat(row, seeds[row.cell.on]) for row in done],
+            rows=[*(_flat(row, seeds[row.cell.on]) for row in done), *built],
         )
 
 
@@ -98,7 +102,6 @@ def _motion(row: Row) -> str:
 
 def _flat(row: Row, seed: dict[str, float]) -> dict[str, Any]:
     """A row's numbers for a table file."""
-    worst = row.worst_patch
     found: dict[str, Any] = {
         "clip": row.cell.clip,
         "prompt": row.cell.prompt,
@@ -106,16 +109,26 @@ def _flat(row: Row, seed: dict[str, float]) -> dict[str, Any]:
         "computed": row.kept_share,
         "moved": row.moved_share,
     }
+    found |= _differences(row.worst_patch, seed, row.staleness)
+    found["speedup"] = row.speedup("total")
+    for stage in (*_STAGES, "total"):
+        found[f"seconds_{stage}"] = row.seconds.get(stage, math.nan)
+        found[f"dense_seconds_{stage}"] = row.full_seconds.get(stage, math.nan)
+    return found
+
+
+def _differences(
+    worst: Mapping[str, float], seed: Mapping[str, float], stale: Mapping[str, float]
+) -> dict[str, float]:
+    """What is told of worst patches, those of other seeds, and staleness; nan where there is
+    none."""
+    found = {}
     for name in ("p99", "p99.9"):
         found[f"worst_{name}"] = worst.get(name, math.nan)
         found[f"seed_{name}"] = seed.get(name, math.nan)
     found["ratio"] = ratio(found["worst_p99"], found["seed_p99"])
     for name in ("p99", "max"):
-        found[f"stale_{name}"] = row.staleness.get(name, math.nan)
-    found["speedup"] = row.speedup("total")
-    for stage in (*_STAGES, "total"):
-        found[f"seconds_{stage}"] = row.seconds.get(stage, math.nan)
-        found[f"dense_seconds_{stage}"] = row.full_seconds.get(stage, math.nan)
+        found[f"stale_{name}"] = stale.get(name, math.nan)
     return found
 
 
@@ -173,6 +186,48 @@ def _times(rows: Sequence[Row]) -> Table:
         "Milliseconds a frame by stage, mean over clips; “mask” holds the optical flow. The dense "
         "edit is the one beside motion off. The speedup has its 95% interval over clips.",
         ("method", *_STAGES, "total", "speedup, all"),
+        body,
+    )
+
+
+def _built(bench: Bench) -> list[dict[str, Any]]:
+    """Every built motion, edited in the first style."""
+    scale, pipe, found = bench.scale, bench.pipe, []
+    height = scale.height or pipe.config.default_height
+    width = scale.width or height * 16 // 9 // pipe.frame_multiple * pipe.frame_multiple
+    size, prompt = (scale.frames, height, width), scale.styles[0]
+    for case in bench.matrix.progress.steps("motion, built", list(CASES)):
+        given = {"case": case, "size": size, "prompt": prompt}
+        told = bench.matrix.once(
+            "motion, built",
+            given,
+            partial(edit_built, pipe, bench.matrix.embeds(prompt), case, size),
+        )
+        shares = {name: told[name] for name in ("computed", "moved")}
+        row = {"clip": case, "prompt": prompt, "motion": "full", **shares}
+        row |= _differences(told["worst"], told["seed"], told["stale"])
+        found.append(row)
+    return found
+
+
+def _built_table(rows: Sequence[dict[str, Any]]) -> Table:
+    body = [
+        [
+            row["clip"],
+            f"{row['computed']:.0%}",
+            f"{row['moved']:.0%}",
+            f"{number(row['worst_p99'], 1)} ({number(row['seed_p99'], 1)})",
+            number(row["ratio"]),
+            f"{number(row['stale_p99'], 1)}, {number(row['stale_max'], 1)}",
+        ]
+        for row in rows
+    ]
+    heads = ("motion", "computed", "moved", "worst p99 (other seeds)", "ratio", "stale p99, max")
+    return Table(
+        "A texture under a camera that moves by known amounts: pans by so many pixels a frame, a "
+        "zoom, a rotation of so many degrees a frame, a shake of 3 pixels to either side, and a "
+        "pan by 1 behind a still logo. Shares, differences and staleness as above, motion full.",
+        heads,
         body,
     )
 
