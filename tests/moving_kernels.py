@@ -158,8 +158,8 @@ def compare_block(mine: Block, other: Block) -> None:
         for some, others in zip(ours.patches, theirs.patches, strict=True):
             for name in ("index", "numbers", "places"):
                 near(getattr(some, name), getattr(others, name), 1e-3)
-    for ours, theirs, limit in zip(mine.known, other.known, (0, 1e-3, 0.1, 0, 0, 0), strict=True):
-        near(ours.float(), theirs.float(), limit)
+    for a, b, limit in zip(mine.known, other.known, (0, 1e-3, 0.1, 0, 0, 0), strict=True):
+        near(a.float(), b.float(), limit)
     near(mine.anchors, other.anchors, 1e-3)
     near(mine.results, other.results, 1e-2)
     # half a level, where snapshots are in half precision
