@@ -26,6 +26,7 @@ from stillframe.detection.traces import (
 )
 from stillframe.kernels import moving
 from stillframe.kernels.graphs import Graphs
+from stillframe.kernels.snapshots import Ring
 from stillframe.kernels.visible import Limits
 
 __all__ = ["DenseVideo"]
@@ -60,7 +61,7 @@ class DenseVideo:
         self.sides = sides[0], sides[1]
         like = pixels[0, 0]
         self._patch = like.shape[-2] // sides[0], like.shape[-1] // sides[1]
-        self._ring = moving.Ring(like, LONGEST + frames + 1)
+        self._ring = Ring(like, LONGEST + frames + 1)
         device = like.device
         y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in like.shape[-2:])
         self._here = torch.stack(torch.broadcast_tensors(x, y.unsqueeze(1)), -1).contiguous()

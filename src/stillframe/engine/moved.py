@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stillframe.detection.motion import LONGEST, Moved, Settled, Snapshots, cut, pasted
-from stillframe.kernels import moving
+from stillframe.kernels.snapshots import Ring, show
 
 __all__ = ["DenseMover", "MovedPictures", "Mover", "Rings", "SparseMover"]
 
@@ -107,7 +107,7 @@ class DenseMover:
 
     def __init__(
         self,
-        rings: Sequence[moving.Ring],
+        rings: Sequence[Ring],
         number: Tensor,
         patches: Sequence[Sequence[Moved]],
         masks: Tensor,
@@ -126,7 +126,7 @@ class DenseMover:
             patches = self._patches[b][t]
             places = patches.numbers, patches.places
             which = self._masks[b, t], self._even[b, t]
-            rows.append(moving.show(shown[b, 0], new[b], ring, *places, *which))
+            rows.append(show(shown[b, 0], new[b], ring, *places, *which))
         return torch.stack(rows)
 
 
@@ -140,7 +140,7 @@ class Rings:
     def __init__(self, block_frames: int) -> None:
         self._count = LONGEST + block_frames + 1
         self._snapshots: list[Snapshots] = []
-        self._rings: list[moving.Ring] = []
+        self._rings: list[Ring] = []
 
     def sparse(self, pictures: MovedPictures, like: Tensor) -> SparseMover:
         """What puts patches in that are picked out; ``like``: (B, 3, H, W)."""
@@ -154,5 +154,5 @@ class Rings:
     ) -> DenseMover:  # fmt: skip
         """What puts in those of all patches that moved, see `DenseMover`."""
         if not self._rings:
-            self._rings = [moving.Ring(x, self._count) for x in like]
+            self._rings = [Ring(x, self._count) for x in like]
         return DenseMover(self._rings, number, patches, *which)

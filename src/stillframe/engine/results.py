@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stillframe.detection.motion import LONGEST, Moved, Settled
-from stillframe.kernels.moving import carry
+from stillframe.kernels.snapshots import carry
 from stillframe.tokens.grid import Grid
 
 __all__ = ["Results"]
