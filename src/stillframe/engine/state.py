@@ -113,7 +113,9 @@ class StreamState:
         if method.motion == "off":
             return None
         change = VisibleChange(method.match[0])
-        return Motion(method.motion, change.captured(CapturedStep) if self._captures else change)
+        if self._captures:
+            change = change.captured(CapturedStep)
+        return Motion(method.motion, change, self._captures)
 
     @property
     def _captures(self) -> bool:

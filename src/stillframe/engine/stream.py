@@ -25,8 +25,8 @@ from stillframe.detection.frames import PixelBlocks
 from stillframe.detection.motion import Settled
 from stillframe.detection.pixels import appearance
 from stillframe.detection.staleness import Staleness
-from stillframe.engine.compose import MovedPictures
 from stillframe.engine.inputs import Generators, check_generators, read_frames
+from stillframe.engine.moved import MovedPictures
 from stillframe.engine.passes import BlockPasses
 from stillframe.engine.results import Results
 from stillframe.engine.settings import StreamSettings
@@ -332,10 +332,7 @@ class EditStream:
                 state.motion.rested(plan.kept_share)
             return plan
         assert state.motion is not None
-        settled = state.motion.settle(keep)
-        moved = any(len(patches.index) for found in settled for patches in found.patches)
-        origin = torch.stack([found.origin for found in settled]) if moved else None
-        plan = plan_tokens(keep, origin)
+        settled, plan = state.motion.planned(keep)
         if plan.everything:
             state.motion.restart(block)
         else:
@@ -372,7 +369,8 @@ class EditStream:
         assert state.motion is not None
         assert state.anchors.pixels is not None
         away = torch.stack([found.moved | found.stuck for found in settled])
-        if bool(torch.stack([found.stuck[-1] for found in settled]).any()):
+        # on a GPU it is not worth waiting for whether there is anything
+        if away.is_cuda or bool(torch.stack([found.stuck[-1] for found in settled]).any()):
             state.anchors.pixels = state.motion.anchored(settled, state.anchors.pixels)
         return torch.where(away, torch.stack([found.stale for found in settled]), stale)
 
