@@ -5,12 +5,14 @@
 ``mask``: the detectors of change, by latents eagerly and as a graph, by pixels in torch and as
 kernels, there with what goes with it: what places look like, plan, anchors, staleness.
 ``flow``: optical flow of a block's three latent frames of four pictures, eagerly and as a graph.
+``motion``: what motion adds to a block, in all and part by part, eagerly and as graphs; how far
+kernels, graphs and the reference differ; how often a block waits for the device; its kernels.
 ``methods``: frames a second of every method, transformer and decoding.
 ``soak``: memory and graphs over 2,000 blocks, with masks of real clips.
 
-Run as ``python -m benchmarks.on_gpu equality|kernels|mask|flow|methods``, or ``soak MASKS.npy``
-with what ``python -m benchmarks.padding CLIP... --masks MASKS.npy`` wrote; needs 12 GB of a CUDA
-device.
+Run as ``python -m benchmarks.on_gpu equality|kernels|mask|flow|motion|methods``, or ``soak
+MASKS.npy`` with what ``python -m benchmarks.padding CLIP... --masks MASKS.npy`` wrote; needs 12 GB
+of a CUDA device.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import say
+from benchmarks.motion_on_gpu import milliseconds as _milliseconds
+from benchmarks.motion_on_gpu import motion
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.backbones.fused.blocks import bucket_lengths
 from stillframe.detection.capture import captured
@@ -140,16 +144,6 @@ def kernels(pipe: CausalWanPipeline) -> None:
         coder.decode(block)
     _profiled("encode", lambda: coder.encode(frames))
     _profiled("decode", lambda: coder.decode(block))
-
-
-def _milliseconds(work: Callable[[], Any], times: list[float]) -> Any:
-    """Do ``work`` and note how long it took, waiting for the device before and after."""
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    done = work()
-    torch.cuda.synchronize()
-    times.append(1e3 * (time.perf_counter() - start))
-    return done
 
 
 def mask() -> None:
@@ -330,7 +324,8 @@ def soak(pipe: CausalWanPipeline, path: str, blocks: int) -> None:
 def main() -> None:
     """Run one of them."""
     parts = {"equality": equality, "kernels": kernels, "methods": methods}
-    alone = {"mask": mask, "flow": flow}  # need no model
+    # need no model
+    alone = {"mask": mask, "flow": flow, "motion": lambda: motion(_profiled)}
     parser = argparse.ArgumentParser(description="Details of the fast path on a GPU.")
     parser.add_argument("part", choices=[*parts, *alone, "soak"])
     parser.add_argument("masks", nargs="?", help="for soak: masks that benchmarks.padding wrote")

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from tests.moving_kernels import compare_moving
 from torch import Tensor
 
 from stillframe.detection.pixels import Anchors, VisibleChange, appearance, changed
@@ -366,6 +367,7 @@ def main(device: str) -> None:
         count += c.count
     c = Compare(device, torch.float32)
     compare_flow(c)
+    compare_moving(c)
     count += c.count
     if device != "cpu":  # pixels may be, and nothing else is different about it
         c = Compare(device, torch.float16)

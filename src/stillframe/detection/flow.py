@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stillframe.kernels.flow import dense_flow, searchable
+
 __all__ = ["MOTIONS", "OpticalFlow", "camera_motion", "luma"]
 
 #: What `InterFramePruning.motion` may be.
@@ -62,6 +64,8 @@ class OpticalFlow:
         return flow * (flow.square().sum(-1, keepdim=True) >= _STILL**2)
 
     def _searched(self, frames: Tensor, reference: Tensor) -> Tensor:
+        if frames.is_cuda and searchable(*reference.shape):
+            return dense_flow(frames, reference)
         if self._search is None:
             import cv2
 
@@ -69,13 +73,13 @@ class OpticalFlow:
             self._search = search.DISOpticalFlow_create(search.DISOPTICAL_FLOW_PRESET_FAST)
             self._search.setFinestScale(_FINEST)
             self._search.setVariationalRefinementIterations(0)
-        before = reference.contiguous().numpy()
+        before = reference.cpu().contiguous().numpy()
         found = list[np.ndarray[Any, Any]]()
-        for frame in frames.contiguous().numpy():
+        for frame in frames.cpu().contiguous().numpy():
             # what moved goes on moving: a search begins where the one before it ended
             start = found[-1].copy() if found else None
             found.append(self._search.calc(frame, before, start))
-        return torch.from_numpy(np.stack(found))
+        return torch.from_numpy(np.stack(found)).to(frames.device)
 
 
 def camera_motion(flow: Tensor) -> Tensor:
@@ -112,6 +116,16 @@ def camera_motion(flow: Tensor) -> Tensor:
         spread = (1.4826 * error.median(1, keepdim=True).values).clamp(min=_LEAST_SPREAD)
         weight = (1 + (error / spread).square()).reciprocal().square().unsqueeze(-1)
         weighted = (at * weight).mT.double()
-        found = torch.linalg.solve(weighted @ at.double(), weighted @ seen.double()).float()
+        found = _solved(weighted @ at.double(), weighted @ seen.double()).float()
         error = (at @ found - seen).norm(dim=-1)
     return places @ found.unsqueeze(1)
+
+
+def _solved(matrices: Tensor, right: Tensor) -> Tensor:
+    """Solutions (T, 3, n) of (T, 3, 3) and (T, 3, n); the library's way waits for the device."""
+    first, second, third = matrices.unbind(1)
+    normals = [
+        torch.linalg.cross(a, b) for a, b in ((second, third), (third, first), (first, second))
+    ]
+    volume = (first * normals[0]).sum(1).view(-1, 1, 1)
+    return torch.stack(normals, 2) @ right / volume

@@ -28,38 +28,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stillframe.detection.dense import DenseVideo
 from stillframe.detection.flow import OpticalFlow, luma
 from stillframe.detection.pixels import VisibleChange, cells_of, difference, enlarged
+from stillframe.detection.traces import BEYOND as _BEYOND
+from stillframe.detection.traces import ELSEWHERE as _ELSEWHERE
+from stillframe.detection.traces import LONGEST, Moved, middle
+from stillframe.detection.traces import NOISE as _NOISE
+from stillframe.detection.traces import REACH as _REACH
+from stillframe.detection.traces import SCALES as _SCALES
+from stillframe.detection.traces import Frame as _Frame
+from stillframe.detection.traces import Trace as _Trace
+from stillframe.kernels import moving
+from stillframe.tokens.grid import Plan, plan_tokens
 from stillframe.tokens.source import SourceBlock
 from stillframe.tokens.turns import places_in_turn
 
 __all__ = ["LONGEST", "Motion", "Moved", "Settled", "Snapshots", "cut", "middle", "pasted"]
 
-#: Latent frames that a patch may be moved for, at most.
-LONGEST = 20
-
 _MARGIN = 2  # rows around a snapshot, so that sampling does not reach into the next one
-_BEYOND = 4.0  # pixels beyond an edge, where it is repeated
 _LONG_AGO = -(2**20)  # number of a latent frame that nothing is taken from
 # share of a block that has to move for the next one to be looked at; else it rests for so many,
 # unless so much more of one is computed
 _WORTH, _REST, _MUCH_MORE = 0.15, 7, 0.25
 _AROUND = 3  # patches around those that may have moved, in which flow is looked for
-_SCALES = 0.8, 1.25
-# variance of the residual of a mean of four frames and of one frame, in that of a pixel: what is
-# sampled has its noise, too
-_NOISE = 1.25, 2.0
-_REACH = 1  # tokens around where a token came from, among which the one that it was is looked for
-_ELSEWHERE = 64.0  # distance, in tokens, of those that come from another snapshot
-
-
-def middle(frames: int) -> int:
-    """Which pixel frame of a latent frame is its snapshot.
-
-    A decoder draws edges a little behind or before where the source has them, by another tenth of a
-    pixel in every pixel frame; in the middle one it is nearest to the others.
-    """
-    return frames // 2
 
 
 class Snapshots:
@@ -109,42 +101,6 @@ class Snapshots:
         return sampled[0].view(-1, count, times, rows, columns).permute(1, 2, 0, 3, 4)
 
 
-class Moved(NamedTuple):
-    """Patches of a latent frame that are reused from where they came from.
-
-    Attributes:
-        index: (M,) int64 their places, in order.
-        numbers: (M, t, P, Q) int32 latent frame of the snapshot that shows each pixel of each pixel
-            frame.
-        places: (M, t, P, Q, 2) float32 where it does, (x, y).
-    """
-
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
-    numbers: Tensor
-    places: Tensor
-
-    def chosen(self, which: Tensor) -> Moved:
-        """Some of them, by a mask (M,)."""
-        return Moved(*(x[which] for x in self))
-
-    def centres(self, count: int) -> tuple[Tensor, Tensor]:
-        """Where squares of the patches came from, as of the middle pixel frame.
-
-        Args:
-            count: squares along a side.
-
-        Returns:
-            latent frame (M, count, count), and place in units of a square, float32 (M, count,
-            count, 2).
-        """
-        at = middle(self.numbers.shape[1])
-        sides = [size // count for size in self.numbers.shape[2:]]
-        rows, columns = (slice(side // 2, None, side) for side in sides)
-        places = self.places[:, at, rows, columns]
-        centre, size = (places.new_tensor(x[::-1]) for x in ([side // 2 for side in sides], sides))
-        return self.numbers[:, at, rows, columns], (places - centre) / size
-
-
 class Settled(NamedTuple):
     """What became of a block's patches.
 
@@ -166,38 +122,6 @@ class Settled(NamedTuple):
     stale: Tensor
     patches: tuple[Moved, ...]
     first: int
-
-
-class _Trace(NamedTuple):
-    """What is known of the pixels and tokens of a latent frame.
-
-    Attributes:
-        numbers: (H, W) int32 latent frame of the snapshot that shows each pixel first-hand.
-        places: (H, W, 2) float32 where it does, (x, y).
-        picture: (3, H, W) the source as snapshots make it up, in grey levels.
-        placed: (N,) bool, tokens that are anchored at their place.
-        frames, tokens: (N,) int64 latent frame and place of the token that each one's is.
-    """
-
-    numbers: Tensor
-    places: Tensor
-    picture: Tensor
-    placed: Tensor
-    frames: Tensor
-    tokens: Tensor
-
-
-class _Frame(NamedTuple):
-    """What became of a latent frame's patches, see `Settled`; (N,) each."""
-
-    keep: Tensor
-    held: Tensor
-    moved: Tensor
-    change: Tensor
-    stale: Tensor
-    motion: Tensor
-    origin: Tensor
-    patches: Moved
 
 
 class _Judged(NamedTuple):
@@ -231,8 +155,7 @@ class _Video:
         y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in like.shape[-2:])
         self._here = torch.stack(torch.broadcast_tensors(x, y.unsqueeze(1)), -1).contiguous()
         self._own = torch.arange(height * width, device=device)
-        half = LONGEST // 2
-        self._longest = half + places_in_turn(height, width, half + 1).to(device)
+        self._longest = _longest(height, width).to(device)
         self.trace: _Trace | None = None
         self.number = 1
 
@@ -243,16 +166,10 @@ class _Video:
             picture: the source of what is shown.
             number: the latent frame that shows it.
         """
-        numbers = torch.full_like(self._here[..., 0], number, dtype=torch.int32)
-        held = torch.ones_like(self._own, dtype=torch.bool)
-        frames = torch.full_like(self._own, number)
-        self.trace = _Trace(numbers, self._here, picture, held, frames, self._own)
+        self.trace = _Trace.still(picture, self._here, self._own, number)
 
-    def begin(self, anchor: Tensor) -> None:
-        """A block comes; ``anchor`` (3, H, W) is what is at its place, in grey levels."""
-        if self.trace is None:
-            # what the latent frame before computed shows in its middle is not known
-            self.start(anchor, _LONG_AGO)
+    def remember(self) -> None:
+        """A block comes: keep a snapshot of the latent frame before it."""
         assert self.trace is not None
         self._snapshots.put(self.number - 1, self.trace.picture)
 
@@ -263,7 +180,7 @@ class _Video:
 
         Args:
             change: (S, S, N) see `VisibleChange`.
-            pixels: (S, t, 3, H, W) in grey levels.
+            pixels: (S, t, 3, H, W) in [0, 1].
             noise: () variance of a pixel.
             limit: of change.
             keep: (S, N) bool what is computed; None: what changed by more than the limit.
@@ -273,7 +190,7 @@ class _Video:
         """
         assert self.trace is not None
         trace, at, found = self.trace, change[0], list[_Frame]()
-        for t, now in enumerate(pixels.unbind(0)):
+        for t, now in enumerate((pixels.float() * 255).unbind(0)):
             still = at[t].masked_fill(~trace.placed, torch.inf)
             asked = None if keep is None else keep[t]
             number = self.number + t
@@ -345,8 +262,8 @@ class _Video:
         return _Judged(patches, sampled[:, at], change, stale, motion)
 
     def _flow_around(self, now: Tensor, before: Tensor, index: Tensor) -> Tensor:
-        """Flow (t, H, W, 2) at some patches, 0 far from all of them."""
-        if self._motion == "global":
+        """Flow (t, H, W, 2) at some patches; on a CPU 0 far from all of them."""
+        if self._motion == "global" or now.is_cuda:
             return self._flow(now, before)
         box = []
         for places, count, size in zip(
@@ -437,6 +354,12 @@ class _Video:
         return enlarged(places.view(self.sides), self._patch)
 
 
+def _longest(height: int, width: int) -> Tensor:
+    """Latent frames that each patch of (h, w) may be moved for, (N,) int64."""
+    half = LONGEST // 2
+    return half + places_in_turn(height, width, half + 1)
+
+
 def pasted(pictures: Tensor, sides: Sequence[int], index: Tensor, patches: Tensor) -> Tensor:
     """Pictures with other patches at some places.
 
@@ -478,6 +401,15 @@ def _scaled(numbers: Tensor, places: Tensor) -> Tensor:
     return lost
 
 
+def _plan(keep: Tensor, followed: Sequence[tuple[list[_Frame], _Trace]]) -> Plan:
+    """The plan of a block of which (B, S, N) are computed, and the others came from somewhere."""
+    moved = any(len(frame.patches.index) for frames, _ in followed for frame in frames)
+    if not moved:
+        return plan_tokens(keep)
+    origin = [torch.stack([frame.origin for frame in frames]) for frames, _ in followed]
+    return plan_tokens(keep, torch.stack(origin))
+
+
 class Motion:
     """Where the patches of a stream went. For every block that is `due`, `begin` and `settle`.
 
@@ -487,12 +419,13 @@ class Motion:
     Args:
         motion: "full" or "global", see ``flow``.
         change: tells how patches changed at their places.
+        graphs: whether to make CUDA graphs of the work, where it is done by kernels.
     """
 
-    def __init__(self, motion: str, change: VisibleChange) -> None:
-        self._motion, self.change = motion, change
+    def __init__(self, motion: str, change: VisibleChange, graphs: bool = False) -> None:
+        self._motion, self.change, self._graphs = motion, change, graphs
         self._rest, self._kept_share = 0, 1.0
-        self._videos: list[_Video] = []
+        self._videos: Sequence[_Video | DenseVideo] = []
         self._block: SourceBlock | None = None
         self._changed: Tensor | None = None
         self._proposed: tuple[Tensor, list[tuple[list[_Frame], _Trace]]] | None = None
@@ -513,16 +446,29 @@ class Motion:
         assert block.pixels is not None
         assert block.anchor is not None
         for video, anchor in zip(self._video(block), block.anchor, strict=True):
-            video.begin(anchor[1].float() * 255)
+            if video.trace is None:
+                # what the latent frame before computed shows in its middle is not known
+                video.start(anchor[1].float() * 255, _LONG_AGO)
+            video.remember()
         self._block, self._changed, self._proposed = block, None, None
 
-    def _video(self, block: SourceBlock) -> list[_Video]:
+    def _video(self, block: SourceBlock) -> Sequence[_Video | DenseVideo]:
         """Every video of the batch."""
-        if not self._videos and block.pixels is not None:
-            grid, tolerance = block.grid, self.change.tolerance
-            shape = grid.frames, grid.height, grid.width
+        if self._videos or block.pixels is None:
+            return self._videos
+        grid, change = block.grid, self.change
+        shape = grid.frames, grid.height, grid.width
+        pixels = block.pixels.unflatten(1, (grid.frames + 1, -1))[:, 1:]
+        if moving.supported(pixels, *shape[1:]):
+            longest = _longest(*shape[1:]).to(pixels.device)
             self._videos = [
-                _Video(self._motion, tolerance, pixels[0].float(), shape) for pixels in block.pixels
+                DenseVideo(self._motion, change.limits, video, longest, shape, self._graphs)
+                for video in pixels
+            ]
+        else:
+            self._videos = [
+                _Video(self._motion, change.tolerance, video[0, 0].float(), shape)
+                for video in pixels
             ]
         return self._videos
 
@@ -540,26 +486,46 @@ class Motion:
         assert self._block is not None
         nothing = torch.zeros_like(self._block.tokens[..., 0], dtype=torch.bool)
         followed = self._followed(0.0, nothing)
+        # snapshots, and on a GPU patches, are now those of what nothing was computed of
+        self._proposed = None
         found = torch.stack([torch.stack([x.change for x in frames]) for frames, _ in followed])
         return found.unflatten(2, self._videos[0].sides)
 
     def settle(self, keep: Tensor) -> list[Settled]:
         """What becomes of the patches, one for each video, if these (B, S, N) are computed."""
-        if self._proposed is not None and torch.equal(self._proposed[0], keep):
-            followed = self._proposed[1]
+        return self.planned(keep)[0]
+
+    def planned(self, keep: Tensor) -> tuple[list[Settled], Plan]:
+        """The same, and the plan of the block.
+
+        Waits for the device once, for the plan, as long as what is computed is what `mask` said:
+        whether it is, is known by then.
+        """
+        proposed, self._proposed = self._proposed, None
+        if proposed is None:
+            followed = self._computed(keep)
+            plan = _plan(keep, followed)
         else:
-            assert self._block is not None
-            followed = self._followed(self._block.leniency, keep)
-        self._block = self._proposed = None
+            same = (proposed[0] == keep).all().to("cpu", non_blocking=True)
+            followed = proposed[1]
+            plan = _plan(keep, followed)
+            if not same and not plan.everything:
+                followed = self._computed(keep)
+                plan = _plan(keep, followed)
+        self._block = None
         settled = [
             self._settled(video, *found)
             for video, found in zip(self._videos, followed, strict=True)
         ]
         if keep.device.type == "cpu":
-            moved = sum(len(x.index) for found in settled for x in found.patches) / keep.numel()
+            moved = float(torch.stack([found.moved for found in settled]).float().mean())
             self._rest = 0 if moved >= _WORTH else _REST
             self._kept_share = float(keep.float().mean()) + moved
-        return settled
+        return settled, plan
+
+    def _computed(self, keep: Tensor) -> list[tuple[list[_Frame], _Trace]]:
+        assert self._block is not None
+        return self._followed(self._block.leniency, keep)
 
     def release(self, anchors: Tensor) -> Tensor:
         """Anchor everything at its place as it is, and start anew.
@@ -601,13 +567,15 @@ class Motion:
         assert self._block.pixels is not None
         change, noise = self.changed().flatten(3), self.change.noise
         frames = self._block.grid.frames
-        pixels = self._block.pixels.unflatten(1, (frames + 1, -1))[:, 1:].float() * 255
+        pixels = self._block.pixels.unflatten(1, (frames + 1, -1))[:, 1:]
         return [
             video.follow(change[b], pixels[b], noise[b], limit, None if keep is None else keep[b])
             for b, video in enumerate(self._videos)
         ]
 
-    def _settled(self, video: _Video, frames: Sequence[_Frame], trace: _Trace) -> Settled:
+    def _settled(
+        self, video: _Video | DenseVideo, frames: Sequence[_Frame], trace: _Trace
+    ) -> Settled:
         """Keep what is known after a block."""
         stuck = [~(x.keep | x.held | x.moved) for x in frames]
         # what stays although it is not like its source is anchored from now on, as it is

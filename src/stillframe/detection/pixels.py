@@ -141,13 +141,16 @@ class VisibleChange:
     Args:
         tolerance: grey levels; see the module.
 
+    Attributes:
+        limits: what measures are compared with.
+
     Raises:
         ValueError: the tolerance is not above 0.
     """
 
     def __init__(self, tolerance: float) -> None:
         self.tolerance = tolerance
-        self._limits = Limits(
+        self.limits = Limits(
             tolerance,
             _most_noise(tolerance),
             _CELL_LIMIT,
@@ -201,7 +204,7 @@ class VisibleChange:
         if _kernels(block.pixels, block):
             measured = visible_kernels.measure(block.pixels, block.anchor, *_sides(block))
             memory = None if self._memory is None else self._memory[0]
-            found = visible_kernels.judge(measured, memory, self._limits, limit, _BLOCKS)
+            found = visible_kernels.judge(measured, memory, self.limits, limit, _BLOCKS)
             change, keep, recent = found
             self._memory = [recent]
             return change, keep

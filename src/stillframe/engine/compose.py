@@ -13,18 +13,18 @@ the two meet. Nothing old is mixed into new pixels: what moves leaves no trace.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from collections.abc import Hashable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.detection.motion import LONGEST, Settled, Snapshots, cut, middle, pasted
+from stillframe.detection.motion import middle
 from stillframe.detection.pixels import enlarged
+from stillframe.engine.moved import MovedPictures, Mover, Rings
 from stillframe.kernels.graphs import Graphs
 
-__all__ = ["REACH", "MovedPictures", "ShownPictures", "meet"]
+__all__ = ["REACH", "ShownPictures", "meet"]
 
 #: Pixels from a border within which new pictures are moved.
 REACH = 12
@@ -60,19 +60,6 @@ def _spread(x: Tensor, side: int) -> Tensor:
     return spread.unflatten(0, x.shape[:2])
 
 
-class MovedPictures(NamedTuple):
-    """What is not computed in a block and comes from elsewhere.
-
-    Attributes:
-        settled: of every video.
-        even: of every video and latent frame, (M,) from 0, where pixels are moved, to 1, where the
-            picture is what was decoded; see ``results.Results``.
-    """
-
-    settled: Sequence[Settled]
-    even: Sequence[Sequence[Tensor]]
-
-
 class ShownPictures:
     """The pictures of one stream as they are shown.
 
@@ -84,12 +71,11 @@ class ShownPictures:
 
     def __init__(self, temporal: int, block_frames: int, graphs: bool = False) -> None:
         self._temporal = temporal
-        self._count = LONGEST + block_frames + 1
+        self._rings = Rings(block_frames)
         self._shown: Tensor | None = None
         self._middle = torch.empty(0)
         self._graphs = Graphs() if graphs else None
         self._buffers: dict[Hashable, list[Tensor]] = {}
-        self._snapshots: list[Snapshots] = []
 
     def compose(
         self,
@@ -116,11 +102,14 @@ class ShownPictures:
         if not frames.shape[1]:
             return frames
         if not whole and self._shown is not None:
-            if self._graphs is None or untouched is not None or moved is not None:
-                given = self._shown, frames, keep, lacking, untouched, moved
-                frames = self._composed(*given)
+            sparse = moved is not None and not moved.dense
+            if self._graphs is None or untouched is not None or sparse:
+                mover = None if moved is None else self._mover(moved)
+                given = self._shown, self._middle, frames, keep, lacking
+                frames = self._composed(*given, untouched, mover)
             else:
-                frames = self._replayed(self._graphs, self._shown, frames, keep, lacking)
+                given = self._shown, self._middle, frames, keep, lacking
+                frames = self._replayed(self._graphs, *given, moved)
         self._shown = frames[:, -1:].clone()
         self._middle = self._middle_of(frames[:, -self._temporal :]).clone()
         return frames
@@ -129,29 +118,55 @@ class ShownPictures:
         """What (B, 3, H, W) is kept of a latent frame, which a video's end may cut short."""
         return frames[:, min(middle(self._temporal), frames.shape[1] - 1)]
 
+    def _mover(self, moved: MovedPictures) -> Mover:
+        if not moved.dense:
+            return self._rings.sparse(moved, self._middle)
+        number = torch.full((), moved.settled[0].first, device=self._middle.device)
+        return self._rings.dense(number, moved.patches, moved.tensors, self._middle)
+
     def _replayed(
-        self, graphs: Graphs, shown: Tensor, frames: Tensor, keep: Tensor, lacking: int
+        self,
+        graphs: Graphs,
+        shown: Tensor,
+        before: Tensor,
+        frames: Tensor,
+        keep: Tensor,
+        lacking: int,
+        moved: MovedPictures | None,
     ) -> Tensor:
         """`_composed` as a graph, on buffers that never move."""
-        key, given = (frames.shape, frames.dtype, lacking), (shown, frames, keep)
+        given = [shown, before, frames, keep]
+        key: Hashable = (frames.shape, frames.dtype, lacking)
+        if moved is not None:
+            number = torch.full((), moved.settled[0].first, device=frames.device)
+            given += [number, *moved.tensors]
+            # patches are where they are in every block, until motion starts anew
+            key = key, *(found.patches[0].places.data_ptr() for found in moved.settled)
         buffers = self._buffers.setdefault(key, [torch.empty_like(x) for x in given])
         for buffer, x in zip(buffers, given, strict=True):
             buffer.copy_(x)
-        was, new, mask = buffers
-        done: Tensor = graphs.run(key, lambda: self._composed(was, new, mask, lacking, None))
+        was, middles, new, mask = buffers[:4]
+        mover: Mover | None = None
+        if moved is not None:
+            mover = self._rings.dense(buffers[4], moved.patches, buffers[5:], before)
+        done: Tensor = graphs.run(
+            key, lambda: self._composed(was, middles, new, mask, lacking, None, mover)
+        )
         return done.clone()
 
     def _composed(
         self,
         shown: Tensor,
+        before: Tensor,
         frames: Tensor,
         keep: Tensor,
         lacking: int,
         untouched: Tensor | None,
-        moved: MovedPictures | None = None,
+        mover: Mover | None,
     ) -> Tensor:
-        if moved is not None:
-            self._remember(moved.settled[0].first - 1, self._middle)
+        """Pictures of a block, of which ``before`` (B, 3, H, W) is the snapshot before it."""
+        if mover is not None:
+            mover.remember(-1, before)
         patch = frames.shape[-2] // keep.shape[-2], frames.shape[-1] // keep.shape[-1]
         parts, end = [], frames.shape[1]
         for t, computed in enumerate(keep.unbind(1)):
@@ -160,38 +175,13 @@ class ShownPictures:
             if not new.shape[1]:
                 continue
             free = computed if untouched is None else computed | untouched[:, t]
-            stays = shown.expand_as(new)
-            if moved is not None:
-                stays = self._moved(stays, new, moved, t)
+            stays = shown.expand_as(new) if mover is None else mover.moved(shown, new, t)
             met = meet(new, stays, ~enlarged(free, patch))
             if untouched is not None:
                 left = enlarged(untouched[:, t], patch).unsqueeze(1).unsqueeze(1)
                 met = torch.where(left, new, met)
             parts.append(met)
             shown = parts[-1][:, -1:]
-            if moved is not None:
-                self._remember(moved.settled[0].first + t, self._middle_of(met))
+            if mover is not None:
+                mover.remember(t, self._middle_of(met))
         return torch.cat(parts, 1)
-
-    def _remember(self, number: int, pictures: Tensor) -> None:
-        """Keep what a latent frame ended with, (B, 3, H, W)."""
-        if not self._snapshots:
-            self._snapshots = [Snapshots(x.float(), self._count) for x in pictures]
-        for snapshots, picture in zip(self._snapshots, pictures, strict=True):
-            snapshots.put(number, picture.float())
-
-    def _moved(self, shown: Tensor, new: Tensor, moved: MovedPictures, t: int) -> Tensor:
-        """Pictures (B, t, 3, H, W) with the patches that moved in a latent frame."""
-        rows = []
-        for b, (found, even) in enumerate(zip(*moved, strict=True)):
-            patches, weight = found.patches[t], even[t]
-            if not len(patches.index):
-                rows.append(shown[b])
-                continue
-            sides = found.moved.shape[1:]
-            own = cut(new[b], sides)[patches.index]
-            sampled = self._snapshots[b].sample(patches.numbers, patches.places)[:, : new.shape[1]]
-            # both ways are there, so that nothing jumps where one takes over from the other
-            mixed = sampled.clamp(0, 1).lerp(own.float(), weight.view(-1, 1, 1, 1, 1))
-            rows.append(pasted(shown[b], sides, patches.index, mixed))
-        return torch.stack(rows)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stillframe.detection.motion import LONGEST, Moved, Settled
+from stillframe.kernels.snapshots import carry
 from stillframe.tokens.grid import Grid
 
 __all__ = ["Results"]
@@ -59,19 +60,21 @@ class Results:
 
         Returns:
             (B, S*N, P); and of every video and latent frame how even the edit is of what moved,
-            (M,) each: 1 where its picture is to be decoded, 0 where its pixels are to be moved.
+            (M,) each, see `Moved`: 1 where its picture is to be decoded, 0 where its pixels are to
+            be moved.
         """
         first, (last, its_source) = settled[0].first, before
         self._put(first - 1, last - its_source)
         filled, even = [], [list[Tensor]() for _ in settled]
         sources = source.chunk(self._grid.frames, 1)
         for t, frame in enumerate(own.chunk(self._grid.frames, 1)):
-            last = torch.where(keep[:, t].unsqueeze(-1), frame, last)
+            rows = []
             for b, found in enumerate(settled):
-                moved = found.patches[t]
-                edit, steps = self._edit(b, moved)
-                last[b].index_copy_(0, moved.index, sources[t][b, moved.index] + edit)
+                given = frame[b], last[b], sources[t][b], keep[b, t]
+                row, steps = self._row(b, found.patches[t], *given)
+                rows.append(row)
                 even[b].append(((_UNEVEN - steps) / (_UNEVEN - _EVEN)).clamp(0, 1))
+            last = torch.stack(rows)
             self._put(first + t, last - sources[t])
             filled.append(last)
         return torch.cat(filled, 1), even
@@ -83,6 +86,19 @@ class Results:
         if self._frames is None:
             self._frames = pixels.new_zeros(self._count, *pixels.shape)
         self._frames[number % self._count] = pixels
+
+    def _row(
+        self, video: int, moved: Moved, own: Tensor, last: Tensor, source: Tensor, keep: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Results (N, P) of a latent frame of a video, and how far the edits of what moved differ,
+        (M,) grey levels."""
+        if moved.mask is not None:
+            assert self._frames is not None
+            places, edits = (moved.numbers, moved.places), self._frames[:, video]
+            return carry(own, last, source, keep, moved.mask, edits, *places, self._gains)
+        filled = torch.where(keep.unsqueeze(-1), own, last)
+        edit, steps = self._edit(video, moved)
+        return filled.index_copy(0, moved.index, source[moved.index] + edit), steps
 
     def _edit(self, video: int, moved: Moved) -> tuple[Tensor, Tensor]:
         """That of tokens which moved, (M, P), and how far its pixels differ, (M,) grey levels."""

@@ -75,8 +75,6 @@ class StreamState:
         self.even: list[list[Tensor]] = []
         self.motion = self._motion(method)
         self.settled: list[Settled] | None = None
-        #: (C, C) see `streaming.StreamingAutoencoder.channel_gains`; None until they are wanted.
-        self.gains: Tensor | None = None
         self._visible = method.visible
         # last frame of the block before: source, what it was recomputed from, result
         self.source: Tensor | None = None
@@ -115,7 +113,9 @@ class StreamState:
         if method.motion == "off":
             return None
         change = VisibleChange(method.match[0])
-        return Motion(method.motion, change.captured(CapturedStep) if self._captures else change)
+        if self._captures:
+            change = change.captured(CapturedStep)
+        return Motion(method.motion, change, self._captures)
 
     @property
     def _captures(self) -> bool:

@@ -12,6 +12,7 @@ of one model may run in threads of their own, which take turns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -24,8 +25,8 @@ from stillframe.detection.frames import PixelBlocks
 from stillframe.detection.motion import Settled
 from stillframe.detection.pixels import appearance
 from stillframe.detection.staleness import Staleness
-from stillframe.engine.compose import MovedPictures
 from stillframe.engine.inputs import Generators, check_generators, read_frames
+from stillframe.engine.moved import MovedPictures
 from stillframe.engine.passes import BlockPasses
 from stillframe.engine.results import Results
 from stillframe.engine.settings import StreamSettings
@@ -331,10 +332,7 @@ class EditStream:
                 state.motion.rested(plan.kept_share)
             return plan
         assert state.motion is not None
-        settled = state.motion.settle(keep)
-        moved = any(len(patches.index) for found in settled for patches in found.patches)
-        origin = torch.stack([found.origin for found in settled]) if moved else None
-        plan = plan_tokens(keep, origin)
+        settled, plan = state.motion.planned(keep)
         if plan.everything:
             state.motion.restart(block)
         else:
@@ -347,9 +345,8 @@ class EditStream:
             return block
         if block.pixels is not None:
             return block._replace(anchor=state.anchors.pixels, look=appearance(block.pixels, block))
-        gains = self._gains(state)
         look, before = (
-            (x.unflatten(-1, (-1, len(gains))) @ gains).flatten(-2)
+            (x.unflatten(-1, (-1, len(self._gains))) @ self._gains).flatten(-2)
             for x in (block.tokens, block.reference)
         )
         return block._replace(look=look, look_anchor=before)
@@ -372,7 +369,8 @@ class EditStream:
         assert state.motion is not None
         assert state.anchors.pixels is not None
         away = torch.stack([found.moved | found.stuck for found in settled])
-        if bool(torch.stack([found.stuck[-1] for found in settled]).any()):
+        # on a GPU it is not worth waiting for whether there is anything
+        if away.is_cuda or bool(torch.stack([found.stuck[-1] for found in settled]).any()):
             state.anchors.pixels = state.motion.anchored(settled, state.anchors.pixels)
         return torch.where(away, torch.stack([found.stale for found in settled]), stale)
 
@@ -412,15 +410,15 @@ class EditStream:
         assert state.result is not None
         assert state.source is not None
         if state.results is None:
-            state.results = Results(state.grid, self._backbone.patch, self._gains(state))
+            state.results = Results(state.grid, self._backbone.patch, self._gains)
         before = state.result, state.source
         restored, state.even = state.results.restore(own, before, source, plan.keep, settled)
         return restored
 
-    def _gains(self, state: StreamState) -> Tensor:
-        if state.gains is None:
-            state.gains = self._autoencoder.channel_gains()
-        return state.gains
+    @cached_property
+    def _gains(self) -> Tensor:
+        """(C, C) see `StreamingAutoencoder.channel_gains`."""
+        return self._autoencoder.channel_gains()
 
     def _noise(self, latents: Tensor) -> list[Tensor]:
         """Noise for each pass, (B, S*N, P). Always drawn for the whole grid, so that what is kept

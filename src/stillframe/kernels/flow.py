@@ -29,7 +29,7 @@ try:
 except ImportError:  # no triton, no GPU kernels: the torch code serves
     triton = None
 
-__all__ = ["dense_flow", "dense_flow_reference"]
+__all__ = ["dense_flow", "dense_flow_reference", "searchable"]
 
 _SIDE = 8  # pixels of a patch
 _STRIDE = 4  # between patches
@@ -90,6 +90,11 @@ def dense_flow_reference(frames: Tensor, reference: Tensor) -> Tensor:
     return flow
 
 
+def searchable(height: int, width: int) -> bool:
+    """Whether there is a dense flow of pictures of this size."""
+    return height % 16 == width % 16 == 0 and min(height, width) >= 64
+
+
 def _check(frames: Tensor, reference: Tensor) -> None:
     if frames.dtype != torch.uint8 or reference.dtype != torch.uint8:
         raise ValueError(f"pictures are uint8, not {frames.dtype} and {reference.dtype}")
@@ -99,7 +104,7 @@ def _check(frames: Tensor, reference: Tensor) -> None:
             f"and {tuple(reference.shape)}"
         )
     height, width = reference.shape
-    if height % 16 or width % 16 or min(height, width) < 64:
+    if not searchable(height, width):
         raise ValueError(f"pictures are 64 or more in multiples of 16, not {width}x{height}")
 
 

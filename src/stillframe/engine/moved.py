@@ -1,0 +1,158 @@
+"""Pictures of what moved: from those that were shown, wherever they show its patches.
+
+`Movers` makes for each block what puts them in, in torch or, where there are kernels, by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from stillframe.detection.motion import LONGEST, Moved, Settled, Snapshots, cut, pasted
+from stillframe.kernels.snapshots import Ring, show
+
+__all__ = ["DenseMover", "MovedPictures", "Mover", "Rings", "SparseMover"]
+
+
+class MovedPictures(NamedTuple):
+    """What is not computed in a block and comes from elsewhere.
+
+    Attributes:
+        settled: of every video.
+        even: of every video and latent frame, (M,) from 0, where pixels are moved, to 1, where the
+            picture is what was decoded; see ``results.Results``.
+    """
+
+    settled: Sequence[Settled]
+    even: Sequence[Sequence[Tensor]]
+
+    @property
+    def dense(self) -> bool:
+        """Whether all patches are there, see `Moved`: then there are kernels for them."""
+        return self.settled[0].patches[0].mask is not None
+
+    @property
+    def patches(self) -> list[Sequence[Moved]]:
+        """Of every video and latent frame."""
+        return [found.patches for found in self.settled]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """If all patches are there: which of them moved (B, S, N), and how even they are."""
+        masks = torch.stack([found.moved.flatten(1) for found in self.settled])
+        return [masks, torch.stack([torch.stack(list(even)) for even in self.even])]
+
+
+class Mover(Protocol):
+    """Puts what moved into the pictures of a block."""
+
+    def remember(self, t: int, pictures: Tensor) -> None:
+        """Keep what a latent frame of the block showed, (B, 3, H, W); -1: the one before it."""
+
+    def moved(self, shown: Tensor, new: Tensor, t: int) -> Tensor:
+        """What stays in a latent frame, (B, n, 3, H, W).
+
+        Args:
+            shown: (B, 1, 3, H, W) the picture before.
+            new: (B, n, 3, H, W) as decoded.
+            t: which latent frame.
+        """
+
+
+class SparseMover:
+    """Of patches that are picked out, in torch.
+
+    Args:
+        snapshots: of every video, of what was shown.
+        pictures: what moved.
+    """
+
+    def __init__(self, snapshots: Sequence[Snapshots], pictures: MovedPictures) -> None:
+        self._snapshots, self._pictures = snapshots, pictures
+
+    def remember(self, t: int, pictures: Tensor) -> None:
+        number = self._pictures.settled[0].first + t
+        for snapshots, picture in zip(self._snapshots, pictures, strict=True):
+            snapshots.put(number, picture.float())
+
+    def moved(self, shown: Tensor, new: Tensor, t: int) -> Tensor:
+        rows, stays = [], shown.expand_as(new)
+        for b, (found, even) in enumerate(zip(*self._pictures, strict=True)):
+            patches, weight = found.patches[t], even[t]
+            if not len(patches.index):
+                rows.append(stays[b])
+                continue
+            sides = found.moved.shape[1:]
+            own = cut(new[b], sides)[patches.index]
+            sampled = self._snapshots[b].sample(patches.numbers, patches.places)[:, : new.shape[1]]
+            # both ways are there, so that nothing jumps where one takes over from the other
+            mixed = sampled.clamp(0, 1).lerp(own.float(), weight.view(-1, 1, 1, 1, 1))
+            rows.append(pasted(stays[b], sides, patches.index, mixed))
+        return torch.stack(rows)
+
+
+class DenseMover:
+    """Of all patches, by kernels: without shapes that depend on what moved.
+
+    Args:
+        rings: of every video, of what was shown.
+        number: () int64 of the block's first latent frame.
+        patches: of every video and latent frame.
+        masks: (B, S, N) bool, which of them moved.
+        even: (B, S, N) see `MovedPictures`.
+    """
+
+    def __init__(
+        self,
+        rings: Sequence[Ring],
+        number: Tensor,
+        patches: Sequence[Sequence[Moved]],
+        masks: Tensor,
+        even: Tensor,
+    ) -> None:
+        self._rings, self._number, self._patches = rings, number, patches
+        self._masks, self._even = masks, even
+
+    def remember(self, t: int, pictures: Tensor) -> None:
+        for ring, picture in zip(self._rings, pictures, strict=True):
+            ring.put(self._number + t, picture)
+
+    def moved(self, shown: Tensor, new: Tensor, t: int) -> Tensor:
+        rows = []
+        for b, ring in enumerate(self._rings):
+            patches = self._patches[b][t]
+            places = patches.numbers, patches.places
+            which = self._masks[b, t], self._even[b, t]
+            rows.append(show(shown[b, 0], new[b], ring, *places, *which))
+        return torch.stack(rows)
+
+
+class Rings:
+    """What was shown in the latest latent frames of a stream.
+
+    Args:
+        block_frames: latent frames of a block.
+    """
+
+    def __init__(self, block_frames: int) -> None:
+        self._count = LONGEST + block_frames + 1
+        self._snapshots: list[Snapshots] = []
+        self._rings: list[Ring] = []
+
+    def sparse(self, pictures: MovedPictures, like: Tensor) -> SparseMover:
+        """What puts patches in that are picked out; ``like``: (B, 3, H, W)."""
+        if not self._snapshots:
+            self._snapshots = [Snapshots(x.float(), self._count) for x in like]
+        return SparseMover(self._snapshots, pictures)
+
+    def dense(
+        self, number: Tensor, patches: Sequence[Sequence[Moved]], which: Sequence[Tensor],
+        like: Tensor,
+    ) -> DenseMover:  # fmt: skip
+        """What puts in those of all patches that moved, see `DenseMover`."""
+        if not self._rings:
+            self._rings = [Ring(x, self._count) for x in like]
+        return DenseMover(self._rings, number, patches, *which)
