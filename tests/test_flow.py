@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stillframe.detection.flow import OpticalFlow
 from stillframe.kernels.flow import dense_flow
 
 HEIGHT, WIDTH = 96, 128
@@ -55,6 +56,17 @@ def test_a_shift_is_found(by: tuple[float, float]) -> None:
     assert flow.shape == (1, HEIGHT, WIDTH, 2)
     assert flow.dtype == torch.float32
     assert_near(flow[0], move.expand(HEIGHT, WIDTH, 2), inside(here) & inside(here + move))
+
+
+def test_what_was_searched_before_changes_nothing() -> None:
+    """Patches that may have moved fill another part of every picture: sizes of a search change."""
+    search, sizes = OpticalFlow("full"), [(240, 352), (240, 368), (64, 64), (240, 416)]
+    for height, width in sizes:
+        here = grid(height, width)
+        frames = torch.stack([waves(here + 0.5 * t) for t in range(4)])
+        flow = search(frames, frames[0])
+        assert torch.equal(flow, OpticalFlow("full")(frames, frames[0]))
+        assert_near(flow[3], torch.tensor([1.5, 1.5]).expand_as(here), inside(here), within=0.2)
 
 
 def test_64_pixels_are_found_in_a_picture_of_832_by_480() -> None:

@@ -45,7 +45,6 @@ class OpticalFlow:
 
     def __init__(self, motion: str) -> None:
         self._motion = motion
-        self._search: Any = None
 
     def __call__(self, frames: Tensor, reference: Tensor) -> Tensor:
         """Displacement from every pixel of some frames to where it lay in an earlier picture.
@@ -66,19 +65,19 @@ class OpticalFlow:
     def _searched(self, frames: Tensor, reference: Tensor) -> Tensor:
         if frames.is_cuda and searchable(*reference.shape):
             return dense_flow(frames, reference)
-        if self._search is None:
-            import cv2
+        import cv2
 
-            search: Any = cv2
-            self._search = search.DISOpticalFlow_create(search.DISOPTICAL_FLOW_PRESET_FAST)
-            self._search.setFinestScale(_FINEST)
-            self._search.setVariationalRefinementIterations(0)
+        # a new one each time: one that has searched in a small picture crashes in a larger one
+        made: Any = cv2
+        search = made.DISOpticalFlow_create(made.DISOPTICAL_FLOW_PRESET_FAST)
+        search.setFinestScale(_FINEST)
+        search.setVariationalRefinementIterations(0)
         before = reference.cpu().contiguous().numpy()
         found = list[np.ndarray[Any, Any]]()
         for frame in frames.cpu().contiguous().numpy():
             # what moved goes on moving: a search begins where the one before it ended
             start = found[-1].copy() if found else None
-            found.append(self._search.calc(frame, before, start))
+            found.append(search.calc(frame, before, start))
         return torch.from_numpy(np.stack(found)).to(frames.device)
 
 
