@@ -25,6 +25,7 @@ from stillframe.detection.traces import (
     Trace,
 )
 from stillframe.kernels import moving
+from stillframe.kernels.flow import searchable
 from stillframe.kernels.graphs import Graphs
 from stillframe.kernels.snapshots import Ring
 from stillframe.kernels.visible import Limits
@@ -66,6 +67,8 @@ class DenseVideo:
         y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in like.shape[-2:])
         self._here = torch.stack(torch.broadcast_tensors(x, y.unsqueeze(1)), -1).contiguous()
         self._own = torch.arange(len(longest), device=device)
+        # a flow that there are no kernels for is looked for on the CPU, which no graph can do
+        graphs = graphs and searchable(*like.shape[-2:])
         self._graphs = Graphs() if graphs else None
         # what graphs read and write never moves
         blank = torch.zeros(like.shape, device=device)

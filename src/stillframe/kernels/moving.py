@@ -169,7 +169,7 @@ def follow(
         given.pixels[t], flow, ring.pictures, *_bytes(before), anchor,
         found.numbers[t], found.places[t], *_bytes(after),
         found.verdict[t].view(torch.uint8), found.measured[t], found.origin[t],
-        t, width, height, limits.tolerance,
+        t, width, height, float(limits.tolerance),
         GIVEN=given.keep is not None, T=times, MIDDLE=times // 2, FRAMES=frames,
         COUNT=len(ring.pictures), BEYOND=rules.beyond, LEAST=rules.scales[0], MOST=rules.scales[1],
         MEAN_NOISE=rules.noise[0], FRAME_NOISE=rules.noise[1], ELSEWHERE=rules.elsewhere,

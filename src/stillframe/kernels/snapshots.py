@@ -95,7 +95,8 @@ def carry(
     tokens, size = own.shape
     side = round((size // channels) ** 0.5)
     filled, steps = torch.empty_like(last), torch.empty(tokens, device=own.device)
-    own, last, source, edits, gains = (x.contiguous() for x in (own, last, source, edits, gains))
+    given = own, last, source, keep, edits, gains
+    own, last, source, keep, edits, gains = (x.contiguous() for x in given)
     _carry[(tokens,)](
         own, last, source, keep.view(torch.uint8), mask.view(torch.uint8), edits, numbers, places,
         gains, filled, steps, columns, rows, T=numbers.shape[1], COUNT=count, CHANNELS=channels,
