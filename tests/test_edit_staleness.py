@@ -1,6 +1,7 @@
 """A default edit shows nothing that its source no longer looks like, whatever the clip.
 
-Staleness is worked out here from the files alone: the masks that were written, and the source.
+Staleness is worked out here from the files alone: the masks that were written, and the source. That
+is possible where nothing is reused from elsewhere; where something is, see test_motion.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def test_what_is_shown_looks_like_its_source(kind: str, tmp_path: Path, tiny_pip
     frames = _frames(kind)
     clip = make_video(tmp_path / "in.mkv", frames, codec="ffv1", pixel_format="bgr0")
     masks = tmp_path / "masks"
-    report = edit_file(tiny_pipe, clip, tmp_path / "out.mkv", prompt="oil", masks_out=masks)
+    out, still = tmp_path / "out.mkv", "prune:motion=off"
+    report = edit_file(tiny_pipe, clip, out, prompt="oil", masks_out=masks, method=still)
     given = GivenMasks.read(masks)
     keep = np.concatenate([given.block(i)[0].numpy() for i in range(COUNT // 12)])
     stale = _stale(frames, keep)
@@ -84,3 +86,7 @@ def test_what_is_shown_looks_like_its_source(kind: str, tmp_path: Path, tiny_pip
     assert report.staleness is not None
     assert report.staleness["max"] == pytest.approx(stale.max(), abs=0.3)
     assert report.tolerance == TOLERANCE
+    followed = edit_file(tiny_pipe, clip, tmp_path / "followed.mkv", prompt="oil")
+    assert followed.staleness is not None
+    assert followed.staleness["max"] <= 1.5 * TOLERANCE
+    assert followed.kept_share <= report.kept_share + 0.05

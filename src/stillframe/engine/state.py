@@ -75,8 +75,6 @@ class StreamState:
         self.even: list[list[Tensor]] = []
         self.motion = self._motion(method)
         self.settled: list[Settled] | None = None
-        #: (C, C) see `streaming.StreamingAutoencoder.channel_gains`; None until they are wanted.
-        self.gains: Tensor | None = None
         self._visible = method.visible
         # last frame of the block before: source, what it was recomputed from, result
         self.source: Tensor | None = None

@@ -12,6 +12,7 @@ of one model may run in threads of their own, which take turns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -344,9 +345,8 @@ class EditStream:
             return block
         if block.pixels is not None:
             return block._replace(anchor=state.anchors.pixels, look=appearance(block.pixels, block))
-        gains = self._gains(state)
         look, before = (
-            (x.unflatten(-1, (-1, len(gains))) @ gains).flatten(-2)
+            (x.unflatten(-1, (-1, len(self._gains))) @ self._gains).flatten(-2)
             for x in (block.tokens, block.reference)
         )
         return block._replace(look=look, look_anchor=before)
@@ -410,15 +410,15 @@ class EditStream:
         assert state.result is not None
         assert state.source is not None
         if state.results is None:
-            state.results = Results(state.grid, self._backbone.patch, self._gains(state))
+            state.results = Results(state.grid, self._backbone.patch, self._gains)
         before = state.result, state.source
         restored, state.even = state.results.restore(own, before, source, plan.keep, settled)
         return restored
 
-    def _gains(self, state: StreamState) -> Tensor:
-        if state.gains is None:
-            state.gains = self._autoencoder.channel_gains()
-        return state.gains
+    @cached_property
+    def _gains(self) -> Tensor:
+        """(C, C) see `StreamingAutoencoder.channel_gains`."""
+        return self._autoencoder.channel_gains()
 
     def _noise(self, latents: Tensor) -> list[Tensor]:
         """Noise for each pass, (B, S*N, P). Always drawn for the whole grid, so that what is kept
