@@ -164,7 +164,6 @@ class DenseVideo:
             before = moving.brightness(known.picture.unsqueeze(0), 1)[0]
             flow = self._flow(light[t], before).contiguous()
             known = moving.follow(given, t, flow, known, anchor, self._ring, self._rules, found)
-            self._ring.put(given.number + t, known.picture)
         return found, known
 
     def _frames(self, found: moving.Found) -> list[Frame]:

@@ -297,7 +297,7 @@ class _Video:
         numbers = trace.numbers.flatten()[row].view(near.shape[:-1])
         places = trace.places.flatten(0, 1)[row].view(near.shape) + (moved - near)
         outside = self._outside(moved) | self._outside(places)
-        old = number - numbers[:, -1].flatten(1).amin(1) > self._longest[index]
+        old = number - numbers.flatten(1).amin(1) > self._longest[index]
         return Moved(index, numbers, places), outside | old | _scaled(numbers, places)
 
     def _outside(self, places: Tensor) -> Tensor:
