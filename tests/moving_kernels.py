@@ -1,7 +1,8 @@
 """What moved, by kernels and in torch: the same verdicts, tokens and pictures, block by block.
 
-A texture pans over the left of the picture, by a flow that is known; the right stands still, a
-place gets brighter, and somewhere the flow is stretched. Run by fused_kernels.py.
+A texture pans over the left of the picture, by a flow that is known; the right stands still, but
+for a corner that is brighter from block to block. A place gets brighter all the time, and in other
+corners flow is stretched or comes from beyond the edge. Run by fused_kernels.py.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ FRAMES, TIMES, HEIGHT, WIDTH = 2, 4, 3, 4
 GRID = Grid(FRAMES, HEIGHT, WIDTH)
 ROWS, COLUMNS = 16 * HEIGHT, 16 * WIDTH
 VELOCITY = torch.tensor([0.73, 0.31])  # no pixel comes from a place half-way between others
+SLIDE = 1.53  # down, in a corner
 BLOCKS = 4
 CHANNELS = 3
 
@@ -47,6 +49,10 @@ def clip(device: str) -> Tensor:
         grid = (2 * places + 1) / 160 - 1
         frame = F.grid_sample(texture, grid[None].float(), mode="bicubic", align_corners=False)[0]
         frame[:, 16:32, 16:32] += 0.01 * max(number - 3 * TIMES * FRAMES, 0)
+        frame[:, 32:, 48:] += 0.04 * ((number - TIMES) // (FRAMES * TIMES))
+        # content slides in from beyond the edge, and starts anew with each block
+        slid = (y - SLIDE * ((number - TIMES) % (FRAMES * TIMES)))[:16, :16]
+        frame[:, :16, :16] = 0.2 + 6 / 255 * slid.clamp(min=0)
         frames.append((255 * frame.clamp(0, 1)).round() / 255)
     return torch.stack(frames)[None].to(device)
 
@@ -56,6 +62,7 @@ def known_flow(flow: OpticalFlow, frames: Tensor, reference: Tensor) -> Tensor:
     steps = torch.arange(len(frames)) + TIMES - TIMES // 2
     found = (VELOCITY * steps[:, None])[:, None, None].repeat(1, ROWS, COLUMNS, 1)
     found[:, :, 48:] = 0
+    found[:, :16, :16, 0], found[:, :16, :16, 1] = 0, -SLIDE * steps[:, None, None]
     found[:, 32:, :16, 0] += torch.arange(16) * 0.31
     return found.to(frames.device)
 

@@ -25,6 +25,7 @@ from stillframe.detection.traces import (
     Trace,
 )
 from stillframe.kernels import moving
+from stillframe.kernels.flow import searchable
 from stillframe.kernels.graphs import Graphs
 from stillframe.kernels.snapshots import Ring
 from stillframe.kernels.visible import Limits
@@ -66,6 +67,8 @@ class DenseVideo:
         y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in like.shape[-2:])
         self._here = torch.stack(torch.broadcast_tensors(x, y.unsqueeze(1)), -1).contiguous()
         self._own = torch.arange(len(longest), device=device)
+        # a flow that there are no kernels for is looked for on the CPU, which no graph can do
+        graphs = graphs and searchable(*like.shape[-2:])
         self._graphs = Graphs() if graphs else None
         # what graphs read and write never moves
         blank = torch.zeros(like.shape, device=device)
@@ -81,7 +84,7 @@ class DenseVideo:
             torch.zeros((), device=device),
             torch.zeros((), dtype=torch.int64, device=device),
             longest,
-            torch.zeros(frames, len(longest), dtype=torch.bool, device=device),
+            torch.zeros(frames, len(longest), dtype=torch.uint8, device=device),
         )
         self.number = 1
 
@@ -112,7 +115,7 @@ class DenseVideo:
         self._ring.put(self._given.number, self._trace.picture)
 
     def follow(
-        self, change: Tensor, pixels: Tensor, noise: Tensor, limit: float, keep: Tensor | None
+        self, change: Tensor, pixels: Tensor, noise: Tensor, limit: float, orders: Tensor
     ) -> tuple[list[Frame], Trace]:
         """Go through a block, see `motion.Motion`.
 
@@ -121,7 +124,7 @@ class DenseVideo:
             pixels: (S, t, 3, H, W) in [0, 1].
             noise: () variance of a pixel.
             limit: of change.
-            keep: (S, N) bool what is computed; None: what changed by more than the limit.
+            orders: (S, N) uint8, see ``traces``.
 
         Returns:
             what became of each latent frame, and the trace of the last one. Patches and trace are
@@ -133,11 +136,8 @@ class DenseVideo:
         given.noise.copy_(noise)
         given.limit.fill_(limit)
         given.number.fill_(self.number)
-        if keep is None:
-            given = given._replace(keep=None)
-        elif given.keep is not None:
-            given.keep.copy_(keep)
-        found, known = self._run(keep is None, given)
+        given.orders.copy_(orders)
+        found, known = self._run("follow", given)
         return self._frames(found), Trace(*known)
 
     def _run(self, key: Hashable, given: moving.Given) -> _Followed:
@@ -164,7 +164,6 @@ class DenseVideo:
             before = moving.brightness(known.picture.unsqueeze(0), 1)[0]
             flow = self._flow(light[t], before).contiguous()
             known = moving.follow(given, t, flow, known, anchor, self._ring, self._rules, found)
-            self._ring.put(given.number + t, known.picture)
         return found, known
 
     def _frames(self, found: moving.Found) -> list[Frame]:

@@ -72,6 +72,7 @@ class ShownPictures:
     def __init__(self, temporal: int, block_frames: int, graphs: bool = False) -> None:
         self._temporal = temporal
         self._rings = Rings(block_frames)
+        self._places: list[int] = []
         self._shown: Tensor | None = None
         self._middle = torch.empty(0)
         self._graphs = Graphs() if graphs else None
@@ -140,8 +141,8 @@ class ShownPictures:
         if moved is not None:
             number = torch.full((), moved.settled[0].first, device=frames.device)
             given += [number, *moved.tensors]
-            # patches are where they are in every block, until motion starts anew
-            key = key, *(found.patches[0].places.data_ptr() for found in moved.settled)
+            self._start_anew(graphs, moved)
+            key = key, "moved"
         buffers = self._buffers.setdefault(key, [torch.empty_like(x) for x in given])
         for buffer, x in zip(buffers, given, strict=True):
             buffer.copy_(x)
@@ -153,6 +154,14 @@ class ShownPictures:
             key, lambda: self._composed(was, middles, new, mask, lacking, None, mover)
         )
         return done.clone()
+
+    def _start_anew(self, graphs: Graphs, moved: MovedPictures) -> None:
+        """Drop graphs of patches that have moved: they stay where they are as motion goes on."""
+        places = [found.patches[0].places.data_ptr() for found in moved.settled]
+        if places != self._places:
+            graphs.forget()
+            self._buffers.clear()
+            self._places = places
 
     def _composed(
         self,

@@ -65,16 +65,17 @@ class Results:
         """
         first, (last, its_source) = settled[0].first, before
         self._put(first - 1, last - its_source)
+        if settled[0].patches[0].mask is not None:
+            return self._carried(own, last, source, keep, settled)
         filled, even = [], [list[Tensor]() for _ in settled]
         sources = source.chunk(self._grid.frames, 1)
         for t, frame in enumerate(own.chunk(self._grid.frames, 1)):
-            rows = []
+            last = torch.where(keep[:, t].unsqueeze(-1), frame, last)
             for b, found in enumerate(settled):
-                given = frame[b], last[b], sources[t][b], keep[b, t]
-                row, steps = self._row(b, found.patches[t], *given)
-                rows.append(row)
+                moved = found.patches[t]
+                edit, steps = self._edit(b, moved)
+                last[b].index_copy_(0, moved.index, sources[t][b, moved.index] + edit)
                 even[b].append(((_UNEVEN - steps) / (_UNEVEN - _EVEN)).clamp(0, 1))
-            last = torch.stack(rows)
             self._put(first + t, last - sources[t])
             filled.append(last)
         return torch.cat(filled, 1), even
@@ -87,18 +88,25 @@ class Results:
             self._frames = pixels.new_zeros(self._count, *pixels.shape)
         self._frames[number % self._count] = pixels
 
-    def _row(
-        self, video: int, moved: Moved, own: Tensor, last: Tensor, source: Tensor, keep: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Results (N, P) of a latent frame of a video, and how far the edits of what moved differ,
-        (M,) grey levels."""
-        if moved.mask is not None:
-            assert self._frames is not None
-            places, edits = (moved.numbers, moved.places), self._frames[:, video]
-            return carry(own, last, source, keep, moved.mask, edits, *places, self._gains)
-        filled = torch.where(keep.unsqueeze(-1), own, last)
-        edit, steps = self._edit(video, moved)
-        return filled.index_copy(0, moved.index, source[moved.index] + edit), steps
+    def _carried(
+        self, own: Tensor, last: Tensor, source: Tensor, keep: Tensor, settled: Sequence[Settled]
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        """`restore` by kernels, where all patches are there."""
+        assert self._frames is not None
+        size, filled = self._grid.frame_tokens, torch.empty_like(own)
+        even = own.new_empty(keep.shape, dtype=torch.float32)
+        for b, found in enumerate(settled):
+            row = last[b]
+            for t, moved in enumerate(found.patches):
+                assert moved.mask is not None
+                here = slice(t * size, (t + 1) * size)
+                given = own[b, here], row, source[b, here], keep[b, t]
+                row = filled[b, here]
+                carry(
+                    given, moved.mask, (moved.numbers, moved.places), self._frames[:, b],
+                    found.first + t, self._gains, (_EVEN, _UNEVEN), (row, even[b, t]),
+                )  # fmt: skip
+        return filled, [list(rows.unbind(0)) for rows in even]
 
     def _edit(self, video: int, moved: Moved) -> tuple[Tensor, Tensor]:
         """That of tokens which moved, (M, P), and how far its pixels differ, (M,) grey levels."""

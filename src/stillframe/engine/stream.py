@@ -442,11 +442,9 @@ class EditStream:
             keep = plan.keep.unflatten(2, (grid.height, grid.width))
             kept = round(sum(plan.counts) * state.attention.attended_share)
             moved = motion = None
-            settled = state.settled or ()
-            # tokens may stay at their places although pixels do not, when steps are small
-            if any(len(patches.index) for found in settled for patches in found.patches):
-                moved = torch.stack([found.moved for found in settled])
-                motion = torch.stack([found.motion for found in settled])
+            if state.settled is not None:
+                moved = torch.stack([found.moved for found in state.settled])
+                motion = torch.stack([found.motion for found in state.settled])
             given = self.blocks, kept, keep.numel(), keep, seconds, moved, motion
             self._on_block(BlockStats(*given))
         self.blocks += 1

@@ -82,7 +82,7 @@ class Given(NamedTuple):
         limit: () float32 of change.
         number: () int64 of the first latent frame.
         longest: (N,) int64 latent frames that a patch may be moved for.
-        keep: (S, N) bool what is computed; None: what changed by more than the limit.
+        orders: (S, N) uint8, see ``detection.traces``.
     """
 
     change: Tensor
@@ -91,7 +91,7 @@ class Given(NamedTuple):
     limit: Tensor
     number: Tensor
     longest: Tensor
-    keep: Tensor | None
+    orders: Tensor
 
 
 class Found(NamedTuple):
@@ -153,7 +153,7 @@ def follow(
         flow: (t, H, W, 2) float32 to the picture of the one before.
         before: what is known of that.
         anchor: (N,) int32 which row of ``given.change`` each place is compared with; written to.
-        ring: snapshots of the source, in grey levels.
+        ring: snapshots of the source, in grey levels; that of the latent frame is put in.
         rules: by which patches are judged.
         found: is written to.
 
@@ -163,14 +163,13 @@ def follow(
     (frames, times, _, rows, columns), limits = given.pixels.shape, rules.limits
     height, width = rows // _SIDE, columns // _SIDE
     after = Known(*(torch.empty_like(x) for x in before))
-    some = given.change if given.keep is None else given.keep.view(torch.uint8)
     _follow[(height * width,)](
-        given.change, some, given.noise, given.limit, given.number, given.longest,
+        given.change, given.orders, given.noise, given.limit, given.number, given.longest,
         given.pixels[t], flow, ring.pictures, *_bytes(before), anchor,
         found.numbers[t], found.places[t], *_bytes(after),
         found.verdict[t].view(torch.uint8), found.measured[t], found.origin[t],
-        t, width, height, limits.tolerance,
-        GIVEN=given.keep is not None, T=times, MIDDLE=times // 2, FRAMES=frames,
+        t, width, height, float(limits.tolerance),
+        T=times, MIDDLE=times // 2, FRAMES=frames,
         COUNT=len(ring.pictures), BEYOND=rules.beyond, LEAST=rules.scales[0], MOST=rules.scales[1],
         MEAN_NOISE=rules.noise[0], FRAME_NOISE=rules.noise[1], ELSEWHERE=rules.elsewhere,
         CELL=limits.cell, LIGHT=limits.light, FRAME=limits.frame, FRAME_CELL=limits.frame_cell,
@@ -249,8 +248,8 @@ if triton is not None:
         T: tl.constexpr, MIDDLE: tl.constexpr, COUNT: tl.constexpr, BEYOND: tl.constexpr,
     ):  # fmt: skip
         """A patch less what it came from: sums of the frames; largest cell and mean square of cells
-        of a frame; whether anything is beyond an edge; least number that the last frame comes from;
-        and where the middle one comes from, and how it looks."""
+        of a frame; whether anything is beyond an edge; least number that anything comes from; and
+        where the middle one comes from, and how it looks."""
         column, line_of = snapshots.patch_pixels()
         plane, within = rows * line, (y + line_of) * line + x + column
         to = line_of * 16 + column
@@ -267,7 +266,7 @@ if triton is not None:
                 flow + 2 * f * plane, numbers, places, x + column, y + line_of, line, rows, BEYOND
             )
             over = over | out
-            least = tl.min(tl.min(number, 1), 0)
+            least = tl.minimum(least, tl.min(tl.min(number, 1), 0))
             tl.store(to_numbers + f * 256 + to, number)
             tl.store(to_places + 2 * (f * 256 + to), was_x)
             tl.store(to_places + 2 * (f * 256 + to) + 1, was_y)
@@ -346,14 +345,14 @@ if triton is not None:
         far = tl.where(k < 9, tl.where(same, near, far), float("inf"))
         return tl.sum(tl.where(k == tl.argmin(far, 0), token, 0), 0)
 
-    # one program for all latent frames: each would take seconds to compile
-    @triton.jit(do_not_specialize=["t"])
+    # one kernel for all latent frames: each would take seconds to compile
+    @triton.jit(do_not_specialize=["t"], do_not_specialize_on_alignment=["verdict", "origin"])
     def _follow(
-        change, asked_keep, noise, limit, number, longest, pixels, flow, ring,
+        change, orders, noise, limit, number, longest, pixels, flow, ring,
         numbers, places, picture, placed, frames, tokens, anchor, to_numbers, to_places,
         new_numbers, new_places, new_picture, new_placed, new_frames, new_tokens,
         verdict, measured, origin, t, width, height, tolerance,
-        GIVEN: tl.constexpr, T: tl.constexpr, MIDDLE: tl.constexpr, FRAMES: tl.constexpr,
+        T: tl.constexpr, MIDDLE: tl.constexpr, FRAMES: tl.constexpr,
         COUNT: tl.constexpr, BEYOND: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
         MEAN_NOISE: tl.constexpr, FRAME_NOISE: tl.constexpr, ELSEWHERE: tl.constexpr,
         CELL: tl.constexpr, LIGHT: tl.constexpr, FRAME: tl.constexpr, FRAME_CELL: tl.constexpr,
@@ -368,10 +367,8 @@ if triton is not None:
         still = tl.load(change + (row * FRAMES + t) * count + place)
         still = tl.where(tl.load(placed + place) != 0, still, float("inf"))
         differs = still > most
-        asked = differs
-        if GIVEN:
-            computed = tl.load(asked_keep + t * count + place) != 0
-            asked = asked & (computed == 0)
+        order = tl.load(orders + t * count + place)
+        asked = differs & (order != 1)
 
         best = tl.full((), float("inf"), tl.float32)
         stale = tl.full((), 0.0, tl.float32)
@@ -408,8 +405,7 @@ if triton is not None:
                 # where it is not computed either, what stays there is like nothing
                 stale = _far(pixels + at, picture + at, plane, T)
 
-        if GIVEN == 0:
-            computed = asked & (best > most)
+        computed = (order == 1) | ((order == 2) & asked & (best > most))
         reused = computed == 0
         held = reused & (still < float("inf")) & ((differs & (best < still)) == 0)
         moved = reused & (held == 0) & (best < float("inf"))
@@ -438,13 +434,19 @@ if triton is not None:
         tl.store(new_places + 2 * at, tl.where(moved, seen_x, own_x))
         tl.store(new_places + 2 * at + 1, tl.where(moved, seen_y, own_y))
         now = pixels + MIDDLE * 3 * plane + at
-        _paint(now, picture + at, red, computed, moved, new_picture + at)
-        _paint(now + plane, picture + plane + at, green, computed, moved, new_picture + plane + at)
-        now, old = now + 2 * plane, picture + 2 * plane + at
-        _paint(now, old, blue, computed, moved, new_picture + 2 * plane + at)
+        old, new, kept = picture + at, new_picture + at, ring + at
+        kept += snapshots.slot(latent, COUNT) * 3 * plane
+        _paint(now, old, red, computed, moved, new, kept)
+        now, old, new, kept = now + plane, old + plane, new + plane, kept + plane
+        _paint(now, old, green, computed, moved, new, kept)
+        now, old, new, kept = now + plane, old + plane, new + plane, kept + plane
+        _paint(now, old, blue, computed, moved, new, kept)
 
     @triton.jit
-    def _paint(now, old, sampled, computed, moved, to):
+    def _paint(now, old, sampled, computed, moved, to, snapshot):
         """Store a colour of a patch: as it is now, where it came from, or as it was."""
         found = tl.where(moved, sampled, tl.load(old))
-        tl.store(to, tl.where(computed, tl.load(now).to(tl.float32) * 255, found))
+        found = tl.where(computed, tl.load(now).to(tl.float32) * 255, found)
+        tl.store(to, found)
+        # nothing that may be taken comes from the snapshot that this one replaces
+        tl.store(snapshot, found.to(snapshot.dtype.element_ty))

@@ -74,34 +74,36 @@ def show(
 
 
 def carry(
-    own: Tensor, last: Tensor, source: Tensor, keep: Tensor, mask: Tensor, edits: Tensor,
-    numbers: Tensor, places: Tensor, gains: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Results of a latent frame, and how far edits differ, see ``engine.results``.
+    given: tuple[Tensor, Tensor, Tensor, Tensor], mask: Tensor, places: tuple[Tensor, Tensor],
+    edits: Tensor, number: int, gains: Tensor, even: tuple[float, float],
+    to: tuple[Tensor, Tensor],
+) -> None:  # fmt: skip
+    """Results of a latent frame, and how even edits are, see ``engine.results``.
 
     Args:
-        own: (N, P) of what was computed.
-        last: (N, P) results of the latent frame before.
-        source: (N, P).
-        keep, mask: (N,) bool, computed and moved.
-        edits: (K, h*p, w*p, C) ring of them, by number of the latent frame; P is p*p*C.
-        numbers, places: (N, t, 16, 16) and (N, t, 16, 16, 2), see `Found`.
+        given: (N, P) what was computed, what the latent frame before has, and the source; (N,) bool
+            which were computed.
+        mask: (N,) bool, what moved.
+        places: numbers and places (N, t, 16, 16) and (N, t, 16, 16, 2), see ``moving.Found``.
+        edits: (K, h*p, w*p, C) ring of them, P is p*p*C; that of this latent frame is put in. It
+            may have gaps between latent frames. Nothing may come from one that is K frames old.
+        number: of the latent frame.
         gains: (C, C) of channels in grey levels.
-
-    Returns:
-        (N, P), and (N,) float32 grey levels, 0 where nothing moved.
+        even: grey levels by which edits differ up to which they are even, and from which they are
+            not at all.
+        to: (N, P) and (N,) float32 that results, and how even they are, are written to; both
+            contiguous, and 1 where nothing moved.
     """
     count, rows, columns, channels = edits.shape
-    tokens, size = own.shape
-    side = round((size // channels) ** 0.5)
-    filled, steps = torch.empty_like(last), torch.empty(tokens, device=own.device)
-    own, last, source, edits, gains = (x.contiguous() for x in (own, last, source, edits, gains))
-    _carry[(tokens,)](
-        own, last, source, keep.view(torch.uint8), mask.view(torch.uint8), edits, numbers, places,
-        gains, filled, steps, columns, rows, T=numbers.shape[1], COUNT=count, CHANNELS=channels,
+    filled, steps = to
+    side = round((filled.shape[1] // channels) ** 0.5)
+    own, last, source, keep = (x.contiguous() for x in given)
+    _carry[(len(filled),)](
+        own, last, source, keep.view(torch.uint8), mask.view(torch.uint8), edits, *places,
+        gains.contiguous(), filled, steps, edits.stride(0), number % count, columns, rows,
+        T=places[0].shape[1], COUNT=count, CHANNELS=channels, EVEN=even[0], UNEVEN=even[1],
         WIDTH=triton.next_power_of_2(channels), COLUMNS=side, SQUARE=_SIDE // side, num_warps=1,
     )  # fmt: skip
-    return filled, steps
 
 
 if triton is not None:
@@ -180,7 +182,7 @@ if triton is not None:
         mixed = taken + even * (own - taken)
         return tl.where(moved, mixed, tl.load(shown).to(tl.float32))
 
-    @triton.jit
+    @triton.jit(do_not_specialize_on_alignment=["mask", "even"])
     def _show(
         shown, new, ring, numbers, places, mask, even, out, width, height, T: tl.constexpr,
         COUNT: tl.constexpr,
@@ -218,10 +220,27 @@ if triton is not None:
         return tl.sum(levels * levels, 0)
 
     @triton.jit
+    def _edit(edits, frame, x, y, rows, columns, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
+        """Of a place in a latent frame: here, beside, below and across."""
+        c = tl.arange(0, WIDTH)
+        there, at = c < CHANNELS, edits + frame + c
+        i, j = x.to(tl.int32), y.to(tl.int32)
+        upper, lower = inside(j, rows) * columns, inside(j + 1, rows) * columns
+        left, right = inside(i, columns), inside(i + 1, columns)
+        here = tl.load(at + (upper + left) * CHANNELS, there, 0.0).to(tl.float32)
+        beside = tl.load(at + (upper + right) * CHANNELS, there, 0.0).to(tl.float32)
+        below = tl.load(at + (lower + left) * CHANNELS, there, 0.0).to(tl.float32)
+        return here, beside, below, tl.load(at + (lower + right) * CHANNELS, there, 0.0)
+
+    @triton.jit(
+        do_not_specialize=["own_slot"],
+        do_not_specialize_on_alignment=["keep", "mask", "filled", "even"],
+    )
     def _carry(
-        own, last, source, keep, mask, edits, numbers, places, gains, filled, steps, columns, rows,
-        T: tl.constexpr, COUNT: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr,
-        COLUMNS: tl.constexpr, SQUARE: tl.constexpr,
+        own, last, source, keep, mask, edits, numbers, places, gains, filled, even, step, own_slot,
+        columns, rows, T: tl.constexpr, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
+        EVEN: tl.constexpr, UNEVEN: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+        SQUARE: tl.constexpr,
     ):  # fmt: skip
         place = tl.program_id(0)
         computed = tl.load(keep + place) != 0
@@ -231,36 +250,29 @@ if triton is not None:
         total = tl.full((), 0.0, tl.float32)
         for k in range(COLUMNS * COLUMNS):
             at = (place * COLUMNS * COLUMNS + k) * CHANNELS + c
+            base = tl.load(source + at, there, 0.0).to(tl.float32)
             value = tl.load(own + at, there & computed, 0.0).to(tl.float32)
             value += tl.load(last + at, there & (computed == 0) & (moved == 0), 0.0).to(tl.float32)
+            down, right = k // COLUMNS, k % COLUMNS
             if moved:
-                down, right = (
-                    k // COLUMNS * SQUARE + SQUARE // 2,
-                    k % COLUMNS * SQUARE + SQUARE // 2,
-                )
-                pixel = (place * T + T // 2) * 256 + down * 16 + right
+                pixel = (place * T + T // 2) * 256 + SQUARE // 2 * 17 + (down * 16 + right) * SQUARE
+                frame = slot(tl.load(numbers + pixel), COUNT) * step
                 x = (tl.load(places + 2 * pixel) - SQUARE // 2) / SQUARE
                 y = (tl.load(places + 2 * pixel + 1) - SQUARE // 2) / SQUARE
                 left, top = tl.floor(x), tl.floor(y)
-                i, j = left.to(tl.int32), top.to(tl.int32)
-                frame = (
-                    edits + slot(tl.load(numbers + pixel), COUNT) * rows * columns * CHANNELS + c
+                here, beside, below, across = _edit(
+                    edits, frame, left, top, rows, columns, CHANNELS, WIDTH
                 )
-                upper = frame + inside(j, rows) * columns * CHANNELS
-                lower = frame + inside(j + 1, rows) * columns * CHANNELS
-                first, second = inside(i, columns) * CHANNELS, inside(i + 1, columns) * CHANNELS
-                here = tl.load(upper + first, there, 0.0).to(tl.float32)
-                beside = tl.load(upper + second, there, 0.0).to(tl.float32)
-                below = tl.load(lower + first, there, 0.0).to(tl.float32)
-                across = tl.load(lower + second, there, 0.0).to(tl.float32)
                 total += _graded(beside - here, gains, CHANNELS, WIDTH)
                 total += _graded(below - here, gains, CHANNELS, WIDTH)
                 here += (beside - here) * (x - left)
                 below += (across - below) * (x - left)
-                value = (
-                    tl.load(source + at, there, 0.0).to(tl.float32)
-                    + here
-                    + (below - here) * (y - top)
-                )
+                value = base + here + (below - here) * (y - top)
             tl.store(filled + at, value, there)
-        tl.store(steps + place, tl.sqrt_rn(total / (2 * COLUMNS * COLUMNS * CHANNELS)))
+            row = place // (columns // COLUMNS) * COLUMNS + down
+            column = place % (columns // COLUMNS) * COLUMNS + right
+            mine = edits + own_slot * step + (row * columns + column) * CHANNELS + c
+            tl.store(mine, value - base, there)
+        steps = tl.sqrt_rn(total / (2 * COLUMNS * COLUMNS * CHANNELS))
+        share = tl.minimum(tl.maximum((UNEVEN - steps) / (UNEVEN - EVEN), 0.0), 1.0)
+        tl.store(even + place, share)
