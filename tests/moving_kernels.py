@@ -49,7 +49,9 @@ def clip(device: str) -> Tensor:
         grid = (2 * places + 1) / 160 - 1
         frame = F.grid_sample(texture, grid[None].float(), mode="bicubic", align_corners=False)[0]
         frame[:, 16:32, 16:32] += 0.01 * max(number - 3 * TIMES * FRAMES, 0)
-        frame[:, 32:, 48:] += 0.04 * ((number - TIMES) // (FRAMES * TIMES))
+        # in the last block what stands still would be as like its place as itself moved by nothing
+        light = min((number - TIMES) // (FRAMES * TIMES), BLOCKS - 2)
+        frame[:, 32:, 48:] += 0.04 * light
         # content slides in from beyond the edge, and starts anew with each block
         slid = (y - SLIDE * ((number - TIMES) % (FRAMES * TIMES)))[:16, :16]
         frame[:, :16, :16] = 0.2 + 6 / 255 * slid.clamp(min=0)
@@ -101,7 +103,7 @@ def stream(pixels: Tensor, graphs: bool = False) -> list[Block]:
         return torch.randn(shape, generator=drawn).to(pixels.device)
 
     motion, anchors = Motion("full", VisibleChange(3.0), graphs), Anchors()
-    results = Results(GRID, 2, 20 * random(CHANNELS, CHANNELS))
+    results = Results(GRID, 2, 2.6 * random(CHANNELS, CHANNELS))
     shown, size = ShownPictures(TIMES, FRAMES, graphs), FRAMES * TIMES
     before, found = (random(1, 12, 12), random(1, 12, 12)), list[Block]()
     for number in range(BLOCKS):
