@@ -174,6 +174,7 @@ class Control(ABC):
             guard, which samples what is left out.
         makes_whole: whether it may give an `Order`, so that a first pass over a file asks it, too.
         needs_motion: whether it needs the motion vectors of the source's codec.
+        strict: whether what it leaves out is left out however it looks.
         unused: what a report says of it where it is not asked for.
     """
 
@@ -185,6 +186,7 @@ class Control(ABC):
     order: ClassVar[int] = 40
     makes_whole: ClassVar[bool] = False
     needs_motion: ClassVar[bool] = False
+    strict: ClassVar[bool] = False
     unused: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod

@@ -86,6 +86,7 @@ class CodecDetector(Control):
     }  # fmt: skip
     unused: ClassVar = {"detector": None, "agreement": None}
     order = 20
+    strict = True
     needs_motion = True
 
     kind: str = "both"

@@ -8,7 +8,8 @@ Blocks resemble each other, and so do neighbours within one, but the interval do
 contrary: what is estimated is the error of the very blocks that were made, and the only chance in
 it is the drawing, which is independent from block to block and without replacement within. So the
 variance is that of a stratified sample (Cochran, Sampling Techniques, 5.3), and nothing is said of
-blocks to come.
+blocks to come. Tokens that are reused from another place are not drawn, and nothing is said of
+them.
 
 Two things a sample cannot see. A token computed alone *leans* towards the reused ones that it
 attends to. And a block computed whole after reused ones *drifts*: what it attends to is not what it
@@ -169,13 +170,17 @@ class Watch(RunningControl[Guard]):
         )
 
     def mask(self, block: ControlledBlock, keep: Tensor) -> Tensor:
-        return self.sample(keep, block.demands.barred)
+        untold = block.demands.barred
+        followed = None if block.source is None else block.source.motion
+        if followed is not None:
+            untold = untold | followed.moved(keep)
+        return self.sample(keep, untold)
 
-    def sample(self, keep: Tensor, barred: Tensor) -> Tensor:
-        """A keep mask (B, S, h, w) with the tokens that are drawn; none of ``barred`` are."""
+    def sample(self, keep: Tensor, untold: Tensor) -> Tensor:
+        """A keep mask (B, S, h, w) with the tokens that are drawn; none of ``untold`` are."""
         flat = keep.flatten(1)
         ranks = torch.rand(flat.shape, generator=self._generator).to(keep.device)
-        taken = flat | barred.flatten(1)
+        taken = flat | untold.flatten(1)
         count = self.control.sampled(flat.shape[1])
         best = ranks.masked_fill(taken, 2.0).argsort(1)[:, :count]
         drawn = torch.zeros_like(flat).scatter(1, best, True) & ~taken

@@ -142,6 +142,7 @@ class GivenMasks(Control):
     alone = ("masks_out",)
     unused: ClassVar = {"masks_in": False}
     order = 10
+    strict = True
 
     header: MaskHeader
     blocks: tuple[bytes, ...]

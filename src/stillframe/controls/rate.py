@@ -104,6 +104,7 @@ class Rate(RateTarget, Control):
     needs = ("target_fps", "target_latency", "target_kept")
     unused: ClassVar = {"rate": None}
     order = 30
+    strict = True
 
     mode: str = "constant"
     limit: float | None = None

@@ -121,6 +121,8 @@ class ControlState:
         keep = keep.to(device).expand(block.shape)
         for each in self:
             keep = each.mask(block, keep)
+        if block.source.motion is not None and not any(each.control.strict for each in self):
+            keep = block.source.motion.complete(keep, block.demands.barred)
         return keep
 
     def result(self, result: Tensor, previous: Tensor | None) -> None:

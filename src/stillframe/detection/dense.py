@@ -84,7 +84,7 @@ class DenseVideo:
             torch.zeros((), device=device),
             torch.zeros((), dtype=torch.int64, device=device),
             longest,
-            torch.zeros(frames, len(longest), dtype=torch.bool, device=device),
+            torch.zeros(frames, len(longest), dtype=torch.uint8, device=device),
         )
         self.number = 1
 
@@ -115,7 +115,7 @@ class DenseVideo:
         self._ring.put(self._given.number, self._trace.picture)
 
     def follow(
-        self, change: Tensor, pixels: Tensor, noise: Tensor, limit: float, keep: Tensor | None
+        self, change: Tensor, pixels: Tensor, noise: Tensor, limit: float, orders: Tensor
     ) -> tuple[list[Frame], Trace]:
         """Go through a block, see `motion.Motion`.
 
@@ -124,7 +124,7 @@ class DenseVideo:
             pixels: (S, t, 3, H, W) in [0, 1].
             noise: () variance of a pixel.
             limit: of change.
-            keep: (S, N) bool what is computed; None: what changed by more than the limit.
+            orders: (S, N) uint8, see ``traces``.
 
         Returns:
             what became of each latent frame, and the trace of the last one. Patches and trace are
@@ -136,11 +136,8 @@ class DenseVideo:
         given.noise.copy_(noise)
         given.limit.fill_(limit)
         given.number.fill_(self.number)
-        if keep is None:
-            given = given._replace(keep=None)
-        elif given.keep is not None:
-            given.keep.copy_(keep)
-        found, known = self._run(keep is None, given)
+        given.orders.copy_(orders)
+        found, known = self._run("follow", given)
         return self._frames(found), Trace(*known)
 
     def _run(self, key: Hashable, given: moving.Given) -> _Followed:

@@ -8,7 +8,7 @@ flow tells where its pixels lay a latent frame ago, and they keep the snapshot a
 they had there. So pixels are sampled once, from what was computed, and nothing blurs with time.
 
 Flow is not measured between frames of the source but from its frames to the picture that snapshots
-make up (`_Trace.picture`): what it misses in one latent frame it sees in the next one, so errors do
+make up (`Trace.picture`): what it misses in one latent frame it sees in the next one, so errors do
 not add up.
 
 A patch is reused from where it came from if its source, sampled the same way, looks like its source
@@ -31,14 +31,21 @@ from torch import Tensor
 from stillframe.detection.dense import DenseVideo
 from stillframe.detection.flow import OpticalFlow, luma
 from stillframe.detection.pixels import VisibleChange, cells_of, difference, enlarged
-from stillframe.detection.traces import BEYOND as _BEYOND
-from stillframe.detection.traces import ELSEWHERE as _ELSEWHERE
-from stillframe.detection.traces import LONGEST, Moved, middle
-from stillframe.detection.traces import NOISE as _NOISE
-from stillframe.detection.traces import REACH as _REACH
-from stillframe.detection.traces import SCALES as _SCALES
-from stillframe.detection.traces import Frame as _Frame
-from stillframe.detection.traces import Trace as _Trace
+from stillframe.detection.traces import (
+    BEYOND,
+    COMPUTE,
+    DECIDE,
+    ELSEWHERE,
+    LONGEST,
+    NOISE,
+    REACH,
+    REUSE,
+    SCALES,
+    Frame,
+    Moved,
+    Trace,
+    middle,
+)
 from stillframe.kernels import moving
 from stillframe.tokens.grid import Plan, plan_tokens
 from stillframe.tokens.source import SourceBlock
@@ -156,7 +163,7 @@ class _Video:
         self._here = torch.stack(torch.broadcast_tensors(x, y.unsqueeze(1)), -1).contiguous()
         self._own = torch.arange(height * width, device=device)
         self._longest = _longest(height, width).to(device)
-        self.trace: _Trace | None = None
+        self.trace: Trace | None = None
         self.number = 1
 
     def start(self, picture: Tensor, number: int) -> None:
@@ -166,7 +173,7 @@ class _Video:
             picture: the source of what is shown.
             number: the latent frame that shows it.
         """
-        self.trace = _Trace.still(picture, self._here, self._own, number)
+        self.trace = Trace.still(picture, self._here, self._own, number)
 
     def remember(self) -> None:
         """A block comes: keep a snapshot of the latent frame before it."""
@@ -174,8 +181,8 @@ class _Video:
         self._snapshots.put(self.number - 1, self.trace.picture)
 
     def follow(
-        self, change: Tensor, pixels: Tensor, noise: Tensor, limit: float, keep: Tensor | None
-    ) -> tuple[list[_Frame], _Trace]:
+        self, change: Tensor, pixels: Tensor, noise: Tensor, limit: float, orders: Tensor
+    ) -> tuple[list[Frame], Trace]:
         """Go through a block, frame by frame.
 
         Args:
@@ -183,18 +190,17 @@ class _Video:
             pixels: (S, t, 3, H, W) in [0, 1].
             noise: () variance of a pixel.
             limit: of change.
-            keep: (S, N) bool what is computed; None: what changed by more than the limit.
+            orders: (S, N) uint8, see ``traces``.
 
         Returns:
             what became of each latent frame, and the trace of the last one.
         """
         assert self.trace is not None
-        trace, at, found = self.trace, change[0], list[_Frame]()
+        trace, at, found = self.trace, change[0], list[Frame]()
         for t, now in enumerate((pixels.float() * 255).unbind(0)):
             still = at[t].masked_fill(~trace.placed, torch.inf)
-            asked = None if keep is None else keep[t]
             number = self.number + t
-            frame, sampled = self._frame(trace, number, now, (still, noise, limit, asked))
+            frame, sampled = self._frame(trace, number, now, (still, noise, limit, orders[t]))
             trace = self._after(trace, number, now[middle(len(now))], frame, sampled)
             self._snapshots.put(number, trace.picture)
             found.append(frame)
@@ -204,19 +210,18 @@ class _Video:
 
     def _frame(
         self,
-        trace: _Trace,
+        trace: Trace,
         number: int,
         now: Tensor,
-        given: tuple[Tensor, Tensor, float, Tensor | None],
-    ) -> tuple[_Frame, Tensor]:
+        given: tuple[Tensor, Tensor, float, Tensor],
+    ) -> tuple[Frame, Tensor]:
         """What becomes of a latent frame, and the pictures of what moved."""
-        still, noise, limit, keep = given
-        asked = still > limit if keep is None else (still > limit) & ~keep
+        still, noise, limit, orders = given
+        asked = (still > limit) & (orders != COMPUTE)
         judged = self._judged(trace, number, now, noise, asked.nonzero().squeeze(1))
         index = judged.patches.index
         change = torch.full_like(still, torch.inf).index_copy(0, index, judged.change)
-        if keep is None:
-            keep = asked & (change > limit)
+        keep = (orders == COMPUTE) | ((orders == DECIDE) & asked & (change > limit))
         held = ~keep & ~((still > limit) & (change < still))
         held &= still.isfinite()
         moved = ~keep & ~held & change.isfinite()
@@ -231,11 +236,11 @@ class _Video:
         patches = judged.patches.chosen(which)
         origin = self._own.index_copy(0, patches.index, self._origin(trace, patches, motion))
         motion = motion * moved.unsqueeze(1)
-        frame = _Frame(keep, held, moved, change, stale, motion, origin, patches)
+        frame = Frame(keep, held, moved, change, stale, motion, origin, patches)
         return frame, judged.sampled[which]
 
     def _judged(
-        self, trace: _Trace, number: int, now: Tensor, noise: Tensor, index: Tensor
+        self, trace: Trace, number: int, now: Tensor, noise: Tensor, index: Tensor
     ) -> _Judged:
         """Follow some patches to where they came from, and compare."""
         if not len(index):
@@ -248,7 +253,7 @@ class _Video:
         sampled = self._snapshots.sample(patches.numbers, patches.places)
         residual = self._cut(now, index) - sampled
         mean = residual.mean(1)
-        spread = [scale * noise.view(1, 1, 1, 1) for scale in _NOISE]
+        spread = [scale * noise.view(1, 1, 1, 1) for scale in NOISE]
         change = difference(
             mean.unsqueeze(0), cells_of(residual, self._patch).unsqueeze(0), spread, self._patch,
             self._tolerance,
@@ -282,7 +287,7 @@ class _Video:
         return patches.permute(2, 4, 0, 1, 3, 5)[index // width, index % width]
 
     def _traced(
-        self, trace: _Trace, number: int, flow: Tensor, index: Tensor
+        self, trace: Trace, number: int, flow: Tensor, index: Tensor
     ) -> tuple[Moved, Tensor]:
         """Where patches are shown first-hand, and which of them are not to be taken (M,)."""
         moved = self._cut((self._here + flow).movedim(-1, 1), index).movedim(2, -1)
@@ -299,9 +304,9 @@ class _Video:
         """(M,) bool, patches of which a pixel (M, ..., 2) lies too far beyond an edge."""
         low, high = places.flatten(1, -2).aminmax(dim=1)
         last = self._here[-1, -1]
-        return ((low < -_BEYOND) | (high > last + _BEYOND)).any(1)
+        return ((low < -BEYOND) | (high > last + BEYOND)).any(1)
 
-    def _origin(self, trace: _Trace, patches: Moved, motion: Tensor) -> Tensor:
+    def _origin(self, trace: Trace, patches: Moved, motion: Tensor) -> Tensor:
         """The token that each patch was in the latent frame before, (M,) of places.
 
         Tokens move by whole places. Which of those nearby is the one is told by where its content
@@ -311,7 +316,7 @@ class _Video:
         numbers, wanted = (x[:, 0, 0] for x in patches.centres(1))
         y, x = patches.index // width, patches.index % width
         here = torch.stack([x, y], 1) + motion[patches.index] / motion.new_tensor([wide, tall])
-        steps = torch.arange(-_REACH, _REACH + 1, device=here.device)
+        steps = torch.arange(-REACH, REACH + 1, device=here.device)
         around = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
         near = here.round().long().unsqueeze(1) + around
         last = near.new_tensor([width - 1, height - 1])
@@ -324,13 +329,13 @@ class _Video:
         far = torch.where(
             same,
             (was - wanted.unsqueeze(1)).square().sum(-1),
-            _ELSEWHERE + (near - here.unsqueeze(1)).square().sum(-1),
+            ELSEWHERE + (near - here.unsqueeze(1)).square().sum(-1),
         )
         return token.gather(1, far.argmin(1, keepdim=True)).squeeze(1)
 
     def _after(
-        self, trace: _Trace, number: int, now: Tensor, frame: _Frame, sampled: Tensor
-    ) -> _Trace:
+        self, trace: Trace, number: int, now: Tensor, frame: Frame, sampled: Tensor
+    ) -> Trace:
         """What is known after a latent frame, ``now`` (3, H, W) its middle pixel frame."""
         computed = self.pixels_of(frame.keep)
         picture = torch.where(computed, now, trace.picture)
@@ -347,7 +352,7 @@ class _Video:
             picture, places = known[:3], known[3:5].movedim(0, -1).contiguous()
             numbers = known[5].int()
         placed = frame.keep | frame.held
-        return _Trace(numbers, places, picture, placed, frames, tokens)
+        return Trace(numbers, places, picture, placed, frames, tokens)
 
     def pixels_of(self, places: Tensor) -> Tensor:
         """(N,) or (h, w) of places as (H, W) of pixels."""
@@ -397,11 +402,11 @@ def _scaled(numbers: Tensor, places: Tensor) -> Tensor:
         length = (last[:, c, d] - last[:, a, b]).norm(dim=-1)
         scale = length / (whole.shape[1 if b == d else 2] - 1)
         same = whole[:, a, b] == whole[:, c, d]
-        lost |= same & ((scale < _SCALES[0]) | (scale > _SCALES[1]))
+        lost |= same & ((scale < SCALES[0]) | (scale > SCALES[1]))
     return lost
 
 
-def _plan(keep: Tensor, followed: Sequence[tuple[list[_Frame], _Trace]]) -> Plan:
+def _plan(keep: Tensor, followed: Sequence[tuple[list[Frame], Trace]]) -> Plan:
     """The plan of a block of which (B, S, N) are computed, and the others came from somewhere."""
     moved = any(len(frame.patches.index) for frames, _ in followed for frame in frames)
     if not moved:
@@ -428,7 +433,7 @@ class Motion:
         self._videos: Sequence[_Video | DenseVideo] = []
         self._block: SourceBlock | None = None
         self._changed: Tensor | None = None
-        self._proposed: tuple[Tensor, list[tuple[list[_Frame], _Trace]]] | None = None
+        self._proposed: tuple[Tensor, list[tuple[list[Frame], Trace]]] | None = None
 
     @property
     def due(self) -> bool:
@@ -475,7 +480,7 @@ class Motion:
     def mask(self, limit: float) -> Tensor:
         """What must be computed, (B, S, h, w) bool: what changed by more than a limit wherever it
         came from."""
-        followed = self._followed(limit, None)
+        followed = self._followed(limit, self._orders(DECIDE))
         keep = torch.stack([torch.stack([x.keep for x in frames]) for frames, _ in followed])
         self._proposed = keep, followed
         return keep.unflatten(2, self._videos[0].sides)
@@ -483,13 +488,37 @@ class Motion:
     def score(self) -> Tensor:
         """Change of each patch from where it came from if nothing of the block is computed, (B, S,
         h, w) in units of the tolerance, infinite where it came from nowhere."""
-        assert self._block is not None
-        nothing = torch.zeros_like(self._block.tokens[..., 0], dtype=torch.bool)
-        followed = self._followed(0.0, nothing)
+        followed = self._followed(0.0, self._orders(REUSE))
         # snapshots, and on a GPU patches, are now those of what nothing was computed of
         self._proposed = None
         found = torch.stack([torch.stack([x.change for x in frames]) for frames, _ in followed])
         return found.unflatten(2, self._videos[0].sides)
+
+    def complete(self, keep: Tensor, barred: Tensor) -> Tensor:
+        """A mask (B, S, h, w) with all that must be computed beside it.
+
+        What others add to `mask` changes where its neighbours come from.
+
+        Args:
+            keep: what is computed in any case.
+            barred: the same shape, what is not.
+        """
+        assert self._block is not None
+        if self._proposed is not None and torch.equal(self._proposed[0], keep.flatten(2)):
+            return keep
+        orders = torch.where(barred, REUSE, DECIDE).masked_fill(keep, COMPUTE).to(torch.uint8)
+        followed = self._followed(self._block.leniency, orders.flatten(2))
+        whole = torch.stack([torch.stack([x.keep for x in frames]) for frames, _ in followed])
+        self._proposed = whole, followed
+        return whole.view_as(keep)
+
+    def moved(self, keep: Tensor) -> Tensor:
+        """What is reused from elsewhere if these (B, S, h, w) are computed; of the same shape."""
+        flat = keep.flatten(2)
+        if self._proposed is None or not torch.equal(self._proposed[0], flat):
+            self._proposed = flat, self._computed(flat)
+        found = [torch.stack([x.moved for x in frames]) for frames, _ in self._proposed[1]]
+        return torch.stack(found).view_as(keep)
 
     def settle(self, keep: Tensor) -> list[Settled]:
         """What becomes of the patches, one for each video, if these (B, S, N) are computed."""
@@ -523,9 +552,13 @@ class Motion:
             self._kept_share = float(keep.float().mean()) + moved
         return settled, plan
 
-    def _computed(self, keep: Tensor) -> list[tuple[list[_Frame], _Trace]]:
+    def _computed(self, keep: Tensor) -> list[tuple[list[Frame], Trace]]:
         assert self._block is not None
-        return self._followed(self._block.leniency, keep)
+        return self._followed(self._block.leniency, keep.to(torch.uint8))
+
+    def _orders(self, order: int) -> Tensor:
+        assert self._block is not None
+        return torch.full_like(self._block.tokens[..., 0], order, dtype=torch.uint8)
 
     def release(self, anchors: Tensor) -> Tensor:
         """Anchor everything at its place as it is, and start anew.
@@ -562,19 +595,19 @@ class Motion:
             self._changed = self.change(self._block)
         return self._changed
 
-    def _followed(self, limit: float, keep: Tensor | None) -> list[tuple[list[_Frame], _Trace]]:
+    def _followed(self, limit: float, orders: Tensor) -> list[tuple[list[Frame], Trace]]:
         assert self._block is not None
         assert self._block.pixels is not None
         change, noise = self.changed().flatten(3), self.change.noise
         frames = self._block.grid.frames
         pixels = self._block.pixels.unflatten(1, (frames + 1, -1))[:, 1:]
         return [
-            video.follow(change[b], pixels[b], noise[b], limit, None if keep is None else keep[b])
+            video.follow(change[b], pixels[b], noise[b], limit, orders[b])
             for b, video in enumerate(self._videos)
         ]
 
     def _settled(
-        self, video: _Video | DenseVideo, frames: Sequence[_Frame], trace: _Trace
+        self, video: _Video | DenseVideo, frames: Sequence[Frame], trace: Trace
     ) -> Settled:
         """Keep what is known after a block."""
         stuck = [~(x.keep | x.held | x.moved) for x in frames]

@@ -9,10 +9,13 @@ from torch import Tensor
 
 __all__ = [
     "BEYOND",
+    "COMPUTE",
+    "DECIDE",
     "ELSEWHERE",
     "LONGEST",
     "NOISE",
     "REACH",
+    "REUSE",
     "SCALES",
     "Frame",
     "Moved",
@@ -20,6 +23,9 @@ __all__ = [
     "middle",
 ]
 
+#: What is to become of a patch: it is not computed, whatever it looks like; it is; or it is if it
+#: looks like nothing that could stand for it. Kernels know the numbers.
+REUSE, COMPUTE, DECIDE = 0, 1, 2
 #: Latent frames that a patch may be moved for, at most.
 LONGEST = 20
 #: Pixels beyond an edge, where it is repeated.

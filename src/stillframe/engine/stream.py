@@ -442,7 +442,7 @@ class EditStream:
             keep = plan.keep.unflatten(2, (grid.height, grid.width))
             kept = round(sum(plan.counts) * state.attention.attended_share)
             moved = motion = None
-            if plan.origin is not None and state.settled is not None:
+            if state.settled is not None:
                 moved = torch.stack([found.moved for found in state.settled])
                 motion = torch.stack([found.motion for found in state.settled])
             given = self.blocks, kept, keep.numel(), keep, seconds, moved, motion

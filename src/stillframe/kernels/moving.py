@@ -82,7 +82,7 @@ class Given(NamedTuple):
         limit: () float32 of change.
         number: () int64 of the first latent frame.
         longest: (N,) int64 latent frames that a patch may be moved for.
-        keep: (S, N) bool what is computed; None: what changed by more than the limit.
+        orders: (S, N) uint8, see ``detection.traces``.
     """
 
     change: Tensor
@@ -91,7 +91,7 @@ class Given(NamedTuple):
     limit: Tensor
     number: Tensor
     longest: Tensor
-    keep: Tensor | None
+    orders: Tensor
 
 
 class Found(NamedTuple):
@@ -163,14 +163,13 @@ def follow(
     (frames, times, _, rows, columns), limits = given.pixels.shape, rules.limits
     height, width = rows // _SIDE, columns // _SIDE
     after = Known(*(torch.empty_like(x) for x in before))
-    some = given.change if given.keep is None else given.keep.view(torch.uint8)
     _follow[(height * width,)](
-        given.change, some, given.noise, given.limit, given.number, given.longest,
+        given.change, given.orders, given.noise, given.limit, given.number, given.longest,
         given.pixels[t], flow, ring.pictures, *_bytes(before), anchor,
         found.numbers[t], found.places[t], *_bytes(after),
         found.verdict[t].view(torch.uint8), found.measured[t], found.origin[t],
         t, width, height, float(limits.tolerance),
-        GIVEN=given.keep is not None, T=times, MIDDLE=times // 2, FRAMES=frames,
+        T=times, MIDDLE=times // 2, FRAMES=frames,
         COUNT=len(ring.pictures), BEYOND=rules.beyond, LEAST=rules.scales[0], MOST=rules.scales[1],
         MEAN_NOISE=rules.noise[0], FRAME_NOISE=rules.noise[1], ELSEWHERE=rules.elsewhere,
         CELL=limits.cell, LIGHT=limits.light, FRAME=limits.frame, FRAME_CELL=limits.frame_cell,
@@ -349,11 +348,11 @@ if triton is not None:
     # one kernel for all latent frames: each would take seconds to compile
     @triton.jit(do_not_specialize=["t"], do_not_specialize_on_alignment=["verdict", "origin"])
     def _follow(
-        change, asked_keep, noise, limit, number, longest, pixels, flow, ring,
+        change, orders, noise, limit, number, longest, pixels, flow, ring,
         numbers, places, picture, placed, frames, tokens, anchor, to_numbers, to_places,
         new_numbers, new_places, new_picture, new_placed, new_frames, new_tokens,
         verdict, measured, origin, t, width, height, tolerance,
-        GIVEN: tl.constexpr, T: tl.constexpr, MIDDLE: tl.constexpr, FRAMES: tl.constexpr,
+        T: tl.constexpr, MIDDLE: tl.constexpr, FRAMES: tl.constexpr,
         COUNT: tl.constexpr, BEYOND: tl.constexpr, LEAST: tl.constexpr, MOST: tl.constexpr,
         MEAN_NOISE: tl.constexpr, FRAME_NOISE: tl.constexpr, ELSEWHERE: tl.constexpr,
         CELL: tl.constexpr, LIGHT: tl.constexpr, FRAME: tl.constexpr, FRAME_CELL: tl.constexpr,
@@ -368,10 +367,8 @@ if triton is not None:
         still = tl.load(change + (row * FRAMES + t) * count + place)
         still = tl.where(tl.load(placed + place) != 0, still, float("inf"))
         differs = still > most
-        asked = differs
-        if GIVEN:
-            computed = tl.load(asked_keep + t * count + place) != 0
-            asked = asked & (computed == 0)
+        order = tl.load(orders + t * count + place)
+        asked = differs & (order != 1)
 
         best = tl.full((), float("inf"), tl.float32)
         stale = tl.full((), 0.0, tl.float32)
@@ -408,8 +405,7 @@ if triton is not None:
                 # where it is not computed either, what stays there is like nothing
                 stale = _far(pixels + at, picture + at, plane, T)
 
-        if GIVEN == 0:
-            computed = asked & (best > most)
+        computed = (order == 1) | ((order == 2) & asked & (best > most))
         reused = computed == 0
         held = reused & (still < float("inf")) & ((differs & (best < still)) == 0)
         moved = reused & (held == 0) & (best < float("inf"))

@@ -20,6 +20,10 @@ class Followed(Protocol):
 
     def changed(self) -> Tensor: ...
 
+    def complete(self, keep: Tensor, barred: Tensor) -> Tensor: ...
+
+    def moved(self, keep: Tensor) -> Tensor: ...
+
 
 class SourceBlock(NamedTuple):
     """What a method may look at to decide which tokens of a block to compute.
