@@ -486,10 +486,11 @@ class Motion:
         return keep.unflatten(2, self._videos[0].sides)
 
     def score(self) -> Tensor:
-        """Change of each patch from where it came from if nothing of the block is computed, (B, S,
-        h, w) in units of the tolerance, infinite where it came from nowhere."""
-        followed = self._followed(0.0, self._orders(REUSE))
-        # snapshots, and on a GPU patches, are now those of what nothing was computed of
+        """Change of each patch from where it came from, (B, S, h, w) in units of the tolerance, if
+        what a `mask` has is computed; infinite where it came from nowhere, or was not looked for
+        since it is like its place."""
+        followed = self._followed(1.0, self._orders(DECIDE))
+        # snapshots, and on a GPU patches, are now those of what nobody may have asked for
         self._proposed = None
         found = torch.stack([torch.stack([x.change for x in frames]) for frames, _ in followed])
         return found.unflatten(2, self._videos[0].sides)
