@@ -430,6 +430,8 @@ class Motion:
     def __init__(self, motion: str, change: VisibleChange, graphs: bool = False) -> None:
         self._motion, self.change, self._graphs = motion, change, graphs
         self._rest, self._kept_share = 0, 1.0
+        self._born: Tensor | None = None
+        self._moving = torch.zeros(1, 1, dtype=torch.bool)
         self._videos: Sequence[_Video | DenseVideo] = []
         self._block: SourceBlock | None = None
         self._changed: Tensor | None = None
@@ -480,7 +482,7 @@ class Motion:
     def mask(self, limit: float) -> Tensor:
         """What must be computed, (B, S, h, w) bool: what changed by more than a limit wherever it
         came from."""
-        followed = self._followed(limit, self._orders(DECIDE))
+        followed = self._followed(limit, self._decide())
         keep = torch.stack([torch.stack([x.keep for x in frames]) for frames, _ in followed])
         self._proposed = keep, followed
         return keep.unflatten(2, self._videos[0].sides)
@@ -489,7 +491,7 @@ class Motion:
         """Change of each patch from where it came from, (B, S, h, w) in units of the tolerance, if
         what a `mask` has is computed; infinite where it came from nowhere, or was not looked for
         since it is like its place."""
-        followed = self._followed(1.0, self._orders(DECIDE))
+        followed = self._followed(1.0, self._decide())
         # snapshots, and on a GPU patches, are now those of what nobody may have asked for
         self._proposed = None
         found = torch.stack([torch.stack([x.change for x in frames]) for frames, _ in followed])
@@ -547,6 +549,7 @@ class Motion:
             self._settled(video, *found)
             for video, found in zip(self._videos, followed, strict=True)
         ]
+        self._note(settled, plan)
         if keep.device.type == "cpu":
             moved = float(torch.stack([found.moved for found in settled]).float().mean())
             self._rest = 0 if moved >= _WORTH else _REST
@@ -557,9 +560,30 @@ class Motion:
         assert self._block is not None
         return self._followed(self._block.leniency, keep.to(torch.uint8))
 
-    def _orders(self, order: int) -> Tensor:
+    def _decide(self) -> Tensor:
+        """What is to become of patches, (B, S, N): to be decided, but for those that are due.
+
+        Where much of a picture moves, what looks the same at its place is not the same, as of an
+        even wall: it is computed again as often as what moved is, in the block's first frame.
+        """
         assert self._block is not None
-        return torch.full_like(self._block.tokens[..., 0], order, dtype=torch.uint8)
+        orders = torch.full_like(self._block.tokens[..., 0], DECIDE, dtype=torch.uint8)
+        if self._born is not None:
+            longest = _longest(*self._videos[0].sides).to(orders.device)
+            due = (self._videos[0].number - self._born > longest) & self._moving
+            orders[:, 0].masked_fill_(due, COMPUTE)
+        return orders
+
+    def _note(self, settled: Sequence[Settled], plan: Plan) -> None:
+        """Keep when tokens were computed, and whether much moves."""
+        first, (_, frames, count) = settled[0].first, plan.keep.shape
+        now = torch.arange(first, first + frames, device=plan.keep.device)
+        now = now.repeat_interleave(count).expand(len(plan.keep), -1)
+        born = torch.full_like(now[:, :count], first - 1) if self._born is None else self._born
+        taken = torch.cat([born, now], 1).gather(1, plan.provider)
+        self._born = taken[:, -count:]
+        moved = torch.stack([found.moved for found in settled])
+        self._moving = moved.float().mean((1, 2, 3)).unsqueeze(1) >= _WORTH
 
     def release(self, anchors: Tensor) -> Tensor:
         """Anchor everything at its place as it is, and start anew.
@@ -577,7 +601,7 @@ class Motion:
                 away = video.pixels_of(~trace.placed)
                 anchor = torch.where(away, trace.picture.to(anchor) / 255, anchor)
             rows.append(anchor)
-        self._block = self._proposed = None
+        self._block = self._proposed = self._born = None
         return torch.stack(rows) if rows else anchors
 
     def restart(self, block: SourceBlock) -> None:
@@ -587,7 +611,7 @@ class Motion:
             last = block.pixels[number].unflatten(0, (block.grid.frames + 1, -1))[-1]
             video.number += block.grid.frames
             video.start(last[middle(len(last))].float() * 255, video.number - 1)
-        self._block = self._proposed = None
+        self._block = self._proposed = self._born = None
 
     def changed(self) -> Tensor:
         """Change of the block's patches at their places, see `VisibleChange`; asked for once."""
