@@ -59,7 +59,7 @@ class OpticalFlow:
         flow = self._searched(frames, reference)
         if self._motion == "global":
             flow = camera_motion(flow)
-        return torch.where(flow.abs().amax(-1, keepdim=True) < _STILL, 0.0, flow)
+        return flow * (flow.square().sum(-1, keepdim=True) >= _STILL**2)
 
     def _searched(self, frames: Tensor, reference: Tensor) -> Tensor:
         if self._search is None:
@@ -68,8 +68,10 @@ class OpticalFlow:
             search: Any = cv2
             self._search = search.DISOpticalFlow_create(search.DISOPTICAL_FLOW_PRESET_FAST)
             self._search.setFinestScale(_FINEST)
-        before, found = reference.numpy(), list[np.ndarray[Any, Any]]()
-        for frame in frames.numpy():
+            self._search.setVariationalRefinementIterations(0)
+        before = reference.contiguous().numpy()
+        found = list[np.ndarray[Any, Any]]()
+        for frame in frames.contiguous().numpy():
             # what moved goes on moving: a search begins where the one before it ended
             start = found[-1].copy() if found else None
             found.append(self._search.calc(frame, before, start))

@@ -41,6 +41,10 @@ LONGEST = 20
 _MARGIN = 2  # rows around a snapshot, so that sampling does not reach into the next one
 _BEYOND = 4.0  # pixels beyond an edge, where it is repeated
 _LONG_AGO = -(2**20)  # number of a latent frame that nothing is taken from
+# share of a block that has to move for the next one to be looked at; else it rests for so many,
+# unless so much more of one is computed
+_WORTH, _REST, _MUCH_MORE = 0.15, 7, 0.25
+_AROUND = 3  # patches around those that may have moved, in which flow is looked for
 _SCALES = 0.8, 1.25
 # variance of the residual of a mean of four frames and of one frame, in that of a pixel: what is
 # sampled has its noise, too
@@ -88,10 +92,13 @@ class Snapshots:
             (M, t, C, P, Q).
         """
         count, times, rows, columns = numbers.shape
-        y = places[..., 1].clamp(0, self._height - 1)
-        y = y + (numbers % self._count * self._stride + _MARGIN)
-        size = places.new_tensor([self._width, self._pictures.shape[2]])
-        grid = (2 * torch.stack([places[..., 0], y], -1) + 1) / size - 1
+        height = self._pictures.shape[2]
+        grid = places.clone()
+        x, y = grid.unbind(-1)
+        # from pixels to what spans all pictures, one below the other, from -1 to 1
+        x.mul_(2 / self._width).add_(1 / self._width - 1)
+        y.clamp_(0, self._height - 1).add_(numbers % self._count, alpha=self._stride)
+        y.mul_(2 / height).add_((2 * _MARGIN + 1) / height - 1)
         sampled = F.grid_sample(
             self._pictures,
             grid.view(1, -1, columns, 2),
@@ -216,7 +223,7 @@ class _Video:
 
     def __init__(self, motion: str, tolerance: float, like: Tensor, shape: tuple[int, ...]) -> None:
         frames, height, width = shape
-        self._flow, self._tolerance = OpticalFlow(motion), tolerance
+        self._motion, self._flow, self._tolerance = motion, OpticalFlow(motion), tolerance
         self.sides = height, width
         self._patch = like.shape[-2] // height, like.shape[-1] // width
         self._snapshots = Snapshots(like, LONGEST + frames + 1)
@@ -319,10 +326,10 @@ class _Video:
             nowhere = self._here.new_zeros(0, len(now), *self._patch, 2)
             patches = Moved(index, nowhere[..., 0].int(), nowhere)
             return _Judged(patches, none.view(0, 3, 1, 1), none, none, none.view(0, 2))
-        flow = self._flow(luma(now), luma(trace.picture))
+        flow = self._flow_around(luma(now), luma(trace.picture), index)
         patches, lost = self._traced(trace, number, flow, index)
         sampled = self._snapshots.sample(patches.numbers, patches.places)
-        residual = self._cut(now.movedim(1, -1))[index].movedim(-1, 2) - sampled
+        residual = self._cut(now, index) - sampled
         mean = residual.mean(1)
         spread = [scale * noise.view(1, 1, 1, 1) for scale in _NOISE]
         change = difference(
@@ -332,31 +339,50 @@ class _Video:
         stale = mean.square().mean((1, 2, 3)).sqrt()
         rows, columns = (size // 2 for size in self._patch)
         at = middle(len(now))
-        motion = self._cut(flow)[index][:, at, rows, columns]
+        tall, wide = self._patch
+        motion = flow[at, rows::tall, columns::wide].flatten(0, 1)[index]
         change = change.masked_fill(lost, torch.inf)
         return _Judged(patches, sampled[:, at], change, stale, motion)
 
-    def _cut(self, x: Tensor) -> Tensor:
-        """(t, H, W, C) in patches, (N, t, P, Q, C)."""
+    def _flow_around(self, now: Tensor, before: Tensor, index: Tensor) -> Tensor:
+        """Flow (t, H, W, 2) at some patches, 0 far from all of them."""
+        if self._motion == "global":
+            return self._flow(now, before)
+        box = []
+        for places, count, size in zip(
+            (index // self.sides[1], index % self.sides[1]), self.sides, self._patch, strict=True
+        ):
+            low, high = (int(x) for x in places.aminmax())
+            box.append(slice(max(low - _AROUND, 0) * size, min(high + 1 + _AROUND, count) * size))
+        flow = now.new_zeros(*now.shape, 2, dtype=torch.float32)
+        flow[:, box[0], box[1]] = self._flow(now[:, box[0], box[1]], before[box[0], box[1]])
+        return flow
+
+    def _cut(self, x: Tensor, index: Tensor) -> Tensor:
+        """Some patches (M, t, C, P, Q) of (t, C, H, W)."""
         (height, width), (tall, wide) = self.sides, self._patch
-        cut = x.unflatten(2, (width, wide)).unflatten(1, (height, tall))
-        return cut.permute(1, 3, 0, 2, 4, 5).flatten(0, 1)
+        patches = x.unflatten(3, (width, wide)).unflatten(2, (height, tall))
+        return patches.permute(2, 4, 0, 1, 3, 5)[index // width, index % width]
 
     def _traced(
         self, trace: _Trace, number: int, flow: Tensor, index: Tensor
     ) -> tuple[Moved, Tensor]:
         """Where patches are shown first-hand, and which of them are not to be taken (M,)."""
-        moved = self._cut(self._here + flow)[index]
-        near = moved.round()
-        size = self._here[-1, -1]  # the last pixel
-        outside = ((moved < -_BEYOND) | (moved > size + _BEYOND)).flatten(1).any(1)
-        near = torch.minimum(near.clamp(min=0), size)
-        row = (near[..., 1] * self._here.shape[1] + near[..., 0]).long().flatten()
+        moved = self._cut((self._here + flow).movedim(-1, 1), index).movedim(2, -1)
+        last = self._here[-1, -1]  # pixel
+        near = torch.minimum(moved.round().clamp_(min=0), last)
+        row = torch.add(near[..., 0], near[..., 1], alpha=self._here.shape[1]).long().flatten()
         numbers = trace.numbers.flatten()[row].view(near.shape[:-1])
         places = trace.places.flatten(0, 1)[row].view(near.shape) + (moved - near)
-        outside |= ((places < -_BEYOND) | (places > size + _BEYOND)).flatten(1).any(1)
+        outside = self._outside(moved) | self._outside(places)
         old = number - numbers[:, -1].flatten(1).amin(1) > self._longest[index]
         return Moved(index, numbers, places), outside | old | _scaled(numbers, places)
+
+    def _outside(self, places: Tensor) -> Tensor:
+        """(M,) bool, patches of which a pixel (M, ..., 2) lies too far beyond an edge."""
+        low, high = places.flatten(1, -2).aminmax(dim=1)
+        last = self._here[-1, -1]
+        return ((low < -_BEYOND) | (high > last + _BEYOND)).any(1)
 
     def _origin(self, trace: _Trace, patches: Moved, motion: Tensor) -> Tensor:
         """The token that each patch was in the latent frame before, (M,) of places.
@@ -453,7 +479,10 @@ def _scaled(numbers: Tensor, places: Tensor) -> Tensor:
 
 
 class Motion:
-    """Where the patches of a stream went. For every block `begin`, then `settle`.
+    """Where the patches of a stream went. For every block that is `due`, `begin` and `settle`.
+
+    On a CPU to look for motion takes a tenth of a block. So where little of a block has moved, it
+    is not looked for in the next ones, unless much more changes of a sudden: `rested` tells.
 
     Args:
         motion: "full" or "global", see ``flow``.
@@ -462,10 +491,22 @@ class Motion:
 
     def __init__(self, motion: str, change: VisibleChange) -> None:
         self._motion, self.change = motion, change
+        self._rest, self._kept_share = 0, 1.0
         self._videos: list[_Video] = []
         self._block: SourceBlock | None = None
         self._changed: Tensor | None = None
         self._proposed: tuple[Tensor, list[tuple[list[_Frame], _Trace]]] | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether motion is to be looked for in the next block."""
+        return self._rest == 0
+
+    def rested(self, kept_share: float) -> None:
+        """A block was made without looking for motion, and so much of it was computed."""
+        self._rest = max(self._rest - 1, 0)
+        if kept_share > self._kept_share + _MUCH_MORE:
+            self._rest = 0
 
     def begin(self, block: SourceBlock) -> None:
         """Take the next block, of which not everything may have to be computed."""
@@ -510,10 +551,15 @@ class Motion:
             assert self._block is not None
             followed = self._followed(self._block.leniency, keep)
         self._block = self._proposed = None
-        return [
+        settled = [
             self._settled(video, *found)
             for video, found in zip(self._videos, followed, strict=True)
         ]
+        if keep.device.type == "cpu":
+            moved = sum(len(x.index) for found in settled for x in found.patches) / keep.numel()
+            self._rest = 0 if moved >= _WORTH else _REST
+            self._kept_share = float(keep.float().mean()) + moved
+        return settled
 
     def release(self, anchors: Tensor) -> Tensor:
         """Anchor everything at its place as it is, and start anew.

@@ -20,9 +20,9 @@ from stillframe.tokens.grid import Grid
 
 __all__ = ["Results"]
 
-# Grey levels by which an edit differs from one latent pixel to the next, root mean square: up to
-# the first, decoding what was taken along is better than moving pixels, in every style; from the second
-# on it is worse (docs/performance.md).
+# Grey levels by which an edit differs from one latent pixel to the next, root mean square. Up to
+# the first, what is decoded is better than moved pixels, in every style; from the second on it is
+# worse (docs/method.md).
 _EVEN, _UNEVEN = 6.0, 12.0
 
 

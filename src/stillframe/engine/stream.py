@@ -314,6 +314,9 @@ class EditStream:
         """A block with what tells where its patches came from, unless that is not asked for."""
         if state.motion is None or whole or block.pixels is None or block.anchor is None:
             return block
+        if not state.motion.due:
+            state.anchors.pixels = state.motion.release(block.anchor)
+            return block._replace(anchor=state.anchors.pixels)
         state.motion.begin(block)
         return block._replace(motion=state.motion)
 
@@ -324,6 +327,8 @@ class EditStream:
             plan = plan_tokens(keep)
             if state.motion is not None and plan.everything:
                 state.motion.restart(block)
+            if state.motion is not None:
+                state.motion.rested(plan.kept_share)
             return plan
         assert state.motion is not None
         settled = state.motion.settle(keep)
