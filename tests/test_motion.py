@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stillframe.detection.flow import OpticalFlow
 from stillframe.detection.motion import LONGEST, Motion, Settled, middle
 from stillframe.detection.pixels import TOLERANCE, Anchors, VisibleChange, VisibleMask
 from stillframe.evaluation.motion_cases import CASES, BuiltMotion, built_motion, texture
@@ -299,3 +300,14 @@ def test_what_is_still_is_never_searched(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("stillframe.detection.motion.OpticalFlow.__call__", search)
     frames = np.repeat(built("pan 1").frames[:1], 3 * BLOCK, 0)
     assert share(follow(frames, "full")) == 0
+
+
+def test_a_search_has_no_memory_of_other_sizes() -> None:
+    """What is looked at is cut to what may have moved, so sizes change from frame to frame."""
+    frames = built("shake 3").frames[..., 1]
+    worn = OpticalFlow("full")
+    for number in range(24):
+        rows, columns = 16 * (4 + number * 5 % 5), 16 * (4 + number * 7 % 9)
+        cut = torch.from_numpy(frames[number : number + 5, :rows, :columns])
+        found = worn(cut[1:], cut[0])
+        assert torch.equal(found, OpticalFlow("full")(cut[1:], cut[0]))

@@ -44,6 +44,7 @@ class OpticalFlow:
     def __init__(self, motion: str) -> None:
         self._motion = motion
         self._search: Any = None
+        self._size = torch.Size()
 
     def __call__(self, frames: Tensor, reference: Tensor) -> Tensor:
         """Displacement from every pixel of some frames to where it lay in an earlier picture.
@@ -62,13 +63,16 @@ class OpticalFlow:
         return flow * (flow.square().sum(-1, keepdim=True) >= _STILL**2)
 
     def _searched(self, frames: Tensor, reference: Tensor) -> Tensor:
-        if self._search is None:
+        if self._search is None or self._size != reference.shape:
             import cv2
 
             search: Any = cv2
+            # one for each size: given a start, one that has seen another size reads and writes
+            # beyond its buffers (OpenCV 5.0.0)
             self._search = search.DISOpticalFlow_create(search.DISOPTICAL_FLOW_PRESET_FAST)
             self._search.setFinestScale(_FINEST)
             self._search.setVariationalRefinementIterations(0)
+            self._size = reference.shape
         before = reference.contiguous().numpy()
         found = list[np.ndarray[Any, Any]]()
         for frame in frames.contiguous().numpy():

@@ -55,6 +55,11 @@ def check_settings(backbone: Backbone, settings: StreamSettings) -> None:
         raise ValueError(f"products in FP8 need a card of compute capability 9.0, not {device}")
 
 
+def _moved(settled: Sequence[Settled]) -> bool:
+    """Whether anything of a block moved."""
+    return any(len(patches.index) for found in settled for patches in found.patches)
+
+
 class EditStream:
     """One stream of edited video. Push frames, get frames; `flush` at the end.
 
@@ -332,8 +337,7 @@ class EditStream:
             return plan
         assert state.motion is not None
         settled = state.motion.settle(keep)
-        moved = any(len(patches.index) for found in settled for patches in found.patches)
-        origin = torch.stack([found.origin for found in settled]) if moved else None
+        origin = torch.stack([found.origin for found in settled]) if _moved(settled) else None
         plan = plan_tokens(keep, origin)
         if plan.everything:
             state.motion.restart(block)
@@ -444,7 +448,8 @@ class EditStream:
             keep = plan.keep.unflatten(2, (grid.height, grid.width))
             kept = round(sum(plan.counts) * state.attention.attended_share)
             moved = motion = None
-            if plan.origin is not None and state.settled is not None:
+            # not `plan.origin`: what moved by less than half a token comes from its own place
+            if state.settled is not None and _moved(state.settled):
                 moved = torch.stack([found.moved for found in state.settled])
                 motion = torch.stack([found.motion for found in state.settled])
             given = self.blocks, kept, keep.numel(), keep, seconds, moved, motion
