@@ -311,3 +311,26 @@ def test_a_search_has_no_memory_of_other_sizes() -> None:
         cut = torch.from_numpy(frames[number : number + 5, :rows, :columns])
         found = worn(cut[1:], cut[0])
         assert torch.equal(found, OpticalFlow("full")(cut[1:], cut[0]))
+
+
+@torch.inference_mode()
+def test_a_stricter_limit_holds_when_more_is_computed_than_was_asked_for() -> None:
+    """As a guard does: it asks with a limit of its own, and then draws more patches."""
+    video = torch.from_numpy(built("pan 0.1").frames).permute(0, 3, 1, 2).float() / 255
+    follower, anchors = Motion("full", VisibleChange(TOLERANCE)), Anchors()
+    tokens = torch.zeros(1, GRID.frames, GRID.frame_tokens, 1)
+    whole = torch.ones(1, GRID.frames, GRID.height, GRID.width, dtype=torch.bool)
+    first = torch.cat([video[:1].expand(TEMPORAL, -1, -1, -1), video[:BLOCK]]).unsqueeze(0)
+    block = SourceBlock(tokens, tokens[:, 0], tokens[:, 0], GRID, first)
+    follower.restart(block)
+    anchors.advance(first, whole)
+    pixels = video[BLOCK - TEMPORAL : 2 * BLOCK].unsqueeze(0)
+    follower.begin(block._replace(pixels=pixels, anchor=anchors.pixels))
+    keep = follower.mask(0.5)
+    assert not keep.all()
+    drawn = keep | (torch.rand(keep.shape) < 0.05)
+    assert not torch.equal(drawn, keep)
+    [settled] = follower.settle(drawn.flatten(2))
+    held = anchors.advance(pixels, drawn)[0]
+    stale = torch.where(settled.moved, settled.stale, held)[~drawn[0]]
+    assert 0 < stale.max() <= 0.5 * TOLERANCE + 0.01

@@ -165,7 +165,7 @@ def test_motion_is_switched_while_a_stream_runs() -> None:
 
 def test_two_videos_in_a_batch_move_by_themselves() -> None:
     model, vae = tiny.transformer(), tiny.autoencoder()
-    videos = [pan(48), pan(48, "zoom .2%").flip(3)]
+    videos = [pan(48), pan(48, "shake 3").flip(3)]
     prompt = embeds(2)
     both = edit(model, vae, MOVES, torch.cat(videos), prompt=prompt, seed=[7, 8])
     for row, video in enumerate(videos):

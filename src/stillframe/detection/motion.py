@@ -188,7 +188,7 @@ class _Trace(NamedTuple):
 
 
 class _Frame(NamedTuple):
-    """What became of a latent frame's patches, see `Settled`; (N,) each."""
+    """What became of a latent frame's patches, see `Settled`; (N,) each, and its snapshot."""
 
     keep: Tensor
     held: Tensor
@@ -198,6 +198,7 @@ class _Frame(NamedTuple):
     motion: Tensor
     origin: Tensor
     patches: Moved
+    picture: Tensor
 
 
 class _Judged(NamedTuple):
@@ -256,6 +257,10 @@ class _Video:
         assert self.trace is not None
         self._snapshots.put(self.number - 1, self.trace.picture)
 
+    def remember(self, number: int, picture: Tensor) -> None:
+        """Keep the snapshot of a latent frame, (3, H, W) in grey levels."""
+        self._snapshots.put(number, picture)
+
     def follow(
         self, change: Tensor, pixels: Tensor, noise: Tensor, limit: float, keep: Tensor | None
     ) -> tuple[list[_Frame], _Trace]:
@@ -279,8 +284,8 @@ class _Video:
             number = self.number + t
             frame, sampled = self._frame(trace, number, now, (still, noise, limit, asked))
             trace = self._after(trace, number, now[middle(len(now))], frame, sampled)
-            self._snapshots.put(number, trace.picture)
-            found.append(frame)
+            self.remember(number, trace.picture)
+            found.append(frame._replace(picture=trace.picture))
             if t + 1 < len(change):
                 at = torch.where(frame.keep, change[t + 1], at)
         return found, trace
@@ -314,7 +319,8 @@ class _Video:
         patches = judged.patches.chosen(which)
         origin = self._own.index_copy(0, patches.index, self._origin(trace, patches, motion))
         motion = motion * moved.unsqueeze(1)
-        frame = _Frame(keep, held, moved, change, stale, motion, origin, patches)
+        shown = trace.picture
+        frame = _Frame(keep, held, moved, change, stale, motion, origin, patches, shown)
         return frame, judged.sampled[which]
 
     def _judged(
@@ -495,6 +501,7 @@ class Motion:
         self._videos: list[_Video] = []
         self._block: SourceBlock | None = None
         self._changed: Tensor | None = None
+        self._limit = 1.0
         self._proposed: tuple[Tensor, list[tuple[list[_Frame], _Trace]]] | None = None
 
     @property
@@ -515,6 +522,7 @@ class Motion:
         for video, anchor in zip(self._video(block), block.anchor, strict=True):
             video.begin(anchor[1].float() * 255)
         self._block, self._changed, self._proposed = block, None, None
+        self._limit = block.leniency
 
     def _video(self, block: SourceBlock) -> list[_Video]:
         """Every video of the batch."""
@@ -529,6 +537,7 @@ class Motion:
     def mask(self, limit: float) -> Tensor:
         """What must be computed, (B, S, h, w) bool: what changed by more than a limit wherever it
         came from."""
+        self._limit = limit
         followed = self._followed(limit, None)
         keep = torch.stack([torch.stack([x.keep for x in frames]) for frames, _ in followed])
         self._proposed = keep, followed
@@ -548,8 +557,7 @@ class Motion:
         if self._proposed is not None and torch.equal(self._proposed[0], keep):
             followed = self._proposed[1]
         else:
-            assert self._block is not None
-            followed = self._followed(self._block.leniency, keep)
+            followed = self._followed(self._limit, keep)
         self._block = self._proposed = None
         settled = [
             self._settled(video, *found)
@@ -613,7 +621,10 @@ class Motion:
         # what stays although it is not like its source is anchored from now on, as it is
         video.trace = trace._replace(placed=trace.placed | stuck[-1])
         first = video.number
-        video.number += len(frames)
+        for frame in frames:
+            # again: something else may have been tried since
+            video.remember(video.number, frame.picture)
+            video.number += 1
         sides = video.sides
 
         def grid(parts: Sequence[Tensor]) -> Tensor:
