@@ -112,7 +112,8 @@ def _camera(height: int, width: int, x: float, y: float, scale: float, angle: fl
 def _waves(seed: int) -> tuple[Matrix, NDArray[np.complex128]]:
     """Wave vectors (2, N) in radians a pixel, and amplitudes with phases (3, N)."""
     random = np.random.default_rng(seed)
-    lengths = np.exp(random.uniform(*np.log(_WAVELENGTHS), _WAVES))
+    low, high = _WAVELENGTHS
+    lengths = low * (high / low) ** random.uniform(size=_WAVES)
     angles = random.uniform(0, 2 * np.pi, _WAVES)
     vectors = np.stack([np.cos(angles), np.sin(angles)]) * 2 * np.pi / lengths
     # longer waves are stronger, as in pictures, and the colours have most in common
