@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -141,8 +142,13 @@ class StreamingAutoencoder(ABC):
         pixels and colours, are a quadratic form, and G is a root of it.
 
         Returns:
-            (C, C) float32.
+            (C, C) float32. Found once for each autoencoder: it takes as long as a small block.
         """
+        if self.vae not in _GAINS:
+            _GAINS[self.vae] = self._found_gains()
+        return _GAINS[self.vae]
+
+    def _found_gains(self) -> Tensor:
         channels = self.latent_channels
         steps = torch.cat([torch.zeros(1, channels), torch.eye(channels) * _PROBE])
         latents = steps.view(-1, channels, 1, 1, 1).expand(-1, -1, self.timeline.block_frames, 8, 8)
@@ -166,6 +172,8 @@ class StreamingAutoencoder(ABC):
     @abstractmethod
     def _decode_block(self, latents: Tensor, first: bool) -> Tensor: ...
 
+
+_GAINS: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 
 # standard deviations by which `channel_gains` moves a channel
 _PROBE = 0.5

@@ -130,6 +130,11 @@ class Settled(NamedTuple):
     patches: tuple[Moved, ...]
     first: int
 
+    @property
+    def some_moved(self) -> bool:
+        """Whether anything moved; true where that is not known without waiting for a device."""
+        return any(len(patches.index) for patches in self.patches)
+
 
 class _Judged(NamedTuple):
     """Patches that may have moved.
@@ -430,6 +435,7 @@ class Motion:
     def __init__(self, motion: str, change: VisibleChange, graphs: bool = False) -> None:
         self._motion, self.change, self._graphs = motion, change, graphs
         self._rest, self._kept_share = 0, 1.0
+        self._limit = 1.0
         self._born: Tensor | None = None
         self._moving = torch.zeros(1, 1, dtype=torch.bool)
         self._videos: Sequence[_Video | DenseVideo] = []
@@ -458,6 +464,7 @@ class Motion:
                 video.start(anchor[1].float() * 255, _LONG_AGO)
             video.remember()
         self._block, self._changed, self._proposed = block, None, None
+        self._limit = block.leniency
 
     def _video(self, block: SourceBlock) -> Sequence[_Video | DenseVideo]:
         """Every video of the batch."""
@@ -482,6 +489,7 @@ class Motion:
     def mask(self, limit: float) -> Tensor:
         """What must be computed, (B, S, h, w) bool: what changed by more than a limit wherever it
         came from."""
+        self._limit = limit
         followed = self._followed(limit, self._decide())
         keep = torch.stack([torch.stack([x.keep for x in frames]) for frames, _ in followed])
         self._proposed = keep, followed
@@ -510,7 +518,7 @@ class Motion:
         if self._proposed is not None and torch.equal(self._proposed[0], keep.flatten(2)):
             return keep
         orders = torch.where(barred, REUSE, DECIDE).masked_fill(keep, COMPUTE).to(torch.uint8)
-        followed = self._followed(self._block.leniency, orders.flatten(2))
+        followed = self._followed(self._limit, orders.flatten(2))
         whole = torch.stack([torch.stack([x.keep for x in frames]) for frames, _ in followed])
         self._proposed = whole, followed
         return whole.view_as(keep)
@@ -558,7 +566,7 @@ class Motion:
 
     def _computed(self, keep: Tensor) -> list[tuple[list[Frame], Trace]]:
         assert self._block is not None
-        return self._followed(self._block.leniency, keep.to(torch.uint8))
+        return self._followed(self._limit, keep.to(torch.uint8))
 
     def _decide(self) -> Tensor:
         """What is to become of patches, (B, S, N): to be decided, but for those that are due.

@@ -442,7 +442,8 @@ class EditStream:
             keep = plan.keep.unflatten(2, (grid.height, grid.width))
             kept = round(sum(plan.counts) * state.attention.attended_share)
             moved = motion = None
-            if state.settled is not None:
+            # on a GPU it is not waited for whether anything did
+            if state.settled is not None and any(x.some_moved for x in state.settled):
                 moved = torch.stack([found.moved for found in state.settled])
                 motion = torch.stack([found.motion for found in state.settled])
             given = self.blocks, kept, keep.numel(), keep, seconds, moved, motion
