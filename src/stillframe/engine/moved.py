@@ -86,11 +86,16 @@ class SparseMover:
                 rows.append(stays[b])
                 continue
             sides = found.moved.shape[1:]
-            own = cut(new[b], sides)[patches.index]
-            sampled = self._snapshots[b].sample(patches.numbers, patches.places)[:, : new.shape[1]]
-            # both ways are there, so that nothing jumps where one takes over from the other
-            mixed = sampled.clamp(0, 1).lerp(own.float(), weight.view(-1, 1, 1, 1, 1))
-            rows.append(pasted(stays[b], sides, patches.index, mixed))
+            pictures = cut(new[b], sides)[patches.index]
+            uneven = weight < 1
+            some = patches.chosen(uneven)
+            if len(some.index):
+                sampled = self._snapshots[b].sample(some.numbers, some.places)[:, : new.shape[1]]
+                share = weight[uneven].view(-1, 1, 1, 1, 1)
+                # both are there, so that nothing jumps where one takes over from the other
+                mixed = sampled.clamp(0, 1).lerp(pictures[uneven].float(), share)
+                pictures[uneven] = mixed.to(pictures.dtype)
+            rows.append(pasted(stays[b], sides, patches.index, pictures))
         return torch.stack(rows)
 
 
