@@ -67,6 +67,7 @@ class DenseVideo:
         y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in like.shape[-2:])
         self._here = torch.stack(torch.broadcast_tensors(x, y.unsqueeze(1)), -1).contiguous()
         self._own = torch.arange(len(longest), device=device)
+        self.longest = longest
         # a flow that there are no kernels for is looked for on the CPU, which no graph can do
         graphs = graphs and searchable(*like.shape[-2:])
         self._graphs = Graphs() if graphs else None

@@ -167,7 +167,7 @@ class _Video:
         y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in like.shape[-2:])
         self._here = torch.stack(torch.broadcast_tensors(x, y.unsqueeze(1)), -1).contiguous()
         self._own = torch.arange(height * width, device=device)
-        self._longest = _longest(height, width).to(device)
+        self.longest = _longest(height, width).to(device)
         self.trace: Trace | None = None
         self.number = 1
 
@@ -302,7 +302,7 @@ class _Video:
         numbers = trace.numbers.flatten()[row].view(near.shape[:-1])
         places = trace.places.flatten(0, 1)[row].view(near.shape) + (moved - near)
         outside = self._outside(moved) | self._outside(places)
-        old = number - numbers.flatten(1).amin(1) > self._longest[index]
+        old = number - numbers.flatten(1).amin(1) > self.longest[index]
         return Moved(index, numbers, places), outside | old | _scaled(numbers, places)
 
     def _outside(self, places: Tensor) -> Tensor:
@@ -577,19 +577,21 @@ class Motion:
         assert self._block is not None
         orders = torch.full_like(self._block.tokens[..., 0], DECIDE, dtype=torch.uint8)
         if self._born is not None:
-            longest = _longest(*self._videos[0].sides).to(orders.device)
-            due = (self._videos[0].number - self._born > longest) & self._moving
+            age = self._videos[0].number - self._born
+            due = (age > self._videos[0].longest) & self._moving
             orders[:, 0].masked_fill_(due, COMPUTE)
         return orders
 
     def _note(self, settled: Sequence[Settled], plan: Plan) -> None:
         """Keep when tokens were computed, and whether much moves."""
-        first, (_, frames, count) = settled[0].first, plan.keep.shape
-        now = torch.arange(first, first + frames, device=plan.keep.device)
-        now = now.repeat_interleave(count).expand(len(plan.keep), -1)
-        born = torch.full_like(now[:, :count], first - 1) if self._born is None else self._born
-        taken = torch.cat([born, now], 1).gather(1, plan.provider)
-        self._born = taken[:, -count:]
+        first, count = settled[0].first, plan.keep.shape[2]
+        # rows of `Plan.provider` in units of a latent frame: 0 is the one before the block
+        frame = plan.provider[:, -count:] // count
+        born = frame + (first - 1)
+        if self._born is not None:
+            before = self._born.gather(1, plan.provider[:, -count:].clamp(max=count - 1))
+            born = torch.where(frame == 0, before, born)
+        self._born = born
         moved = torch.stack([found.moved for found in settled])
         self._moving = moved.float().mean((1, 2, 3)).unsqueeze(1) >= _WORTH
 
