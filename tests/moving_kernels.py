@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.detection import dense
+from stillframe.detection import dense, sparse
 from stillframe.detection import motion as motion_module
 from stillframe.detection.flow import OpticalFlow, luma
 from stillframe.detection.motion import Motion, Settled
@@ -85,6 +85,11 @@ class Block(NamedTuple):
     pictures: Tensor
 
 
+def few_moves(height: int, width: int) -> Tensor:
+    """Limits that are met within a test."""
+    return torch.arange(height * width) % 4 + 3
+
+
 @contextmanager
 def ways(kernels: bool) -> Iterator[None]:
     """With kernels, or without; change at places is not what is compared here."""
@@ -95,7 +100,8 @@ def ways(kernels: bool) -> Iterator[None]:
         patch.object(OpticalFlow, "__call__", lambda self, frames, _: known_flow(frames.device)),
         # pictures are too small for a flow that a graph can look for
         patch.object(dense, "searchable", lambda *_: True),
-        patch.object(motion_module, "_longest", lambda h, w: torch.arange(h * w) % 4 + 3),
+        patch.object(motion_module, "longest_moves", few_moves),
+        patch.object(sparse, "longest_moves", few_moves),
     ):
         yield
 

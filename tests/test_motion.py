@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillframe.detection.flow import OpticalFlow
-from stillframe.detection.motion import LONGEST, Motion, Settled, middle
+from stillframe.detection.motion import Motion, Settled
 from stillframe.detection.pixels import TOLERANCE, Anchors, VisibleChange
+from stillframe.detection.traces import LONGEST, middle
 from stillframe.evaluation.motion_cases import CASES, BuiltMotion, built_motion, texture
 from stillframe.evaluation.motion_following import PATCH, TEMPORAL, Followed, follow
 from stillframe.tokens.grid import Grid
@@ -259,7 +260,7 @@ def test_what_is_still_is_never_searched(monkeypatch: pytest.MonkeyPatch) -> Non
     def search(*_: Any) -> None:
         raise AssertionError("a still picture was searched for motion")
 
-    monkeypatch.setattr("stillframe.detection.motion.OpticalFlow.__call__", search)
+    monkeypatch.setattr("stillframe.detection.flow.OpticalFlow.__call__", search)
     frames = np.repeat(built("pan 1").frames[:1], 3 * BLOCK, 0)
     assert share(follow(frames, "full")) == 0
 

@@ -112,7 +112,7 @@ def test_what_stands_still_is_as_without_motion_and_never_searched(
     def search(*_: Any) -> None:
         raise AssertionError("a still picture was searched for motion")
 
-    monkeypatch.setattr("stillframe.detection.motion.OpticalFlow.__call__", search)
+    monkeypatch.setattr("stillframe.detection.flow.OpticalFlow.__call__", search)
     video = clip(1, H, W).expand(-1, 48, -1, -1, -1)
     moves, stands = run(video), run(video, STANDS)
     assert torch.equal(moves.frames, stands.frames)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stillframe.tokens.turns import places_in_turn
+
 __all__ = [
     "BEYOND",
     "COMPUTE",
@@ -20,6 +22,7 @@ __all__ = [
     "Frame",
     "Moved",
     "Trace",
+    "longest_moves",
     "middle",
 ]
 
@@ -48,6 +51,12 @@ def middle(frames: int) -> int:
     pixel in every pixel frame; in the middle one it is nearest to the others.
     """
     return frames // 2
+
+
+def longest_moves(height: int, width: int) -> Tensor:
+    """Latent frames that each patch of (h, w) may be moved for, (N,) int64."""
+    half = LONGEST // 2
+    return half + places_in_turn(height, width, half + 1)
 
 
 class Moved(NamedTuple):

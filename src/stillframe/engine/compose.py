@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.detection.motion import middle
 from stillframe.detection.pixels import enlarged
+from stillframe.detection.traces import middle
 from stillframe.engine.moved import MovedPictures, Mover, Rings
 from stillframe.kernels.graphs import Graphs
 

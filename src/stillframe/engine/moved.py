@@ -11,7 +11,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from stillframe.detection.motion import LONGEST, Moved, Settled, Snapshots, cut, pasted
+from stillframe.detection.motion import Settled
+from stillframe.detection.sparse import Snapshots, cut, pasted
+from stillframe.detection.traces import LONGEST, Moved
 from stillframe.kernels.snapshots import Ring, show
 
 __all__ = ["DenseMover", "MovedPictures", "Mover", "Rings", "SparseMover"]

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stillframe.detection.motion import LONGEST, Moved, Settled
+from stillframe.detection.motion import Settled
+from stillframe.detection.traces import LONGEST, Moved
 from stillframe.kernels.snapshots import carry
 from stillframe.tokens.grid import Grid
 
