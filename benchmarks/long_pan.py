@@ -3,10 +3,11 @@
 The first frame of a clip, seen through a window that moves by a part of a pixel a frame, edited
 with motion and without pruning, and without pruning from another seed. By fifths of the time, the
 first block left out: the 50th and 99th percentile of patches' root mean square difference from the
-dense edit, that of the other seed, and the sharpness of what was reused, the variance of its
-Laplacian against the dense edit's there.
+dense edit, that of the other seed, the difference of whole pictures' mean colours, and the
+sharpness of what was reused, the variance of its Laplacian against the dense edit's there.
 
-Run as ``python -m benchmarks.long_pan CLIP... [--frames 600] [--style photo] [--speed 0.5]``.
+Run as ``python -m benchmarks.long_pan CLIP... [--frames 600] [--style photo] [--speed 0.5]``, with
+``--gop N`` for a whole block every N, with ``--recovery NAME`` for another recovery.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks import say
 from benchmarks.live import read_clip
+from stillframe.controls import Controls, Gop
 from stillframe.engine.stages import BlockStats
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
@@ -41,12 +43,19 @@ def panned(still: Frames, frames: int, speed: float) -> Frames:
 
 
 def edited(
-    pipe: CausalWanPipeline, source: Frames, style: str, method: str, seed: int
+    pipe: CausalWanPipeline,
+    source: Frames,
+    style: str,
+    method: str,
+    seed: int,
+    control: Controls | None = None,
 ) -> tuple[Frames, list[BlockStats]]:
     """The edit, and what was computed of each block."""
     told: list[BlockStats] = []
     generator = torch.Generator().manual_seed(seed)
-    stream = pipe.stream(style, method=method, generator=generator, on_block=told.append)
+    stream = pipe.stream(
+        style, method=method, generator=generator, on_block=told.append, control=control
+    )
     pixels = torch.from_numpy(source).permute(0, 3, 1, 2).unsqueeze(0)
     parts = [x for frames in pixels.split(12, 1) if (x := stream.push(frames)) is not None]
     rest = stream.flush()
@@ -78,7 +87,9 @@ def measure(pipe: CausalWanPipeline, clip: Path, options: argparse.Namespace) ->
     source = panned(np.asarray(still, np.uint8), options.frames, options.speed)
     dense, _ = edited(pipe, source, options.style, "full", 0)
     other, _ = edited(pipe, source, options.style, "full", 1)
-    mine, told = edited(pipe, source, options.style, "prune", 0)
+    method = "prune" if options.recovery is None else f"prune:recovery={options.recovery}"
+    control = None if options.gop is None else Controls(Gop(options.gop))
+    mine, told = edited(pipe, source, options.style, method, 0, control)
     kept = np.concatenate([block.keep[0].numpy() for block in told]).repeat(4, 0)[: len(source)]
     apart, usual = errors(mine, dense), errors(other, dense)
     sharp = sharpness(mine), sharpness(dense)
@@ -89,9 +100,11 @@ def measure(pipe: CausalWanPipeline, clip: Path, options: argparse.Namespace) ->
         seed = np.percentile(usual[part], [50, 99])
         reused = ~kept[part]
         ratio = sharp[0][part][reused].mean() / sharp[1][part][reused].mean()
+        colours = mine[part].mean((1, 2)) - dense[part].mean((1, 2))
         say(
             f"  frames {part[0]} to {part[-1]}: error {p50:.1f} / {p99:.1f}, another seed's "
-            f"{seed[0]:.1f} / {seed[1]:.1f}; sharpness of what was reused {ratio:.2f}"
+            f"{seed[0]:.1f} / {seed[1]:.1f}; colour {np.abs(colours).mean():.1f}; sharpness of "
+            f"what was reused {ratio:.2f}"
         )
 
 
@@ -102,6 +115,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=600)
     parser.add_argument("--style", default="photo")
     parser.add_argument("--speed", type=float, default=0.5)
+    parser.add_argument("--gop", type=int)
+    parser.add_argument("--recovery")
     options = parser.parse_args()
     pipe = CausalWanPipeline.from_pretrained("tiny")
     for clip in options.clips:

@@ -1,6 +1,6 @@
 """Pictures of what moved: from those that were shown, wherever they show its patches.
 
-`Movers` makes for each block what puts them in, in torch or, where there are kernels, by them.
+`Rings` makes for each block what puts them in, in torch or, where there are kernels, by them.
 """
 
 from __future__ import annotations
