@@ -244,9 +244,11 @@ def test_what_was_moved_for_long_is_computed_again_by_its_place() -> None:
     """A slow pan for twice as long as anything is moved: no patch is shown from a picture older
     than its place allows, and no latent frame has much more to renew than another."""
     frames = next(built_motion(2 * LONGEST * TEMPORAL + 2 * BLOCK, HEIGHT, WIDTH, ["pan 1"])).frames
-    shares = []
-    for block in follow(frames, "full")[1:]:
-        assert block.settled is not None
+    shares, blocks = [], follow(frames, "full")
+    assert [number for number, block in enumerate(blocks) if block.settled is None] == [0, 12]
+    for block in blocks:
+        if block.settled is None:  # of a pan that lasts, a block is whole now and then
+            continue
         for t, patches in enumerate(block.settled.patches):
             age = block.settled.first + t - patches.numbers[:, -1].flatten(1).amin(1)
             assert (age.numpy() <= longest().flatten()[patches.index]).all()
@@ -297,3 +299,17 @@ def test_a_stricter_limit_holds_when_more_is_computed_than_was_asked_for() -> No
     held = anchors.advance(pixels, drawn)[0]
     stale = torch.where(settled.moved, settled.stale, held)[~drawn[0]]
     assert 0 < stale.max() <= 0.5 * TOLERANCE + 0.01
+
+
+def test_a_pan_that_lasts_is_computed_whole_now_and_then() -> None:
+    """And in between it is not: each whole block begins a new row of twelve."""
+    case = next(built_motion(27 * BLOCK, 64, 96, ["pan 1"]))
+    whole = [bool(block.keep.all()) for block in follow(case.frames, "full")]
+    assert [number for number, every in enumerate(whole) if every] == [0, 12, 24]
+
+
+def test_what_does_not_move_for_long_is_never_computed_whole() -> None:
+    case = next(built_motion(14 * BLOCK, 64, 96, ["pan 1"]))
+    still = np.broadcast_to(case.frames[:1], case.frames.shape)
+    blocks = follow(np.ascontiguousarray(still), "full")
+    assert not any(bool(block.keep.any()) for block in blocks[1:])

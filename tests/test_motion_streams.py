@@ -128,6 +128,13 @@ def test_after_a_whole_block_motion_begins_anew() -> None:
     assert_same(through.blocks[3:], begun.blocks)
 
 
+def test_after_a_block_that_lasting_motion_makes_whole_it_goes_on() -> None:
+    """That block shows nothing that moved, which is no reason to look away from the next ones."""
+    shares = [block.kept_share for block in run(pan(16 * 12)).blocks]
+    assert [number for number, share in enumerate(shares) if share == 1] == [0, 12]
+    assert max(shares[13:]) < 0.6
+
+
 def test_behind_a_cut_nothing_comes_from_before_it() -> None:
     old, new = pan(36), 1 - pan(36).flip(3)
     through = run(torch.cat([old, new], 1), controls=Controls(Cuts()))

@@ -14,7 +14,8 @@ not add up.
 A patch is reused from where it came from if its source, sampled the same way, looks like its source
 now: the measures and limits of ``pixels``, and every pixel frame by its own displacement. What is
 uncovered, enters the picture or changes while it moves is computed; so is what has been moved for
-`LONGEST` latent frames, down to half as many by its place, and what grew or shrank by a fourth.
+`LONGEST` latent frames, down to half as many by its place, and what grew or shrank by a fourth. Of
+blocks in a row of which much moved, every twelfth is computed whole.
 
 With flow d from pixel x, q = x + d and r the pixel next to q, what is kept of a pixel is
 X'(x) = X(r) + (q - r), see docs/method.md."""
@@ -50,6 +51,8 @@ _LONG_AGO = -(2**20)  # number of a latent frame that nothing is taken from
 # share of a block that has to move for the next one to be looked at; else it rests for so many,
 # unless so much more of one is computed
 _WORTH, _REST, _MUCH_MORE = 0.15, 7, 0.25
+# blocks in a row of which so much moved, after which one is computed whole
+_LASTING = 11
 
 
 class Settled(NamedTuple):
@@ -107,6 +110,7 @@ class Motion:
         self._limit = 1.0
         self._born: Tensor | None = None
         self._moving = torch.zeros(1, 1, dtype=torch.bool)
+        self._lasting: Tensor | None = None
         self._videos: Sequence[SparseVideo | DenseVideo] = []
         self._block: SourceBlock | None = None
         self._changed: Tensor | None = None
@@ -159,7 +163,11 @@ class Motion:
         """What must be computed, (B, S, h, w) bool: what changed by more than a limit wherever it
         came from."""
         self._limit = limit
-        followed = self._followed(limit, self._decide())
+        orders = self._decide()
+        if self._lasted is not None:
+            # what is computed leans on what is not: whole now and then, an edit does not drift
+            orders.masked_fill_(self._lasted.unsqueeze(-1), COMPUTE)
+        followed = self._followed(limit, orders)
         keep = torch.stack([torch.stack([x.keep for x in frames]) for frames, _ in followed])
         self._proposed = keep, followed
         return keep.unflatten(2, self._videos[0].sides)
@@ -226,8 +234,10 @@ class Motion:
             self._settled(video, *found)
             for video, found in zip(self._videos, followed, strict=True)
         ]
+        lasted = self._lasted
         self._note(settled, plan)
-        if keep.device.type == "cpu":
+        # that nothing moved in a block that was due as a whole says nothing of the next one
+        if keep.device.type == "cpu" and not (lasted is not None and bool(lasted.any())):
             moved = float(torch.stack([found.moved for found in settled]).float().mean())
             self._rest = 0 if moved >= _WORTH else _REST
             self._kept_share = float(keep.float().mean()) + moved
@@ -251,6 +261,11 @@ class Motion:
             orders[:, 0].masked_fill_(due, COMPUTE)
         return orders
 
+    @property
+    def _lasted(self) -> Tensor | None:
+        """Videos, (B, 1) bool, of which much has moved for so long that all of a block is due."""
+        return None if self._lasting is None else self._lasting >= _LASTING
+
     def _note(self, settled: Sequence[Settled], plan: Plan) -> None:
         """Keep when tokens were computed, and whether much moves."""
         first, count = settled[0].first, plan.keep.shape[2]
@@ -263,6 +278,8 @@ class Motion:
         self._born = born
         moved = torch.stack([found.moved for found in settled])
         self._moving = moved.float().mean((1, 2, 3)).unsqueeze(1) >= _WORTH
+        before = torch.zeros_like(self._born[:, :1]) if self._lasting is None else self._lasting
+        self._lasting = torch.where(self._moving, before + 1, 0)
 
     def release(self, anchors: Tensor) -> Tensor:
         """Anchor everything at its place as it is, and start anew.
@@ -280,7 +297,7 @@ class Motion:
                 away = video.pixels_of(~trace.placed)
                 anchor = torch.where(away, trace.picture.to(anchor) / 255, anchor)
             rows.append(anchor)
-        self._block = self._proposed = self._born = None
+        self._block = self._proposed = self._born = self._lasting = None
         return torch.stack(rows) if rows else anchors
 
     def restart(self, block: SourceBlock) -> None:
@@ -290,7 +307,7 @@ class Motion:
             last = block.pixels[number].unflatten(0, (block.grid.frames + 1, -1))[-1]
             video.number += block.grid.frames
             video.start(last[middle(len(last))].float() * 255, video.number - 1)
-        self._block = self._proposed = self._born = None
+        self._block = self._proposed = self._born = self._lasting = None
 
     def changed(self) -> Tensor:
         """Change of the block's patches at their places, see `VisibleChange`; asked for once."""
