@@ -45,13 +45,13 @@ class Recorder(TinyStream):
         self.source: list[Tensor] = []
         self.result: list[Tensor] = []
 
-    def _encode_block(self, frames: Tensor, first: bool) -> Tensor:
-        self.source.append(super()._encode_block(frames, first))
+    def _encode_block(self, frames: Tensor, changed: Tensor | None, first: bool) -> Tensor:
+        self.source.append(super()._encode_block(frames, changed, first))
         return self.source[-1]
 
-    def _decode_block(self, latents: Tensor, first: bool) -> Tensor:
+    def _decode_block(self, latents: Tensor, changed: Tensor | None, first: bool) -> Tensor:
         self.result.append(latents)
-        return super()._decode_block(latents, first)
+        return super()._decode_block(latents, changed, first)
 
 
 class Edit(NamedTuple):

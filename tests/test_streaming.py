@@ -11,7 +11,7 @@ import torch
 from tests import tiny
 from torch import Tensor, nn
 
-from stillframe.autoencoders import streaming
+from stillframe.autoencoders import tiny_stream
 from stillframe.autoencoders.streaming import (
     StreamingAutoencoder,
     TinyStream,
@@ -104,7 +104,7 @@ def test_where_nothing_changes_nothing_is_coded_and_nothing_shows(
     got = roundtrip(open_autoencoder(model, 3), [video])
     fewer = dict(calls)
     with monkeypatch.context() as patch:
-        patch.setattr(streaming, "_same", lambda *_: False)
+        patch.setattr(tiny_stream, "_same", lambda *_: False)
         calls.clear()
         expected = roundtrip(open_autoencoder(model, 3), [video])
     for ours, theirs in zip(got, expected, strict=True):
@@ -136,7 +136,7 @@ def test_large_frames_are_coded_in_pieces_that_do_not_show(
     model: Any = MODELS[kind]()
     video = torch.rand(1, 24, 3, HEIGHT, WIDTH)
     expected = roundtrip(open_autoencoder(model, 3), [video])
-    monkeypatch.setattr(streaming, "_PIXELS_AT_ONCE", at_once)
+    monkeypatch.setattr(tiny_stream, "_PIXELS_AT_ONCE", at_once)
     calls: list[int] = []
     encode_chunk = model.encode_chunk
 

@@ -149,9 +149,11 @@ def test_an_edit_opens_as_many_streams_as_decode(
         opened.append(self)
         init(self, *args)
 
-    def counted_decode(self: StreamingAutoencoder, latents: Tensor) -> Tensor:
+    def counted_decode(
+        self: StreamingAutoencoder, latents: Tensor, changed: Tensor | None = None
+    ) -> Tensor:
         decoding.add(id(self))
-        return decode(self, latents)
+        return decode(self, latents, changed)
 
     monkeypatch.setattr(StreamingAutoencoder, "__init__", counted_init)
     monkeypatch.setattr(StreamingAutoencoder, "decode", counted_decode)
