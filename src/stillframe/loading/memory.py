@@ -55,7 +55,8 @@ class MemoryPlan:
         cache: keys and values of committed frames and of the block.
         recovery: what the recovery holds beyond the cache.
         text_cache: keys and values of the prompt in every layer, and its embeddings.
-        stream: what the autoencoder remembers from one block to the next.
+        stream: what the autoencoder keeps from one block to the next: its memory, and where it can
+            compute parts of a block the activations of a latent frame.
         frames: of the source, those that patches were computed from and those of a block, and what
             was shown last.
         kept: on a CPU, where the last block is kept to compare the next one with, by a tiny
@@ -184,13 +185,15 @@ def plan_memory(
     grid = Grid(settings.block_frames, height // multiple, width // multiple)
     steps = steps or len(settings.sigmas)
     job = _Job(grid, batch, dtype, settings, recovery, steps, text_length, multiple)
-    encode, decode, remembered = _autoencoding(stream, job, height, width)
+    encode, decode, state = _autoencoding(stream, job, height, width)
     text_encoder, text_activations = _text(text_config, job)
     cache, fill = job.state(denoiser)
     text = denoiser.text(job.embeds(denoiser))
     # float32, in and out
     frames = 2 * 4 * batch * timeline.later_frames * 3 * height * width
-    compared = frames + remembered if vae_kind == "tiny" else 0
+    compared = 0
+    if on_cpu and vae_kind == "tiny":
+        compared = frames + _remembered(stream, job, height, width)
     return MemoryPlan(
         text_encoder=text_encoder,
         text_activations=text_activations,
@@ -199,7 +202,7 @@ def plan_memory(
         cache=cache.nbytes,
         recovery=fill.nbytes,
         text_cache=sum(x.nbytes for x in (*text.keys, *text.values, text.embeds)),
-        stream=remembered,
+        stream=state,
         frames=job.seen(timeline.temporal),
         kept=frames + compared if on_cpu else 0,
         process=_LIBRARIES if on_cpu else 0,
@@ -302,20 +305,35 @@ def _worked(added: int) -> int:
 def _autoencoding(
     stream: StreamingAutoencoder, job: _Job, height: int, width: int
 ) -> tuple[int, int, int]:
-    """The most that encoding and decoding a block add, and what stays."""
+    """The most that encoding and decoding a block add, and what stays, if parts are asked for."""
+    shape = (job.batch, stream.timeline.block_frames, height, width)
+    sides = (side // stream.timeline.spatial for side in shape[2:])
+    changed = torch.ones(*shape[:2], *sides, dtype=torch.bool, device=META)
     blocks: list[Tensor] = []
 
     def encode() -> None:
-        shape = (job.batch, stream.next_frames, 3, height, width)
-        blocks.extend(stream.encode(torch.zeros(shape, device=META)))
+        frames = torch.zeros(job.batch, stream.next_frames, 3, height, width, device=META)
+        blocks.extend(stream.encode_block(block, changed) for block in stream.take(frames))
 
     with PeakMeter() as meter:
         for _ in range(2):  # then a stream's memory is full, whatever the block
             encode()
-            stream.decode(blocks.pop())
-        most = meter.added(encode), meter.added(lambda: stream.decode(blocks[0]))
+            stream.decode(blocks.pop(), changed)
+        most = meter.added(encode), meter.added(lambda: stream.decode(blocks[0], changed))
         blocks.clear()
         return _worked(most[0]), _worked(most[1]), meter.live
+
+
+def _remembered(stream: StreamingAutoencoder, job: _Job, height: int, width: int) -> int:
+    """What stays where blocks are always whole."""
+    stream.reset()
+    with PeakMeter() as meter:
+        for _ in range(2):
+            frames = torch.zeros(job.batch, stream.next_frames, 3, height, width, device=META)
+            for block in stream.encode(frames):
+                stream.decode(block)
+        del frames, block
+        return meter.live
 
 
 def _text(config: Mapping[str, Any] | None, job: _Job) -> tuple[int, int]:
