@@ -32,6 +32,7 @@ from stillframe.engine.incoming import IncomingBlock
 from stillframe.engine.inputs import Generators, check_generators, read_frames
 from stillframe.engine.moved import MovedPictures
 from stillframe.engine.passes import BlockPasses
+from stillframe.engine.planning import advance, followed, settle, wanted
 from stillframe.engine.results import Results
 from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stages import BlockStats, StageClock
@@ -240,7 +241,8 @@ class EditStream:
             state, plan, result = self._computed(block)
         with device_turn(device), self.clock("decode"):
             grid = unpatchify(result, state.grid, self._backbone.patch)
-            frames = self._decoded(grid, block.latents, self._shown_anew(state, plan))
+            changed = wanted(state, plan) if self.method.holds else None
+            frames = self._decoded(grid, block.latents, changed)
             if self.method.holds:
                 frames = self._composed(state, frames, plan)
         self._end(state, plan)
@@ -278,16 +280,6 @@ class EditStream:
             return None
         return state.source.repeat(1, state.grid.frames, 1)
 
-    def _shown_anew(self, state: StreamState, plan: Plan) -> Tensor | None:
-        """Latent pixels (B, S, h, w) that are computed or come from elsewhere; None: all may be."""
-        if plan.everything or not self.method.holds:
-            return None
-        grid, side = state.grid, self._backbone.patch
-        places = plan.keep.unflatten(2, (grid.height, grid.width))
-        if state.settled is not None:
-            places = places | torch.stack([found.moved for found in state.settled])
-        return places.repeat_interleave(side, 2).repeat_interleave(side, 3)
-
     def _decoded(self, edited: Tensor, source: Tensor, changed: Tensor | None) -> Tensor:
         if self.control_state is None:
             return self._autoencoder.decode(edited, changed)
@@ -295,8 +287,7 @@ class EditStream:
 
     def _composed(self, state: StreamState, frames: Tensor, plan: Plan) -> Tensor:
         """The block's frames with what was shown wherever nothing was computed."""
-        grid = state.grid
-        keep = plan.keep.unflatten(2, (grid.height, grid.width))
+        keep = plan.keep.unflatten(2, state.sides)
         # what lies around a region that alone is edited shows its source
         source = None if self.control_state is None else self.control_state.unedited(keep)
         lacking = self._autoencoder.timeline.missing_frames if self.blocks == 0 else 0
@@ -334,11 +325,11 @@ class EditStream:
         with self.clock("mask"):
             block = SourceBlock(by_frame, state.source, state.reference, grid, pixels)
             block = self._seen(state, block)
-            block = self._followed(state, block, whole)
+            block = block if whole else followed(state, block)
             keep = self._mask(state, block, whole).flatten(2)
-            plan = self._settled(state, block, torch.ones_like(keep) if whole else keep)
+            plan = settle(state, block, torch.ones_like(keep) if whole else keep)
         if early is not None:
-            source = incoming.tokens(self._shown_anew(state, plan))
+            source = incoming.tokens(wanted(state, plan))
             by_frame = source.unflatten(1, (grid.frames, grid.frame_tokens))
             block = block._replace(tokens=by_frame)
         with self.clock("mask"):
@@ -363,34 +354,6 @@ class EditStream:
         self._note(state, pixels, plan)
         return plan
 
-    def _followed(self, state: StreamState, block: SourceBlock, whole: bool) -> SourceBlock:
-        """A block with what tells where its patches came from, unless that is not asked for."""
-        if state.motion is None or whole or block.pixels is None or block.anchor is None:
-            return block
-        if not state.motion.due:
-            state.anchors.pixels = state.motion.release(block.anchor)
-            return block._replace(anchor=state.anchors.pixels)
-        state.motion.begin(block)
-        return block._replace(motion=state.motion)
-
-    def _settled(self, state: StreamState, block: SourceBlock, keep: Tensor) -> Plan:
-        """The plan of a block of which (B, S, N) are computed; where the others came from."""
-        state.settled = None
-        if block.motion is None:
-            plan = plan_tokens(keep)
-            if state.motion is not None and plan.everything:
-                state.motion.restart(block)
-            if state.motion is not None:
-                state.motion.rested(plan.kept_share)
-            return plan
-        assert state.motion is not None
-        settled, plan = state.motion.planned(keep)
-        if plan.everything:
-            state.motion.restart(block)
-        else:
-            state.settled = settled
-        return plan
-
     def _seen(self, state: StreamState, block: SourceBlock) -> SourceBlock:
         """A block with what a method that goes by what is seen compares."""
         if not self.method.visible:
@@ -407,24 +370,11 @@ class EditStream:
         """Keep the pixels that tokens were computed from, and how stale the others are."""
         if pixels is None:
             return
-        keep = plan.keep.unflatten(2, (state.grid.height, state.grid.width))
-        stale = state.anchors.advance(pixels, keep)
-        if state.settled is not None:
-            stale = self._note_moved(state, state.settled, stale)
+        stale = advance(state, pixels, plan)
         if not plan.everything:
-            self.staleness.add(stale, keep)
+            self.staleness.add(stale, plan.keep.view(stale.shape))
         if self.control_state is not None:
             self.control_state.block.staleness = stale
-
-    def _note_moved(self, state: StreamState, settled: Sequence[Settled], stale: Tensor) -> Tensor:
-        """Staleness (B, S, h, w) with that of what moved."""
-        assert state.motion is not None
-        assert state.anchors.pixels is not None
-        away = torch.stack([found.moved | found.stuck for found in settled])
-        # on a GPU it is not worth waiting for whether there is anything
-        if away.is_cuda or bool(torch.stack([found.stuck[-1] for found in settled]).any()):
-            state.anchors.pixels = state.motion.anchored(settled, state.anchors.pixels)
-        return torch.where(away, torch.stack([found.stale for found in settled]), stale)
 
     def _mask(self, state: StreamState, block: SourceBlock, whole: bool) -> Tensor:
         """The keep mask (B, S, h, w) of a block that is not a first one."""
@@ -490,8 +440,7 @@ class EditStream:
             timing = Timing(plan.kept_share, sum(seconds.values()), captured)
             self.control_state.end(plan.keep, plan.everything, timing)
         if self._on_block is not None:
-            grid = state.grid
-            keep = plan.keep.unflatten(2, (grid.height, grid.width))
+            keep = plan.keep.unflatten(2, state.sides)
             kept = round(sum(plan.counts) * state.attention.attended_share)
             moved = motion = None
             # on a GPU it is not waited for whether anything did
