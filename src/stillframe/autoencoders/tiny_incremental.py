@@ -18,7 +18,7 @@ from stillframe.autoencoders.activity import Cells, active
 from stillframe.autoencoders.tiny import Memory, TinyVideoAutoencoder
 from stillframe.autoencoders.tiny_blocks import DECODING, ENCODING, Direction, in_pieces
 from stillframe.autoencoders.tiny_maps import Maps
-from stillframe.autoencoders.tiny_program import Program, programs, record
+from stillframe.autoencoders.tiny_program import programs, record
 
 __all__ = ["IncrementalDecoder", "IncrementalEncoder"]
 
@@ -27,9 +27,9 @@ _DENSE_FROM = 0.7
 
 
 class _Layers(NamedTuple):
-    """Layers that ran over a whole latent frame, see `Maps`."""
+    """Layers that ran over a whole latent frame: which of `Programs`, and see `Maps`."""
 
-    program: Program
+    part: str
     recorded: list[Tensor]
     entering: Tensor
     batch: int
@@ -122,8 +122,9 @@ class _Incremental(ABC):
 
     def _open(self) -> None:
         """Make maps of layers, if that is not done."""
-        for layers in self._layers:
-            self._maps.append(Maps(*layers))
+        for part, recorded, entering, batch in self._layers:
+            program = getattr(programs(self.vae), part)
+            self._maps.append(Maps(program, recorded, entering, batch))
         if self._layers:
             self._memory, self._layers = None, []
 
@@ -162,7 +163,7 @@ class IncrementalEncoder(_Incremental):
         def run(layers: nn.Sequential, x: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
             out, memory, recorded = record(layers, x, memory)
             entering = x.transpose(0, 1).flatten(0, 1)
-            kept.append(_Layers(programs(self.vae).encoder, recorded, entering, len(x)))
+            kept.append(_Layers("encoder", recorded, entering, len(x)))
             return out, memory
 
         latents, memory = self.vae.encode_chunk(frame, memory, run)
@@ -196,17 +197,17 @@ class IncrementalDecoder(_Incremental):
     def _recorded(
         self, frame: Tensor, memory: Memory | None
     ) -> tuple[Tensor, Memory, list[_Layers]]:
-        vae, parts, batch = self.vae, programs(self.vae), len(frame)
+        vae, batch = self.vae, len(frame)
         mean, std = vae.statistics(frame)
         x = frame.transpose(1, 2) * std + mean
         out, memory, recorded = record(vae.decoder, x, memory)
-        kept = [_Layers(parts.decoder, recorded, x.flatten(0, 1), batch)]
+        kept = [_Layers("decoder", recorded, x.flatten(0, 1), batch)]
         pictures = F.pixel_shuffle(out, vae.patch_size)
-        if vae.refine is not None and parts.refine is not None:
+        if vae.refine is not None:
             halves = F.pixel_unshuffle(pictures, 2)
             added, _, recorded = record(vae.refine, halves, None)
             entering = halves.transpose(0, 1).flatten(0, 1)
-            kept.append(_Layers(parts.refine, recorded, entering, batch))
+            kept.append(_Layers("refine", recorded, entering, batch))
             pictures = pictures + F.pixel_shuffle(added, 2)
         return pictures.clamp(0, 1), memory, kept
 

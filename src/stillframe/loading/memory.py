@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -195,16 +195,16 @@ def plan_memory(
     grid = Grid(settings.block_frames, height // multiple, width // multiple)
     steps = steps or len(settings.sigmas)
     job = _Job(grid, batch, dtype, settings, recovery, steps, text_length, multiple)
-    encode, decode, state = _autoencoding(stream, job, height, width)
+    whole, parts = (_coding(stream, job, height, width, asked) for asked in (False, True))
+    # where everything is computed nothing else stays, so that there is more to work in
+    spare = parts.stays - whole.stays
     text_encoder, text_activations = _text(text_config, job)
     cache, fill = job.state(denoiser)
     text = denoiser.text(job.embeds(denoiser))
     gains = torch.zeros(stream.latent_channels, stream.latent_channels, device=META)
     # float32, in and out
     frames = 2 * 4 * batch * timeline.later_frames * 3 * height * width
-    compared = 0
-    if on_cpu and vae_kind == "tiny":
-        compared = frames + _remembered(stream, job, height, width)
+    compared = frames + whole.stays if vae_kind == "tiny" else 0
     return MemoryPlan(
         text_encoder=text_encoder,
         text_activations=text_activations,
@@ -213,14 +213,14 @@ def plan_memory(
         cache=cache.nbytes,
         recovery=fill.nbytes,
         text_cache=sum(x.nbytes for x in (*text.keys, *text.values, text.embeds)),
-        stream=state,
+        stream=parts.stays,
         frames=job.seen(timeline.temporal),
         motion=job.followed(timeline.temporal, denoiser.patch, gains, on_cpu) if motion else 0,
         kept=frames + compared if on_cpu else 0,
         process=_LIBRARIES if on_cpu else 0,
         activations=_activations(transformer_config, job),
-        encode=encode,
-        decode=decode,
+        encode=max(whole.encode - spare, parts.encode),
+        decode=max(whole.decode - spare, parts.decode),
         dtype=dtype,
         vae_kind=vae_kind,
     )
@@ -339,14 +339,29 @@ def _worked(added: int) -> int:
     return math.ceil(added * _WORKSPACE)
 
 
-def _autoencoding(
-    stream: StreamingAutoencoder, job: _Job, height: int, width: int
-) -> tuple[int, int, int]:
-    """The most that encoding and decoding a block add, and what stays, if parts are asked for."""
-    shape = (job.batch, stream.timeline.block_frames, height, width)
-    sides = (side // stream.timeline.spatial for side in shape[2:])
-    changed = torch.ones(*shape[:2], *sides, dtype=torch.bool, device=META)
+class _Coding(NamedTuple):
+    """The most that encoding and decoding a block add, and what stays."""
+
+    encode: int
+    decode: int
+    stays: int
+
+
+def _coding(
+    stream: StreamingAutoencoder, job: _Job, height: int, width: int, parts: bool
+) -> _Coding:
+    """What an autoencoder takes.
+
+    Args:
+        parts: whether less than everything is asked for, for which more has to stay.
+    """
+    sides = height // stream.timeline.spatial, width // stream.timeline.spatial
+    changed: Tensor | None = None
     blocks: list[Tensor] = []
+    if parts:
+        shape = job.batch, stream.timeline.block_frames, *sides
+        changed = torch.ones(shape, dtype=torch.bool, device=META)
+    stream.reset()
 
     def encode() -> None:
         frames = torch.zeros(job.batch, stream.next_frames, 3, height, width, device=META)
@@ -358,19 +373,7 @@ def _autoencoding(
             stream.decode(blocks.pop(), changed)
         most = meter.added(encode), meter.added(lambda: stream.decode(blocks[0], changed))
         blocks.clear()
-        return _worked(most[0]), _worked(most[1]), meter.live
-
-
-def _remembered(stream: StreamingAutoencoder, job: _Job, height: int, width: int) -> int:
-    """What stays where blocks are always whole."""
-    stream.reset()
-    with PeakMeter() as meter:
-        for _ in range(2):
-            frames = torch.zeros(job.batch, stream.next_frames, 3, height, width, device=META)
-            for block in stream.encode(frames):
-                stream.decode(block)
-        del frames, block
-        return meter.live
+        return _Coding(_worked(most[0]), _worked(most[1]), meter.live)
 
 
 def _text(config: Mapping[str, Any] | None, job: _Job) -> tuple[int, int]:
