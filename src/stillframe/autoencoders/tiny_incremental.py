@@ -22,9 +22,6 @@ from stillframe.autoencoders.tiny_program import programs, record
 
 __all__ = ["IncrementalDecoder", "IncrementalEncoder"]
 
-# From this share of active cells on, computing everything is faster.
-_DENSE_FROM = 0.7
-
 
 class _Layers(NamedTuple):
     """Layers that ran over a whole latent frame: which of `Programs`, and see `Maps`."""
@@ -52,6 +49,8 @@ class _Incremental(ABC):
     """
 
     direction: Direction
+    #: From this share of active cells on, computing everything is faster.
+    dense_from: float
 
     def __init__(self, vae: TinyVideoAutoencoder, most: int) -> None:
         self.vae = vae
@@ -73,7 +72,7 @@ class _Incremental(ABC):
         self._asked = self._asked or changed is not None
         if changed is not None and self._output is not None and not block.is_meta:
             cells = active(changed.to(block.device))
-            if cells.float().mean().item() < _DENSE_FROM:
+            if cells.float().mean().item() < self.dense_from:
                 return self._partial(block, self._output, cells)
         return self._whole(block, changed is not None)
 
@@ -151,6 +150,7 @@ class IncrementalEncoder(_Incremental):
     """Frames (B, T, 3, H, W) to normalised latents (B, C, S, h, w)."""
 
     direction = ENCODING
+    dense_from = 0.6
 
     def _chunk(self, part: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         return self.vae.encode_chunk(part, memory)
@@ -187,6 +187,7 @@ class IncrementalDecoder(_Incremental):
     """Normalised latents (B, C, S, h, w) to frames (B, T, 3, H, W) in [0, 1]."""
 
     direction = DECODING
+    dense_from = 0.72
 
     def __init__(self, vae: TinyVideoAutoencoder, most: int) -> None:
         super().__init__(vae, most // (vae.temporal_factor * vae.spatial_factor**2))

@@ -83,7 +83,8 @@ class Maps:
         seen = lists.seen(shape, product)
         groups, runs = shape.phases // product.pool, len(product.runs)
         total, width = len(seen) // runs, product.weight.shape[1]
-        rows = max(1, min(_NUMBERS_AT_ONCE // len(product.weight), _ROWS_AT_ONCE, total))
+        most = min(_NUMBERS_AT_ONCE // len(product.weight), _ROWS_AT_ONCE)
+        rows = -(-total // -(-total // max(1, most)))  # as even as they can be
         written = kept = added = None
         if product.target is not None:
             kept = self._data[product.target]
