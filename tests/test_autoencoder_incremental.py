@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def _partial_whatever_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
     for coder in (IncrementalEncoder, IncrementalDecoder):
-        monkeypatch.setattr(coder, "dense_from", 2.0)
+        monkeypatch.setattr(coder, "dense_from", (2.0, 2.0))
 
 
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -49,8 +49,9 @@ class _Incremental(ABC):
     """
 
     direction: Direction
-    #: From this share of active cells on, computing everything is faster.
-    dense_from: float
+    #: From this share of active cells on, computing everything is faster: with one thread, and with
+    #: more, which lists of pixels have less of. Of the bundled model; wider ones could have more.
+    dense_from: tuple[float, float]
 
     def __init__(self, vae: TinyVideoAutoencoder, most: int) -> None:
         self.vae = vae
@@ -72,7 +73,8 @@ class _Incremental(ABC):
         self._asked = self._asked or changed is not None
         if changed is not None and self._output is not None and not block.is_meta:
             cells = active(changed.to(block.device))
-            if cells.float().mean().item() < self.dense_from:
+            most = self.dense_from[torch.get_num_threads() > 1]
+            if cells.float().mean().item() < most:
                 return self._partial(block, self._output, cells)
         return self._whole(block, changed is not None)
 
@@ -150,7 +152,7 @@ class IncrementalEncoder(_Incremental):
     """Frames (B, T, 3, H, W) to normalised latents (B, C, S, h, w)."""
 
     direction = ENCODING
-    dense_from = 0.6
+    dense_from = 0.6, 0.4
 
     def _chunk(self, part: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         return self.vae.encode_chunk(part, memory)
@@ -187,7 +189,7 @@ class IncrementalDecoder(_Incremental):
     """Normalised latents (B, C, S, h, w) to frames (B, T, 3, H, W) in [0, 1]."""
 
     direction = DECODING
-    dense_from = 0.72
+    dense_from = 0.72, 0.6
 
     def __init__(self, vae: TinyVideoAutoencoder, most: int) -> None:
         super().__init__(vae, most // (vae.temporal_factor * vae.spatial_factor**2))

@@ -13,8 +13,8 @@ __all__ = ["Maps"]
 
 # Numbers gathered for one product of matrices: so many that caches hold them, and at most so many
 # rows, because narrow layers write as much as they read.
-_NUMBERS_AT_ONCE = 2**18
-_ROWS_AT_ONCE = 1024
+_NUMBERS_AT_ONCE = 2**19
+_ROWS_AT_ONCE = 2048
 
 
 class Maps:
@@ -51,7 +51,7 @@ class Maps:
         """Set the input at cells: rows (phases * N * s * s, C), frame after frame."""
         shape = self._program.maps[0]
         written = _Lists(cells).written(shape, shape.phases, 1, None)
-        _flat(self._data[0]).index_copy_(0, written, rows)
+        _put(self._data[0], written, rows)
 
     def compute(self, cells: Cells) -> Tensor:
         """Advance by a latent frame, of which cells are computed.
@@ -73,8 +73,7 @@ class Maps:
                 data[0] = data[-1]
             elif shape.past and self._recent is not None:
                 pixels = self._recent.pixels(shape.scale, 1).flatten()
-                before, now = data[0].flatten(0, 2), data[-1].flatten(0, 2)
-                before.index_copy_(0, pixels, now.index_select(0, pixels))
+                _put(data[0], pixels, _flat(data[-1]).index_select(0, pixels))
 
     def _run(self, product: Product, lists: _Lists) -> Tensor:
         """Compute a layer at cells; returns its rows if they go out of the program."""
@@ -107,7 +106,7 @@ class Maps:
                 result.relu_()
             if kept is not None and written is not None:
                 places = written[start * product.grow : end * product.grow]
-                _flat(kept).index_copy_(0, places, result.view(-1, kept.shape[-1]))
+                _put(kept, places, result)
         return out
 
 
@@ -169,6 +168,11 @@ def _runs(data: Tensor, length: int) -> Tensor:
     """A map as rows of ``length`` pixels, one beginning at each pixel."""
     width = data.shape[-1]
     return data.as_strided((data.numel() // width - length + 1, length * width), (width, 1))
+
+
+def _put(data: Tensor, places: Tensor, rows: Tensor) -> None:
+    """Write rows of channels to places of a map."""
+    _flat(data).index_copy_(0, places, rows.view(-1, data.shape[-1]))
 
 
 def _multiply(rows: Tensor, product: Product, out: Tensor) -> None:
