@@ -11,7 +11,7 @@ from torch import Tensor
 from stillframe.autoencoders.base import StreamingAutoencoder
 from stillframe.autoencoders.timeline import Timeline
 from stillframe.autoencoders.tiny import Memory, TinyVideoAutoencoder
-from stillframe.autoencoders.tiny_fused import FusedAutoencoder, fused_autoencoder
+from stillframe.autoencoders.tiny_fused import FusedAutoencoder, FusedDecoder, FusedEncoder
 from stillframe.kernels.graphs import CapturedStep
 
 __all__ = ["TinyStream"]
@@ -19,8 +19,6 @@ __all__ = ["TinyStream"]
 # More pixels than this at once make the widest layers the largest thing in memory by far, and are
 # no faster; less leaves a GPU idle. A block of 240x416 is below, one latent frame of 480x832 is.
 _PIXELS_AT_ONCE = 2**21
-# The fused autoencoder keeps less in between.
-_PIXELS_AT_ONCE_FUSED = 2**23
 
 
 class TinyStream(StreamingAutoencoder):
@@ -47,13 +45,15 @@ class TinyStream(StreamingAutoencoder):
         # a hundred small kernels is what costs
         kinds = {"cpu": _Remembered, "cuda": CapturedStep}
         faster: Any = kinds.get(self.vae.device.type, lambda step: step)
-        fused = self.vae.device.type == "cuda" and FusedAutoencoder.supports(self.vae)
-        coder = fused_autoencoder(self.vae) if fused else self.vae
-        self._most_pixels = _PIXELS_AT_ONCE_FUSED if fused else _PIXELS_AT_ONCE
-        self._encode_chunk = faster(coder.encode_chunk)
-        self._decode_chunk = faster(coder.decode_chunk)
+        self._fused: tuple[FusedEncoder, FusedDecoder] | None = None
+        if self.vae.device.type == "cuda" and FusedAutoencoder.supports(self.vae):
+            self._fused = FusedEncoder(self.vae), FusedDecoder(self.vae)
+        self._encode_chunk = faster(self.vae.encode_chunk)
+        self._decode_chunk = faster(self.vae.decode_chunk)
 
     def _encode_block(self, frames: Tensor, changed: Tensor | None, first: bool) -> Tensor:
+        if self._fused is not None:
+            return self._fused[0](frames, changed)
         frames = frames.to(self.vae.device, self.vae.dtype)
         batch, _, _, height, width = frames.shape
         parts = []
@@ -63,6 +63,8 @@ class TinyStream(StreamingAutoencoder):
         return torch.cat(parts, 2)
 
     def _decode_block(self, latents: Tensor, changed: Tensor | None, first: bool) -> Tensor:
+        if self._fused is not None:
+            return self._fused[1](latents, changed)
         latents = latents.to(self.vae.dtype)
         batch, _, _, h, w = latents.shape
         parts = []
@@ -73,7 +75,7 @@ class TinyStream(StreamingAutoencoder):
 
     def _at_once(self, pixels: int) -> int:
         """Latent frames to code at once, given the pixels of a frame."""
-        return max(1, self._most_pixels // (self.timeline.temporal * pixels))
+        return max(1, _PIXELS_AT_ONCE // (self.timeline.temporal * pixels))
 
 
 class _Remembered:
