@@ -177,12 +177,14 @@ class Tile(NamedTuple):
     Attributes:
         rows, columns: of the product, powers of 2.
         warps, stages: of the program.
+        cached: what is read of the map goes through the L1 cache, in smaller pieces.
     """
 
     rows: int
     columns: int
     warps: int
     stages: int
+    cached: bool = False
 
 
 def convolve(
@@ -228,6 +230,7 @@ def convolve(
         batch,
         cells.height,
         cells.width,
+        0,
         *x.data.shape[2:4],
         *out.data.shape[2:4],
         C=convolution.channels,
@@ -253,6 +256,7 @@ def convolve(
         ROWS=tile.rows,
         COLUMNS=tile.columns,
         DEPTH=convolution.depth,
+        CACHED=tile.cached,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -296,19 +300,20 @@ if triton is not None:
 
     @triton.jit(
         do_not_specialize=[
-            *("batch", "cell_rows", "cell_columns"),
+            *("batch", "cell_rows", "cell_columns", "nothing"),
             *("in_height", "in_width", "out_height", "out_width"),
         ]
     )
     def _convolve(
         x, weight, bias, added, out, numbers, count, batch, cell_rows, cell_columns,
-        in_height, in_width, out_height, out_width,
+        nothing, in_height, in_width, out_height, out_width,
         C: tl.constexpr, N: tl.constexpr, OUT: tl.constexpr, COUNT: tl.constexpr,
         PADDED: tl.constexpr, SOURCES: tl.constexpr, PAST: tl.constexpr, TAPS: tl.constexpr,
         STEP: tl.constexpr, SCALE: tl.constexpr, SQUARES: tl.constexpr, GROW: tl.constexpr,
         PARTS: tl.constexpr, FRAMES: tl.constexpr, SIDE: tl.constexpr, LISTED: tl.constexpr,
         BIAS: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr, RELU: tl.constexpr,
         ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+        CACHED: tl.constexpr,
     ):  # fmt: skip
         SQUARE: tl.constexpr = TAPS * TAPS
         CHUNKS: tl.constexpr = C // DEPTH
@@ -352,6 +357,9 @@ if triton is not None:
                 at = tap // TAPS * in_row + tap % TAPS * C + i // SQUARE % CHUNKS * DEPTH
                 if SOURCES > 1:
                     at += i // (SQUARE * CHUNKS) * source_step
+                if CACHED:
+                    # 8 bytes at a time, as far as the compiler knows: more would pass by the cache
+                    at += nothing * 4
                 a = tl.load(rows[:, None] + (at + c)[None, :])
                 b = tl.load(columns[None, :] + (i * DEPTH + c)[:, None] * PADDED)
                 sums = tl.dot(a, b, sums, input_precision="ieee")
