@@ -84,7 +84,8 @@ class PartialReference:
         factor = 1 if self.decode else self.vae.spatial_factor
         h, w = block.shape[3] // factor, block.shape[4] // factor
         if changed is None:
-            changed = torch.ones(len(block), len(parts), h, w, dtype=torch.bool)
+            shape = len(block), len(parts), h, w
+            changed = torch.ones(shape, dtype=torch.bool, device=block.device)
         cells = F.max_pool2d(changed.float(), 3, 1, 1) > 0
         one = self._decoded if self.decode else self._encoded
         return torch.cat(
