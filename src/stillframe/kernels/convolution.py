@@ -263,19 +263,17 @@ def convolve(
 
 
 def _tile(convolution: Convolution, rows: int, listed: bool) -> Tile:
-    """The largest tiles that leave no multiprocessor idle when an eighth of the cells is listed."""
+    """Large tiles where they leave no multiprocessor idle, if of a list an eighth of the cells is
+    active; the fastest on an H100 of fourteen at every layer of the published widths."""
     padded = convolution.packed.shape[2]
     columns = next(size for size in (128, 64, 32, 16) if padded % size == 0)
     if columns < 64:
-        return Tile(128, columns, 4, 4)
+        return Tile(64, columns, 4, 4)
     expected = rows // 8 if listed else rows
-    sizes = [(128, columns), (64, columns), (64, 64), (32, 64), (16, 64)]
-    for size in sizes:
-        tiles = -(-expected // size[0]) * (padded // size[1]) * len(convolution.packed)
-        if tiles >= _BUSY:
-            break
-    warps = 8 if size == (128, 128) else 4
-    return Tile(*size, warps, 3 if size[0] * size[1] >= 128 * 64 else 5)
+    tiles = -(-expected // 128) * (padded // columns) * len(convolution.packed)
+    # of few channels a tile is read faster than it is stored
+    large = tiles >= _BUSY and convolution.channels > _LEAST
+    return Tile(128, columns, 4, 3) if large else Tile(64, 64, 4, 4)
 
 
 _BUSY = 90  # tiles that keep a GPU of 132 multiprocessors busy
