@@ -13,26 +13,15 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.meter import typed
 from stillframe.backbones.wan import random_transformer
+from stillframe.loading.bases import known_base
 from stillframe.loading.taehv import TAEW_CONFIG
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["SHAPES", "random_pipeline"]
 
-_WAN: dict[str, Any] = {
-    "patch_size": (1, 2, 2),
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "cross_attn_norm": True,
-    "qk_norm": "rms_norm_across_heads",
-    "rope_max_seq_len": 1024,
-}
-
 SHAPES: dict[str, dict[str, Any]] = {
-    "1.3b": {**_WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
-    "14b": {**_WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
+    size: known_base(f"Wan-AI/Wan2.1-T2V-{size.upper()}-Diffusers")["transformer"]
+    for size in ("1.3b", "14b")
 }
 """Configurations of Wan 2.1's transformers, for random weights."""
 
