@@ -5,6 +5,7 @@ It does not know what is measured.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,8 +27,18 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Configurations of Wan 2.1's transformers, for random weights."""
 
 
-def random_pipeline(shape: str, device: str, dtype: torch.dtype) -> CausalWanPipeline:
-    """A pipeline of a shape with random weights and the tiny autoencoder, without a text encoder.
+def random_pipeline(
+    shape: str,
+    device: str,
+    dtype: torch.dtype,
+    edit_sigmas: Sequence[float] | None = None,
+) -> CausalWanPipeline:
+    """A pipeline with random weights and the tiny autoencoder, without a text encoder.
+
+    Args:
+        shape: of the transformer, a name in `SHAPES`.
+        device, dtype: of the weights.
+        edit_sigmas: its own schedule of edits.
 
     Raises:
         ValueError: there is no such shape.
@@ -39,4 +50,4 @@ def random_pipeline(shape: str, device: str, dtype: torch.dtype) -> CausalWanPip
         transformer = random_transformer(SHAPES[shape], dtype)
         vae = typed(TinyVideoAutoencoder(**TAEW_CONFIG), dtype).eval().requires_grad_(False)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
-    return CausalWanPipeline(None, None, transformer, vae, scheduler)
+    return CausalWanPipeline(None, None, transformer, vae, scheduler, edit_sigmas=edit_sigmas)
