@@ -5,7 +5,7 @@ autoencoder, or with another model. A clip runs back and forth, so that it has n
 What is computed depends on the source alone, so random weights tell the speed.
 
 Run as ``python -m benchmarks.moving_clip CLIP... [--model NAME] [--size 832x480] [--device cuda]``;
-a CLIP may be an array of frames, see `benchmarks.live`.
+a CLIP may be an array of frames, see `benchmarks.live`. Speeds are against the first method's.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ def measure(pipe: CausalWanPipeline, clip: Path, options: argparse.Namespace) ->
     )
     video = torch.from_numpy(frames).permute(0, 3, 1, 2).unsqueeze(0)
     blocks = [x.to(options.device) for x in video.split(12, 1)]
-    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    seconds: dict[str, list[float]] = {method: [] for method in options.methods}
     last: dict[str, list[BlockStats]] = {}
     for _ in range(options.rounds):
-        for method in METHODS:
+        for method in options.methods:
             told: list[BlockStats] = []
             stream = open_stream(pipe, method, options.device, told)
             seconds[method] += run(stream, blocks, told)[_WARM:]
             last[method] = told[_WARM:]
-    dense = median(seconds["full"])
-    for method in METHODS:
+    dense = median(seconds[options.methods[0]])
+    for method in options.methods:
         took, told = median(seconds[method]), last[method]
         stages = {
             name: 1000 * median(block.seconds.get(name, 0.0) for block in told)
@@ -89,6 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Frames a second of clips whose camera moves.")
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--model", help="by default random weights of Wan 1.3B's shape")
+    parser.add_argument("--vae", choices=("tiny", "full"), default="tiny", help="of random weights")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--size", default="832x480")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--blocks", type=int, default=30)
@@ -96,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     pipe: Any
     if options.model is None:
-        pipe = random_pipeline("1.3b", options.device, torch.bfloat16)
+        pipe = random_pipeline("1.3b", options.device, torch.bfloat16, vae=options.vae)
     else:
         dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
         pipe = CausalWanPipeline.from_pretrained(options.model, torch_dtype=dtype)

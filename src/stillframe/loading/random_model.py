@@ -5,11 +5,12 @@ It does not know what is measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from torch import nn
 
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.meter import typed
@@ -26,28 +27,38 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Configurations of Wan 2.1's transformers, for random weights."""
 
+_AUTOENCODERS: dict[str, Callable[[], nn.Module]] = {
+    "tiny": lambda: TinyVideoAutoencoder(**TAEW_CONFIG),
+    # its own defaults are Wan 2.1's
+    "full": AutoencoderKLWan,
+}
+
 
 def random_pipeline(
     shape: str,
     device: str,
     dtype: torch.dtype,
     edit_sigmas: Sequence[float] | None = None,
+    vae: str = "tiny",
 ) -> CausalWanPipeline:
-    """A pipeline with random weights and the tiny autoencoder, without a text encoder.
+    """A pipeline with random weights, without a text encoder.
 
     Args:
         shape: of the transformer, a name in `SHAPES`.
         device, dtype: of the weights.
         edit_sigmas: its own schedule of edits.
+        vae: "tiny", the published one's shape, or "full", Wan's own.
 
     Raises:
-        ValueError: there is no such shape.
+        ValueError: there is no such shape or autoencoder.
     """
+    if vae not in _AUTOENCODERS:
+        raise ValueError(f"autoencoders are {' and '.join(_AUTOENCODERS)}, got {vae!r}")
     if shape not in SHAPES:
         raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
     torch.manual_seed(0)
     with torch.device(device):
         transformer = random_transformer(SHAPES[shape], dtype)
-        vae = typed(TinyVideoAutoencoder(**TAEW_CONFIG), dtype).eval().requires_grad_(False)
+        coder = typed(_AUTOENCODERS[vae](), dtype)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
-    return CausalWanPipeline(None, None, transformer, vae, scheduler, edit_sigmas=edit_sigmas)
+    return CausalWanPipeline(None, None, transformer, coder, scheduler, edit_sigmas=edit_sigmas)
