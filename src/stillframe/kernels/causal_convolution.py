@@ -87,8 +87,8 @@ def _packed(convolution: CausalConvolution) -> Tensor:
     weight = convolution.weight.permute(2, 3, 4, 1, 0)
     if convolution.enlarge:
         # an even row looks at the one above once and at its own twice, an odd one the other way
-        fold = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]).float()
-        parts = torch.einsum("pak,qbl,tklcn->pqtabcn", fold, fold, weight.float())
+        fold = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]).double()
+        parts = torch.einsum("pak,qbl,tklcn->pqtabcn", fold, fold, weight.double())
         weight = parts.flatten(0, 1).to(weight.dtype)
     else:
         weight = weight.unsqueeze(0)

@@ -37,10 +37,10 @@ class Norm:
         self.gamma, self.silu = gamma, silu
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., C), in float32."""
-        y = x.float()
+        """(..., C), in float32 at least."""
+        y = x if x.dtype == torch.float64 else x.float()
         if self.gamma is not None:
-            y = F.normalize(y, dim=-1, eps=_EPS) * (y.shape[-1] ** 0.5 * self.gamma.float())
+            y = F.normalize(y, dim=-1, eps=_EPS) * (y.shape[-1] ** 0.5 * self.gamma.to(y.dtype))
         return F.silu(y) if self.silu else y
 
 
