@@ -91,7 +91,9 @@ class FusedCoder:
             shape = batch, height // side, width // side
             self._encoder = WanCoder(fused.encoder, fused.pixels, shape, x)
         moments = self._encoder(x.permute(0, 2, 3, 4, 1), changed)
-        return _mixed(self._vae.quant_conv, moments)[..., : self._vae.config.z_dim].permute(0, 4, 1, 2, 3)
+        return _mixed(self._vae.quant_conv, moments)[..., : self._vae.config.z_dim].permute(
+            0, 4, 1, 2, 3
+        )
 
     @torch.no_grad()
     def decode(self, latents: Tensor, changed: Tensor | None, first: bool) -> Tensor:
@@ -159,7 +161,9 @@ class WanCoder:
         given = self._given[key]
         for buffer, part in zip(given, new, strict=True):
             buffer.copy_(part)
-        result: Tensor = self._graphs.run(key, lambda: self._work(*given, *(None,) * (2 - len(given))))
+        result: Tensor = self._graphs.run(
+            key, lambda: self._work(*given, *(None,) * (2 - len(given)))
+        )
         return result
 
     def _work(self, x: Tensor, changed: Tensor | None, first: bool = False) -> Tensor:

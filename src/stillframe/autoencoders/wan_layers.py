@@ -2,7 +2,7 @@
 
 A convolution reads a buffer of its own, in which frames before and the surroundings of what is
 computed are found: the *map* of its input. What lies between a convolution and the next buffer is
-looked at pixel by pixel, so it is scratch. Weights are the layers'; buffers are a stream's (`Maps`).
+looked at pixel by pixel, so it is scratch. Weights belong to layers, buffers to a stream (`Maps`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from stillframe.kernels.causal_convolution import CausalConvolution, convolve
 from stillframe.kernels.channel_norm import Norm, place
-from stillframe.kernels.frames import CellList, Frames, padded_channels
+from stillframe.kernels.frames import CellList, Frames, padded_channels, scratch
 
 __all__ = ["Layer", "Level", "Maps", "Turn", "decoder_layers", "encoder_layers"]
 
@@ -95,15 +95,6 @@ class Turn:
         whole = self.maps.buffer(key, level, padded_channels(channels), past, border)
         return whole.last(1) if self.first else whole
 
-    def scratch(self, level: Level, channels: int) -> Frames:
-        """Frames that nobody looks at after the next layer."""
-        batch, h, w = self.maps.shape
-        frames, padded = 1 if self.first else level.frames, padded_channels(channels)
-        shape = batch, frames, h * level.side, w * level.side, padded
-        # channels that no layer writes are multiplied by zero, which leaves NaN what it is
-        make = self.maps.like.new_empty if padded == channels else self.maps.like.new_zeros
-        return Frames(make(shape))
-
     def place(self, norm: Norm, x: Tensor | None, out: Frames, level: Level) -> None:
         """See `kernels.channel_norm.place`."""
         place(norm, x, out, self.cells, self.recent, level.side)
@@ -112,13 +103,13 @@ class Turn:
         self,
         convolution: CausalConvolution,
         x: Frames,
-        out: Frames,
         level: Level,
+        *,
         added: Frames | None = None,
+        out: Frames | None = None,
     ) -> Frames:
         """See `kernels.causal_convolution.convolve`."""
-        convolve(convolution, x, out, added, self.cells, level.side)
-        return out
+        return convolve(convolution, x, out, added, self.cells, level.side)
 
 
 #: From frames to frames, see `Turn`.
@@ -137,10 +128,10 @@ class _Normed:
         conv = self._conv
         buffer = turn.buffer(self, self._level, conv.channels, conv.past, conv.border)
         turn.place(self._norm, x.latest[..., : conv.channels], buffer, self._level)
-        return turn.convolve(conv, buffer, self._output(turn), self._level, added)
+        return turn.convolve(conv, buffer, self._level, added=added, out=self._output(turn))
 
-    def _output(self, turn: Turn) -> Frames:
-        return turn.scratch(self._level, self._conv.width)
+    def _output(self, turn: Turn) -> Frames | None:
+        return None
 
 
 class _Exit(_Normed):
@@ -160,19 +151,17 @@ class _Residual:
         self._shortcut = None if same else _convolution(block.conv_shortcut)
 
     def __call__(self, x: Frames, turn: Turn) -> Frames:
-        added = x
-        if self._shortcut is not None:
-            out = turn.scratch(self._level, self._shortcut.width)
-            added = turn.convolve(self._shortcut, x, out, self._level)
+        added = x if self._shortcut is None else turn.convolve(self._shortcut, x, self._level)
         return self._second(self._first(x, turn), turn, added)
 
 
 class _Attention:
     """One head over all places of a frame.
 
-    Keys and values are maps, overwritten at active cells. A place that is not active is looked at as
-    it was when it was last computed, and looks at nothing: what it would find anew, now that others
-    have changed, is left out. Its query is asked with the others, which is less than picking them.
+    Keys and values are maps, overwritten at active cells. A place that is not active is looked at
+    as it was when it was last computed, and looks at nothing: what it would find anew, now that
+    others have changed, is left out. Its query is asked with the others, since picking them would
+    cost as much.
     """
 
     def __init__(self, block: WanAttentionBlock, level: Level) -> None:
@@ -184,18 +173,15 @@ class _Attention:
         width = self._out.channels
         if turn.cells is not None and not turn.cells.on_device and not len(turn.cells):
             return x
-        rows = turn.scratch(self._level, width)
+        rows = scratch(x.base, (*x.latest.shape[:4], width))
         turn.place(self._norm, x.latest[..., :width], rows, self._level)
         projected = turn.buffer(self, self._level, 3 * width)
-        turn.convolve(self._project, rows, projected, self._level)
+        turn.convolve(self._project, rows, self._level, out=projected)
         qkv = projected.latest[..., : 3 * width].flatten(2, 3).flatten(0, 1).unsqueeze(1)
         query, key, value = qkv.chunk(3, -1)
         found = F.scaled_dot_product_attention(query, key, value)
-        seen = turn.scratch(self._level, width)
-        seen.base[..., :width] = found.view(*seen.base.shape[:4], width)
-        return turn.convolve(
-            self._out, seen, turn.scratch(self._level, width), self._level, added=x
-        )
+        rows.base[..., :width] = found.view(*rows.base.shape[:4], width)
+        return turn.convolve(self._out, rows, self._level, added=x)
 
 
 class _Grow:
@@ -220,9 +206,8 @@ class _Grow:
                 (self, "past"), self._slow, self._time.channels, past=self._time.past
             )
             turn.place(_COPY, frames, past, self._slow)
-            turn.convolve(self._time, past, source, self._slow)
-        out = turn.scratch(self._level.scaled(1, 2), self._conv.width)
-        return turn.convolve(self._conv, source, out, self._level)
+            turn.convolve(self._time, past, self._slow, out=source)
+        return turn.convolve(self._conv, source, self._level)
 
 
 class _Shrink:
@@ -238,17 +223,14 @@ class _Shrink:
     def __call__(self, x: Frames, turn: Turn) -> Frames:
         source = turn.buffer(self, self._level, self._conv.channels, border=1)
         turn.place(_COPY, x.latest[..., : self._conv.channels], source, self._level)
-        width = self._conv.width
         if self._time is None:
-            out = turn.scratch(self._small, width)
-            return turn.convolve(self._conv, source, out, self._small)
-        past = turn.buffer((self, "past"), self._small, width, past=self._time.past)
+            return turn.convolve(self._conv, source, self._small)
+        past = turn.buffer((self, "past"), self._small, self._conv.width, past=self._time.past)
         turn.place(_COPY, None, past, self._small)
-        turn.convolve(self._conv, source, past, self._small)
+        turn.convolve(self._conv, source, self._small, out=past)
         if turn.first:  # not pooled, but what the second one is pooled with
             return Frames(past.latest.clone())
-        out = turn.scratch(self._small.scaled(0.5, 1), width)
-        return turn.convolve(self._time, past, out, self._small)
+        return turn.convolve(self._time, past, self._small)
 
 
 def encoder_layers(encoder: nn.Module, frames: int, side: int) -> tuple[list[Layer], Level]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.kernels.frames import CellList, Frames, padded_channels
+from stillframe.kernels.frames import CellList, Frames, padded_channels, scratch
 
 try:
     import triton
@@ -48,6 +48,8 @@ class CausalConvolution:
     packed: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        weight = self.weight.contiguous(memory_format=torch.channels_last_3d)
+        object.__setattr__(self, "weight", weight)
         object.__setattr__(self, "packed", _packed(self))
 
     @property
@@ -101,11 +103,11 @@ def _packed(convolution: CausalConvolution) -> Tensor:
 def convolve_reference(
     convolution: CausalConvolution,
     x: Frames,
-    out: Frames,
+    out: Frames | None = None,
     added: Frames | None = None,
     cells: CellList | None = None,
     side: int = 1,
-) -> None:
+) -> Frames:
     """The slow reference of `convolve`: everything, of which the cells' pixels are taken."""
     frames = x.everything[..., : convolution.channels].permute(0, 4, 1, 2, 3)
     edge = convolution.border
@@ -120,34 +122,58 @@ def convolve_reference(
     y = y.permute(0, 2, 3, 4, 1)
     if added is not None:
         y = y + added.latest[..., : y.shape[4]]
+    out = scratch(y, convolution.shape(x)) if out is None else out
     to = out.latest[..., : y.shape[4]]
     to.copy_(y if cells is None else torch.where(cells.mask(side * _scale(convolution)), y, to))
+    return out
 
 
 def convolve(
     convolution: CausalConvolution,
     x: Frames,
-    out: Frames,
+    out: Frames | None = None,
     added: Frames | None = None,
     cells: CellList | None = None,
     side: int = 1,
-) -> None:
+) -> Frames:
     """Convolve frames, of which those before are `past` and which have a `border` where it looks.
 
     Args:
         convolution: how.
         x: (B, T, H, W, C).
-        out: what comes out, see `CausalConvolution.shape`.
+        out: where to, see `CausalConvolution.shape`; None for frames that are made for it, of which
+            only what is computed is anything.
         added: added to it, of its shape; may be ``out`` itself.
         cells: where it is computed; elsewhere ``out`` stays. None for everywhere.
         side: pixels along the side of a cell of what comes out, before it is enlarged.
+
+    Returns:
+        ``out``.
     """
-    if triton is not None and _countable(x, out, added) and (x.base.is_cuda or _INTERPRETED):
+    kernels = triton is not None and (x.base.is_cuda or _INTERPRETED)
+    if cells is None and out is None and x.base.is_cuda and _library(convolution):
+        return _convolve_library(convolution, x, added)
+    out = scratch(x.base, convolution.shape(x)) if out is None else out
+    if kernels and _countable(x, out, added):
         _launch(convolution, x, out, added, cells, side)
     elif cells is None or x.base.is_cuda:
         convolve_reference(convolution, x, out, added, cells, side)
     elif len(cells):
         _convolve_rows(convolution, x, out, added, cells, side)
+    return out
+
+
+def _library(convolution: CausalConvolution) -> bool:
+    """Whether cuDNN is faster than `_convolve` on an H100 where everything is computed."""
+    return False
+
+
+def _convolve_library(convolution: CausalConvolution, x: Frames, added: Frames | None) -> Frames:
+    flags = {"benchmark": True, "allow_tf32": torch.backends.cudnn.allow_tf32}
+    with torch.backends.cudnn.flags(enabled=True, **flags):
+        frames = x.base.permute(0, 4, 1, 2, 3)
+        y = F.conv3d(frames, convolution.weight, convolution.bias).permute(0, 2, 3, 4, 1)
+    return Frames(y if added is None else y.add_(added.latest[..., : y.shape[4]]))
 
 
 def _scale(convolution: CausalConvolution) -> int:
@@ -213,7 +239,9 @@ def _convolve_rows(
                     _write(out, to[some], frame, z, added, None if other is None else other[some])
 
 
-def _enlarged(frames: Frames, cells: CellList, side: int, scale: int, down: int, right: int) -> Tensor:
+def _enlarged(
+    frames: Frames, cells: CellList, side: int, scale: int, down: int, right: int
+) -> Tensor:
     return frames.places(cells, side, scale) + down * frames.base.shape[3] + right
 
 
@@ -237,6 +265,8 @@ class Tile(NamedTuple):
         pair: whether of two frames, which share what they look at.
         depth: channels read at once.
         warps, stages: see Triton's ``num_warps`` and ``num_stages``.
+        vector: numbers that a thread copies at once; what is copied by less than 16 bytes stays in
+            the first level of caches.
     """
 
     rows: int
@@ -246,6 +276,7 @@ class Tile(NamedTuple):
     depth: int
     warps: int
     stages: int
+    vector: int = 8
 
 
 def tile_of(convolution: CausalConvolution, frames: int) -> Tile:
@@ -280,7 +311,7 @@ def _launch(
     height, width = height // _scale(convolution), width // _scale(convolution)
     groups = frames // 2 if tile.pair else frames
     columns = triton.cdiv(convolution.weight.shape[0], tile.columns + tile.more)
-    places = 1 if cells is None else cells.chosen[0].numel()
+    places = height * width // side**2
     tiles = triton.cdiv(batch * height * width, tile.rows)
     _convolve[(columns * groups * taps.parts * tiles,)](
         given,
@@ -291,11 +322,9 @@ def _launch(
         packed if cells is None else cells.numbers,
         packed if cells is None else cells.count,
         batch * height * width,
-        height,
-        width,
         places,
         width // side,
-        *given.stride()[:4],
+        *(stride // tile.vector for stride in given.stride()[:4]),
         *other.stride()[:4],
         *to.stride()[:4],
         C=packed.shape[2],
@@ -319,6 +348,7 @@ def _launch(
         COLUMNS=tile.columns,
         MORE=tile.more,
         DEPTH=tile.depth,
+        VECTOR=tile.vector,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -358,17 +388,19 @@ if triton is not None:
             inside,
         )
 
-    @triton.jit
+    # strides of what is read count in vectors: the compiler is to know no better
+    @triton.jit(do_not_specialize=["xb", "xt", "xy", "xx"])
     def _convolve(
-        x, weight, bias, added, out, numbers, count, total, height, width, places, across,
+        x, weight, bias, added, out, numbers, count, total, places, across,
         xb, xt, xy, xx, ab, at, ay, ax, ob, ot, oy, ox,
         C: tl.constexpr, N: tl.constexpr, PADDED: tl.constexpr, TIMES: tl.constexpr,
         TAPS: tl.constexpr, BEGIN: tl.constexpr, STRIDE: tl.constexpr, POOL: tl.constexpr,
         WIDTH: tl.constexpr, GROW: tl.constexpr, ENLARGE: tl.constexpr, GROUPS: tl.constexpr,
         SPLITS: tl.constexpr, SIDE: tl.constexpr, LISTED: tl.constexpr, ADD: tl.constexpr,
         PAIR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, MORE: tl.constexpr,
-        DEPTH: tl.constexpr,
+        DEPTH: tl.constexpr, VECTOR: tl.constexpr,
     ):  # fmt: skip
+        xb, xt, xy, xx = xb * VECTOR, xt * VECTOR, xy * VECTOR, xx * VECTOR
         CHUNKS: tl.constexpr = C // DEPTH
         AREA: tl.constexpr = TAPS * TAPS * C  # rows of weights of a frame
         EVEN: tl.constexpr = PADDED % (COLUMNS + MORE) == 0
@@ -382,20 +414,18 @@ if triton is not None:
             total = tl.load(count) * (SIDE * SIDE)
         if first >= total:
             return
+        # cell by cell, so that what one pixel looks at was just looked at by another
         pixel = first + tl.arange(0, ROWS)
         valid = pixel < total
         pixel = tl.minimum(pixel, total - 1)
+        cell = pixel // (SIDE * SIDE)
         if LISTED:
-            cell = tl.load(numbers + pixel // (SIDE * SIDE))
-            place = cell % places
-            within = pixel % (SIDE * SIDE)
-            video = cell // places
-            y = place // across * SIDE + within // SIDE
-            z = place % across * SIDE + within % SIDE
-        else:
-            video = pixel // (height * width)
-            y = pixel // width % height
-            z = pixel % width
+            cell = tl.load(numbers + cell)
+        place = cell % places
+        within = pixel % (SIDE * SIDE)
+        video = cell // places
+        y = place // across * SIDE + within // SIDE
+        z = place % across * SIDE + within % SIDE
         down, right = part // 2, part % 2
         frame = group * 2 if PAIR else group
         begin = video * xb + (y * STRIDE + BEGIN + down) * xy + (z * STRIDE + BEGIN + right) * xx
@@ -413,12 +443,13 @@ if triton is not None:
                 next_more = tl.zeros((ROWS, MORE), tl.float32)
         if PAIR:
             for i in range(TAPS * TAPS * CHUNKS):
-                chunk = i % CHUNKS
-                tap = i // CHUNKS
+                chunk, tap = i // (TAPS * TAPS), i % (TAPS * TAPS)
                 a = rows + (tap // TAPS * xy + tap % TAPS * xx + chunk * DEPTH)
                 b = w + (tap * C + chunk * DEPTH + c)[:, None] * PADDED
-                a0, a1 = tl.load(a), tl.load(a + xt)
-                a2, a3 = tl.load(a + 2 * xt), tl.load(a + 3 * xt)
+                a0 = tl.load(a)
+                a1 = tl.load(a + xt)
+                a2 = tl.load(a + 2 * xt)
+                a3 = tl.load(a + 3 * xt)
                 b0 = _part(b, n, PADDED, EVEN)
                 b1 = _part(b + AREA * PADDED, n, PADDED, EVEN)
                 b2 = _part(b + 2 * AREA * PADDED, n, PADDED, EVEN)
@@ -440,13 +471,13 @@ if triton is not None:
                     next_more = tl.dot(a3, e2, next_more, input_precision="ieee")
         else:
             for i in range(TIMES * TAPS * TAPS * CHUNKS):
-                chunk = i % CHUNKS
-                tap = i // CHUNKS
+                # all taps of some channels, which the first level of caches holds
+                chunk, tap = i // (TIMES * TAPS * TAPS), i % (TIMES * TAPS * TAPS)
                 a = rows + (
                     tap // (TAPS * TAPS) * xt + tap // TAPS % TAPS * xy + tap % TAPS * xx
                     + chunk * DEPTH
                 )  # fmt: skip
-                b = w + (i * DEPTH + c)[:, None] * PADDED
+                b = w + (tap * C + chunk * DEPTH + c)[:, None] * PADDED
                 a0 = tl.load(a)
                 sums = tl.dot(a0, _part(b, n, PADDED, EVEN), sums, input_precision="ieee")
                 if MORE:

@@ -27,7 +27,7 @@ class Norm:
     """What is done to a pixel's channels.
 
     Args:
-        gamma: (C,) factors after dividing by the root mean square; None to leave values as they are.
+        gamma: (C,) factors after dividing by the root mean square; None for neither.
         silu: whether SiLU follows.
     """
 
@@ -142,7 +142,7 @@ def _launch(
         width // side,
         *given.stride(),
         *to.stride()[:4],
-        channels ** 0.5,
+        channels**0.5,
         C=channels,
         FRAMES=frames,
         PAST=out.past,
@@ -198,7 +198,9 @@ if triton is not None:
             tl.store(to + i * ot, before, here)
         if WRITE:
             if CHOSEN:
-                write = tl.load(chosen + (video * places + y // SIDE * across + z // SIDE), inside, 0)
+                write = tl.load(
+                    chosen + (video * places + y // SIDE * across + z // SIDE), inside, 0
+                )
                 here &= (write != 0)[:, None]
             at = x + (video * xb + y * xy + z * xx)[:, None] + (c * xc)[None, :]
             if NORM:

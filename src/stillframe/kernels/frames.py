@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["CellList", "Frames", "padded_channels"]
+__all__ = ["CellList", "Frames", "padded_channels", "scratch"]
 
 _CHANNELS = 16  # the least depth of a product that tensor cores take
 
@@ -45,7 +45,9 @@ class Frames:
 
     def last(self, count: int) -> Frames:
         """The last frames, ``count`` of them, and as many before them as these have."""
-        return Frames(self.base[:, self.base.shape[1] - self.past - count :], self.past, self.border)
+        return Frames(
+            self.base[:, self.base.shape[1] - self.past - count :], self.past, self.border
+        )
 
     @property
     def rows(self) -> Tensor:
@@ -71,6 +73,15 @@ class Frames:
     def area(self) -> int:
         """Rows of a frame."""
         return self.base.shape[2] * self.base.shape[3]
+
+
+def scratch(like: Tensor, shape: tuple[int, int, int, int, int]) -> Frames:
+    """Frames (B, T, H, W, C) of dtype and device of another tensor, with nothing in them."""
+    *sizes, channels = shape
+    padded = padded_channels(channels)
+    # channels that nobody writes are multiplied by zero, which leaves NaN what it is
+    make = like.new_empty if padded == channels else like.new_zeros
+    return Frames(make((*sizes, padded)))
 
 
 @dataclass(frozen=True, eq=False)
