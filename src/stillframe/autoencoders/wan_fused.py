@@ -5,6 +5,8 @@ Not for Wan 2.2's residual kind, which goes through diffusers' modules (``wan_st
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
@@ -77,7 +79,7 @@ class FusedCoder:
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
-        self._vae = vae
+        self._vae: Any = vae
         self._encoder: WanCoder | None = None
         self._decoder: WanCoder | None = None
 
@@ -106,7 +108,7 @@ class FusedCoder:
         return self._decoder(x, changed).permute(0, 4, 1, 2, 3)
 
 
-def _mixed(conv: nn.Module, x: Tensor) -> Tensor:
+def _mixed(conv: Any, x: Tensor) -> Tensor:
     """A convolution of single pixels, of channels that come last."""
     return F.linear(x, conv.weight.flatten(1), conv.bias)
 
@@ -126,7 +128,7 @@ class WanCoder:
     ) -> None:
         self._layers, self._level = layers, level
         self.maps = Maps(shape, like)
-        self._graphs, self._given = Graphs(), dict[object, tuple[Tensor, ...]]()
+        self._graphs, self._given = Graphs(), dict[object, tuple[Tensor, Tensor | None]]()
         with torch.inference_mode(False):
             # where the last latent frame was computed, and the one before
             self._before = torch.ones(2, *shape, device=like.device, dtype=torch.bool)
@@ -153,17 +155,18 @@ class WanCoder:
         return self._captured(x, changed).clone()
 
     def _captured(self, x: Tensor, changed: Tensor | None) -> Tensor:
-        new = (x,) if changed is None else (x, changed.to(x.device))
         key = x.shape, changed is None
         if key not in self._given:
             with torch.inference_mode(False):
-                self._given[key] = tuple(torch.empty_like(part) for part in new)
-        given = self._given[key]
-        for buffer, part in zip(given, new, strict=True):
-            buffer.copy_(part)
-        result: Tensor = self._graphs.run(
-            key, lambda: self._work(*given, *(None,) * (2 - len(given)))
-        )
+                self._given[key] = (
+                    torch.empty_like(x, memory_format=torch.contiguous_format),
+                    None if changed is None else torch.empty_like(changed, device=x.device),
+                )
+        given, cells = self._given[key]
+        given.copy_(x)
+        if cells is not None and changed is not None:
+            cells.copy_(changed)
+        result: Tensor = self._graphs.run(key, lambda: self._work(given, cells))
         return result
 
     def _work(self, x: Tensor, changed: Tensor | None, first: bool = False) -> Tensor:

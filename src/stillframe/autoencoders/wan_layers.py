@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +122,7 @@ _COPY = Norm()
 class _Normed:
     """A norm, the buffer it writes to and the convolution that reads that."""
 
-    def __init__(self, norm: Norm, conv: nn.Module, level: Level) -> None:
+    def __init__(self, norm: Norm, conv: Any, level: Level) -> None:
         self._norm, self._conv, self._level = norm, _convolution(conv), level
 
     def __call__(self, x: Frames, turn: Turn, added: Frames | None = None) -> Frames:
@@ -233,7 +234,7 @@ class _Shrink:
         return turn.convolve(self._time, past, self._small)
 
 
-def encoder_layers(encoder: nn.Module, frames: int, side: int) -> tuple[list[Layer], Level]:
+def encoder_layers(encoder: Any, frames: int, side: int) -> tuple[list[Layer], Level]:
     """Layers of Wan's encoder, from pixels to moments, and the level of those.
 
     Args:
@@ -252,7 +253,7 @@ def encoder_layers(encoder: nn.Module, frames: int, side: int) -> tuple[list[Lay
     return layers, level
 
 
-def decoder_layers(decoder: nn.Module) -> tuple[list[Layer], Level]:
+def decoder_layers(decoder: Any) -> tuple[list[Layer], Level]:
     """Layers of Wan's decoder, from latents to pixels, and the level of those.
 
     Args:
@@ -270,7 +271,7 @@ def decoder_layers(decoder: nn.Module) -> tuple[list[Layer], Level]:
     return layers, level
 
 
-def _middle(block: nn.Module, level: Level) -> list[Layer]:
+def _middle(block: Any, level: Level) -> list[Layer]:
     first, *rest = block.resnets
     layers = [_layer(first, level)]
     for attention, resnet in zip(block.attentions, rest, strict=True):
@@ -278,7 +279,7 @@ def _middle(block: nn.Module, level: Level) -> list[Layer]:
     return layers
 
 
-def _layer(block: nn.Module, level: Level) -> Layer:
+def _layer(block: Any, level: Level) -> Layer:
     if isinstance(block, WanResidualBlock):
         return _Residual(block, level)
     if isinstance(block, WanAttentionBlock):
@@ -292,7 +293,7 @@ def _norm(norm: WanRMS_norm, *, silu: bool) -> Norm:
 
 
 def _convolution(
-    conv: nn.Module, *, stride: int = 1, pool: int = 1, grow: int = 1, enlarge: bool = False
+    conv: Any, *, stride: int = 1, pool: int = 1, grow: int = 1, enlarge: bool = False
 ) -> CausalConvolution:
     weight, bias = conv.weight.data, conv.bias.data
     if weight.dim() == 4:

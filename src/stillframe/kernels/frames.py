@@ -128,9 +128,8 @@ class CellList:
             place = numbers % (h * w)
             y = place // w * side + inside.view(1, -1, 1)
             x = place % w * side + inside
-            video = numbers // (h * w)
-            whole = torch.broadcast_tensors(video, y, x)
-            self._pixels[side] = tuple(part.flatten() for part in whole)  # type: ignore[assignment]
+            video, y, x = torch.broadcast_tensors(numbers // (h * w), y, x)
+            self._pixels[side] = video.flatten(), y.flatten(), x.flatten()
         return self._pixels[side]
 
     def mask(self, side: int) -> Tensor:
