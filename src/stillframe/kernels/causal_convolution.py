@@ -279,17 +279,19 @@ class Tile(NamedTuple):
     vector: int = 8
 
 
-def tile_of(convolution: CausalConvolution, frames: int) -> Tile:
-    """The fastest of a few on an H100, for frames that come out before they grow."""
+def tile_of(convolution: CausalConvolution) -> Tile:
+    """The fastest of a few on an H100."""
     width, channels = convolution.weight.shape[0], convolution.packed.shape[2]
-    depth = next(size for size in (32, 16) if channels % size == 0)
-    pair = convolution.weight.shape[2] == 3 and convolution.pool == 1 and frames % 2 == 0
-    if width <= 32:
-        return Tile(128, max(16, triton.next_power_of_2(width)), 0, pair, depth, 4, 3)
+    columns = max(16, triton.next_power_of_2(width))
+    if convolution.weight.dtype.itemsize > 2:  # nothing that tensor cores take
+        return Tile(64, min(64, columns), 0, False, 16, 4, 2)
+    depth = next(size for size in (64, 32, 16) if channels % size == 0)
+    stages = 3 if depth == 64 else 4
     if width == 96:
-        return Tile(128, 64, 32, pair, depth, 8, 3)
-    columns = min(128, triton.next_power_of_2(width))
-    return Tile(128, columns, 0, pair, depth, 8, 3)
+        return Tile(128, 64, 32, False, depth, 8, stages)
+    if width == 192:
+        return Tile(128, 128, 64, False, depth, 8, stages)
+    return Tile(128, min(128, columns), 0, False, depth, 8 if columns >= 64 else 4, stages)
 
 
 def _launch(
@@ -305,7 +307,7 @@ def _launch(
     given, to = x.everything, out.latest
     other = to if added is None else added.latest
     frames = (given.shape[1] - x.past) // convolution.pool
-    tile = tile or tile_of(convolution, frames)
+    tile = tile or tile_of(convolution)
     # rows of the product: pixels of one part of what comes out
     batch, _, height, width, _ = convolution.shape(x)
     height, width = height // _scale(convolution), width // _scale(convolution)
