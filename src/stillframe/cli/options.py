@@ -169,7 +169,7 @@ def load(
     from stillframe.loading.assemble import Task
 
     prompts = () if prompt is None else (prompt,)
-    store = given.get("store", "auto")
+    store, motion = given.get("store", "auto"), given.get("motion") != "off"
     return load_pipeline(
         model,
         device=device,
@@ -178,7 +178,7 @@ def load(
         loras=tuple(given.get("lora") or ()),
         attention=given.get("attention"),
         offload=given.get("offload", False),
-        task=Task(*_size(given), recovery, compare, generate, prompts, store),
+        task=Task(*_size(given), recovery, compare, generate, prompts, store, motion),
     )
 
 

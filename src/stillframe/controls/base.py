@@ -111,7 +111,7 @@ class ControlledBlock:
     """A block that is being made, as far as it is known.
 
     Attributes:
-        tokens: (B, S, N, P) source.
+        tokens: (B, S, N, P) source; of the frame before where nobody looks at them.
         grid: S x h x w.
         running: all controls, in order.
         order: what they made of it; known after `RunningControl.begin`.
@@ -286,6 +286,12 @@ class RunningControl(Generic[_C]):
 
     def __init__(self, control: _C) -> None:
         self.control = control
+
+    @property
+    def looks_at_latents(self) -> bool:
+        """Whether it needs the source's latents, all of them: a block is encoded before its mask is
+        made, then."""
+        return False
 
     def begin(self, block: ControlledBlock) -> Order | None:
         """Look at the source before anything is decided; may make the block whole."""

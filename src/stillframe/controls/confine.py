@@ -24,7 +24,7 @@ class Decoder(Protocol):
 
     timeline: Timeline
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, changed: Tensor | None = None) -> Tensor:
         """Frames (B, T, 3, H, W) of the next block (B, C, S, h, w)."""
         ...
 

@@ -182,6 +182,10 @@ class RunningCuts(RunningControl[Cuts | GivenCuts]):
         self._latent = 0
         self._forget_next = False
 
+    @property
+    def looks_at_latents(self) -> bool:
+        return isinstance(self._find, CutDetector)
+
     def begin(self, block: ControlledBlock) -> Order:
         cuts = self._find(block.tokens)
         self.found += [self._latent + j for j in cuts.begun]

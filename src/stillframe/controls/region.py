@@ -200,6 +200,11 @@ class RunningRegion(RunningControl[Region]):
             return keep & ~self._barred
         return keep | self._places if self.control.mode == "always" else keep
 
+    @property
+    def looks_at_latents(self) -> bool:
+        # what lies around it is decoded from the source
+        return self.control.mode == "only"
+
     def shows_source(self, block: ControlledBlock) -> Tensor | None:
         return ~self._places if self.control.mode == "only" else None
 

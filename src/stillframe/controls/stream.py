@@ -75,6 +75,11 @@ class ControlState:
         """The running control of a class, None if there is none."""
         return next((each for each in self if isinstance(each, kind)), None)
 
+    @property
+    def looks_at_latents(self) -> bool:
+        """Whether any of them needs all of the source's latents."""
+        return any(each.looks_at_latents for each in self)
+
     def begin(self, tokens: Tensor, grid: Grid) -> Order:
         """Look at the next block's source, (B, S, N, P), before anything is decided."""
         block = self._block = ControlledBlock(tokens, grid, self._running)
@@ -140,12 +145,17 @@ class ControlState:
         shown = self._shows_source()
         return None if shown is None else shown.expand_as(keep)
 
-    def decode(self, decoder: Decoder, edited: Tensor, source: Tensor) -> Tensor:
-        """Frames of the block, from latents (B, C, S, h, w) of the result and of the source."""
+    def decode(
+        self, decoder: Decoder, edited: Tensor, source: Tensor, changed: Tensor | None = None
+    ) -> Tensor:
+        """Frames of the block, from latents (B, C, S, h, w) of the result and of the source.
+
+        ``changed`` is what of the result is needed, see ``StreamingAutoencoder.decode``.
+        """
         shown = self._shows_source()
         if shown is None:
             self._confinement = None
-            return decoder.decode(edited)
+            return decoder.decode(edited, changed)
         if self._confinement is None:
             self._confinement = Confinement()
         return self._confinement.decode(decoder, edited, source, ~shown)

@@ -149,10 +149,16 @@ class Rings:
         self._snapshots: list[Snapshots] = []
         self._rings: list[Ring] = []
 
+    def open(self, like: Tensor, dense: bool) -> None:
+        """Make room for pictures (B, 3, H, W), if there is none."""
+        if dense and not self._rings:
+            self._rings = [Ring(x, self._count) for x in like]
+        if not dense and not self._snapshots:
+            self._snapshots = [Snapshots(x.float(), self._count) for x in like]
+
     def sparse(self, pictures: MovedPictures, like: Tensor) -> SparseMover:
         """What puts patches in that are picked out; ``like``: (B, 3, H, W)."""
-        if not self._snapshots:
-            self._snapshots = [Snapshots(x.float(), self._count) for x in like]
+        self.open(like, dense=False)
         return SparseMover(self._snapshots, pictures)
 
     def dense(
@@ -160,6 +166,5 @@ class Rings:
         like: Tensor,
     ) -> DenseMover:  # fmt: skip
         """What puts in those of all patches that moved, see `DenseMover`."""
-        if not self._rings:
-            self._rings = [Ring(x, self._count) for x in like]
+        self.open(like, dense=True)
         return DenseMover(self._rings, number, patches, *which)

@@ -65,7 +65,7 @@ class Results:
             be moved.
         """
         first, (last, its_source) = settled[0].first, before
-        self._put(first - 1, last - its_source)
+        self.put(first - 1, last - its_source)
         if settled[0].patches[0].mask is not None:
             return self._carried(own, last, source, keep, settled)
         filled, even = [], [list[Tensor]() for _ in settled]
@@ -77,11 +77,12 @@ class Results:
                 edit, steps = self._edit(b, moved)
                 last[b].index_copy_(0, moved.index, sources[t][b, moved.index] + edit)
                 even[b].append(((_UNEVEN - steps) / (_UNEVEN - _EVEN)).clamp(0, 1))
-            self._put(first + t, last - sources[t])
+            self.put(first + t, last - sources[t])
             filled.append(last)
         return torch.cat(filled, 1), even
 
-    def _put(self, number: int, tokens: Tensor) -> None:
+    def put(self, number: int, tokens: Tensor) -> None:
+        """Keep the edit of a latent frame, (B, N, P)."""
         grid, side = self._grid, self._patch
         pixels = tokens.unflatten(2, (side, side, -1)).unflatten(1, (grid.height, grid.width))
         pixels = pixels.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, h*p, w*p, C)

@@ -39,7 +39,8 @@ class StreamState:
         temporal: int,
     ) -> None:
         batch, _, frames, height, width = latents.shape
-        self.grid = Grid(frames, height // backbone.patch, width // backbone.patch)
+        self.patch = backbone.patch
+        self.grid = Grid(frames, height // self.patch, width // self.patch)
         shape = CacheShape(
             layers=backbone.layers,
             batch=batch,
@@ -116,6 +117,11 @@ class StreamState:
         if self._captures:
             change = change.captured(CapturedStep)
         return Motion(method.motion, change, self._captures)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Patches of a frame, h and w."""
+        return self.grid.height, self.grid.width
 
     @property
     def _captures(self) -> bool:

@@ -2,8 +2,11 @@
 
 One loop serves files and live streams. For every block of S latent frames:
 
-    encode -> choose tokens (method) -> denoise the kept ones (recovery fills in for the others)
+    choose tokens (method) -> encode -> denoise the kept ones (recovery fills in for the others)
            -> commit clean keys and values (context pass) -> restore the full grid -> decode
+
+Only what is computed is encoded and decoded, and what lies close around. Where latents decide what
+that is (``detector="latent"``, controls that look at them), a block is encoded whole before.
 
 Everything a stream remembers lives in the `EditStream`; weights are shared and untouched. Streams
 of one model may run in threads of their own, which take turns.
@@ -25,9 +28,11 @@ from stillframe.detection.frames import PixelBlocks
 from stillframe.detection.motion import Settled
 from stillframe.detection.pixels import appearance
 from stillframe.detection.staleness import Staleness
+from stillframe.engine.incoming import IncomingBlock
 from stillframe.engine.inputs import Generators, check_generators, read_frames
 from stillframe.engine.moved import MovedPictures
 from stillframe.engine.passes import BlockPasses
+from stillframe.engine.planning import advance, followed, settle, wanted
 from stillframe.engine.results import Results
 from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stages import BlockStats, StageClock
@@ -188,20 +193,17 @@ class EditStream:
         """
         frames = read_frames(frames, self._autoencoder.timeline.spatial * self._backbone.patch)
         check_generators(self._generator, frames.shape[0])
-        with device_turn(self._text.embeds.device), self.clock("encode"):
-            blocks = self._autoencoder.encode(frames)
+        blocks = self._autoencoder.take(frames)
         self._pixels.add(frames)
         return self._edit(blocks)
 
     @torch.inference_mode()
     def flush(self) -> Tensor | None:
         """End the stream: the frames that were still waiting, None if there were none."""
-        with device_turn(self._text.embeds.device), self.clock("encode"):
-            blocks = self._autoencoder.flush()
-        return self._edit(blocks)
+        return self._edit(self._autoencoder.finish())
 
     def _edit(self, blocks: Sequence[Tensor]) -> Tensor | None:
-        edited = [self.edit_block(x, self._pixels.take()) for x in blocks]
+        edited = [self._edited(self._incoming(block)) for block in blocks]
         edited = [frames for frames in edited if frames.shape[1]]
         return torch.cat(edited, 1) if edited else None
 
@@ -218,61 +220,88 @@ class EditStream:
         Raises:
             ValueError: the method needs pixels and there are none.
         """
-        if self.method.needs_pixels and pixels is None:
+        patch = self._backbone.patch
+        return self._edited(IncomingBlock(pixels, patch, lambda _: latents), latents.device)
+
+    def _incoming(self, frames: Tensor) -> IncomingBlock:
+        """The next block of frames, to be encoded when it is known what of it is needed."""
+
+        def encode(changed: Tensor | None) -> Tensor:
+            with self.clock("encode"):
+                return self._autoencoder.encode_block(frames, changed)
+
+        return IncomingBlock(self._pixels.take(), self._backbone.patch, encode)
+
+    def _edited(self, block: IncomingBlock, device: torch.device | None = None) -> Tensor:
+        """Frames of the next block."""
+        if self.method.needs_pixels and block.pixels is None:
             raise ValueError(f"method {self.method.name!r} looks at source frames: push them")
-        with model_turn(self._backbone.transformer, latents.device):
-            state, plan, result = self._computed(latents, pixels)
-        with device_turn(latents.device), self.clock("decode"):
+        device = device or self._text.embeds.device
+        with model_turn(self._backbone.transformer, device):
+            state, plan, result = self._computed(block)
+        with device_turn(device), self.clock("decode"):
             grid = unpatchify(result, state.grid, self._backbone.patch)
-            frames = self._decoded(grid, latents)
+            changed = wanted(state, plan) if self.method.holds else None
+            frames = self._decoded(grid, block.latents, changed)
             if self.method.holds:
                 frames = self._composed(state, frames, plan)
         self._end(state, plan)
         return frames
 
-    def _computed(self, latents: Tensor, pixels: Tensor | None) -> tuple[StreamState, Plan, Tensor]:
+    def _computed(self, block: IncomingBlock) -> tuple[StreamState, Plan, Tensor]:
         """The block's state, its plan, and its result (B, S*N, P), which the state remembers."""
-        source = patchify(latents.float(), self._backbone.patch)
         if self.control_state is not None:
             with self.clock("mask"):
-                self._obey(self.control_state, source, latents)
+                self._obey(self.control_state, block)
         if self._state is None:
             self._state = StreamState(
                 self._backbone,
                 self.settings,
                 self.method,
-                latents,
+                block.latents,
                 self._autoencoder.timeline.temporal,
             )
         state = self._state
-        with self.clock("mask"):
-            plan = self._plan(state, source, pixels)
-        result = self._recompute(state, source, plan, latents)
+        plan, source = self._plan(state, block)
+        result = self._recompute(state, source, plan, block.latents)
         if self.control_state is not None:
             self.control_state.result(result, state.result)
         n = state.grid.frame_tokens
         state.source, state.result = source[:, -n:], result[:, -n:]
         return state, plan, result
 
-    def _decoded(self, edited: Tensor, source: Tensor) -> Tensor:
+    def _early(self, state: StreamState | None, block: IncomingBlock) -> Tensor | None:
+        """What stands for the block's tokens (B, S*N, P) while its mask is made, if that does not
+        depend on them: those of the frame before it. None: the block is to be encoded first."""
+        if state is None or state.source is None or not self.method.visible or self._whole:
+            return None
+        controls = self.control_state
+        if block.pixels is None or (controls is not None and controls.looks_at_latents):
+            return None
+        return state.source.repeat(1, state.grid.frames, 1)
+
+    def _decoded(self, edited: Tensor, source: Tensor, changed: Tensor | None) -> Tensor:
         if self.control_state is None:
-            return self._autoencoder.decode(edited)
-        return self.control_state.decode(self._autoencoder, edited, source)
+            return self._autoencoder.decode(edited, changed)
+        return self.control_state.decode(self._autoencoder, edited, source, changed)
 
     def _composed(self, state: StreamState, frames: Tensor, plan: Plan) -> Tensor:
         """The block's frames with what was shown wherever nothing was computed."""
-        grid = state.grid
-        keep = plan.keep.unflatten(2, (grid.height, grid.width))
+        keep = plan.keep.unflatten(2, state.sides)
         # what lies around a region that alone is edited shows its source
         source = None if self.control_state is None else self.control_state.unedited(keep)
         lacking = self._autoencoder.timeline.missing_frames if self.blocks == 0 else 0
         moved = None if state.settled is None else MovedPictures(state.settled, state.even)
         return state.shown.compose(frames, keep, plan.everything, lacking, source, moved)
 
-    def _obey(self, controls: ControlState, source: Tensor, latents: Tensor) -> None:
+    def _obey(self, controls: ControlState, block: IncomingBlock) -> None:
         """Make the coming block whole, and forget what came before, if the controls say so."""
-        grid = self._grid(latents)
-        order = controls.begin(source.unflatten(1, (grid.frames, grid.frame_tokens)), grid)
+        early = self._early(self._state, block)
+        if early is None or self._state is None:
+            tokens, grid = block.tokens(), self._grid(block.latents)
+        else:
+            tokens, grid = early, self._state.grid
+        order = controls.begin(tokens.unflatten(1, (grid.frames, grid.frame_tokens)), grid)
         self._whole |= order.whole
         if order.forget:
             # the autoencoder goes on: its memory is short, and pictures stay in step
@@ -282,61 +311,47 @@ class EditStream:
         _, _, frames, height, width = latents.shape
         return Grid(frames, height // self._backbone.patch, width // self._backbone.patch)
 
-    def _plan(self, state: StreamState, source: Tensor, pixels: Tensor | None) -> Plan:
-        """The block's plan: whole if it must be, else what the method selects and merges."""
-        grid = state.grid
+    def _plan(self, state: StreamState, incoming: IncomingBlock) -> tuple[Plan, Tensor]:
+        """The block's plan and its source (B, S*N, P): whole if it must be, else what the method
+        selects and merges."""
+        grid, pixels = state.grid, incoming.pixels
+        early = self._early(state, incoming)
         whole, self._whole = self._whole, False
+        source = incoming.tokens() if early is None else early
         by_frame = source.unflatten(1, (grid.frames, grid.frame_tokens))
         if state.source is None or state.reference is None:
-            plan = plan_tokens(torch.ones_like(by_frame[..., 0], dtype=torch.bool))
-            state.reference = by_frame[:, -1]
-            first = SourceBlock(by_frame, by_frame[:, 0], state.reference, grid, pixels)
-            if state.motion is not None:
-                state.motion.restart(first)
-            state.recovery.observe(self._seen(state, first), plan)
+            with self.clock("mask"):
+                return self._first_plan(state, by_frame, pixels), source
+        with self.clock("mask"):
+            block = SourceBlock(by_frame, state.source, state.reference, grid, pixels)
+            block = self._seen(state, block)
+            block = block if whole else followed(state, block)
+            keep = self._mask(state, block, whole).flatten(2)
+            plan = settle(state, block, torch.ones_like(keep) if whole else keep)
+        if early is not None:
+            source = incoming.tokens(wanted(state, plan))
+            by_frame = source.unflatten(1, (grid.frames, grid.frame_tokens))
+            block = block._replace(tokens=by_frame)
+        with self.clock("mask"):
+            state.attention.merger = None if whole else state.merger
+            if state.attention.merger is not None:
+                state.attention.merger.begin_block(block)
+            if not plan.nothing:
+                state.recovery.observe(block, plan)
+            shown = restore(source, state.reference, plan.provider)
+            state.reference = shown[:, -grid.frame_tokens :]
             self._note(state, pixels, plan)
-            return plan
-        block = SourceBlock(by_frame, state.source, state.reference, grid, pixels)
-        block = self._seen(state, block)
-        block = self._followed(state, block, whole)
-        keep = self._mask(state, block, whole).flatten(2)
-        plan = self._settled(state, block, torch.ones_like(keep) if whole else keep)
-        state.attention.merger = None if whole else state.merger
-        if state.attention.merger is not None:
-            state.attention.merger.begin_block(block)
-        if not plan.nothing:
-            state.recovery.observe(block, plan)
-        shown = restore(source, state.reference, plan.provider)
-        state.reference = shown[:, -grid.frame_tokens :]
+        return plan, source
+
+    def _first_plan(self, state: StreamState, by_frame: Tensor, pixels: Tensor | None) -> Plan:
+        """The plan of a stream's first block, (B, S, N, P), which is whole."""
+        plan = plan_tokens(torch.ones_like(by_frame[..., 0], dtype=torch.bool))
+        state.reference = by_frame[:, -1]
+        first = SourceBlock(by_frame, by_frame[:, 0], state.reference, state.grid, pixels)
+        if state.motion is not None:
+            state.motion.restart(first)
+        state.recovery.observe(self._seen(state, first), plan)
         self._note(state, pixels, plan)
-        return plan
-
-    def _followed(self, state: StreamState, block: SourceBlock, whole: bool) -> SourceBlock:
-        """A block with what tells where its patches came from, unless that is not asked for."""
-        if state.motion is None or whole or block.pixels is None or block.anchor is None:
-            return block
-        if not state.motion.due:
-            state.anchors.pixels = state.motion.release(block.anchor)
-            return block._replace(anchor=state.anchors.pixels)
-        state.motion.begin(block)
-        return block._replace(motion=state.motion)
-
-    def _settled(self, state: StreamState, block: SourceBlock, keep: Tensor) -> Plan:
-        """The plan of a block of which (B, S, N) are computed; where the others came from."""
-        state.settled = None
-        if block.motion is None:
-            plan = plan_tokens(keep)
-            if state.motion is not None and plan.everything:
-                state.motion.restart(block)
-            if state.motion is not None:
-                state.motion.rested(plan.kept_share)
-            return plan
-        assert state.motion is not None
-        settled, plan = state.motion.planned(keep)
-        if plan.everything:
-            state.motion.restart(block)
-        else:
-            state.settled = settled
         return plan
 
     def _seen(self, state: StreamState, block: SourceBlock) -> SourceBlock:
@@ -355,24 +370,11 @@ class EditStream:
         """Keep the pixels that tokens were computed from, and how stale the others are."""
         if pixels is None:
             return
-        keep = plan.keep.unflatten(2, (state.grid.height, state.grid.width))
-        stale = state.anchors.advance(pixels, keep)
-        if state.settled is not None:
-            stale = self._note_moved(state, state.settled, stale)
+        stale = advance(state, pixels, plan)
         if not plan.everything:
-            self.staleness.add(stale, keep)
+            self.staleness.add(stale, plan.keep.view(stale.shape))
         if self.control_state is not None:
             self.control_state.block.staleness = stale
-
-    def _note_moved(self, state: StreamState, settled: Sequence[Settled], stale: Tensor) -> Tensor:
-        """Staleness (B, S, h, w) with that of what moved."""
-        assert state.motion is not None
-        assert state.anchors.pixels is not None
-        away = torch.stack([found.moved | found.stuck for found in settled])
-        # on a GPU it is not worth waiting for whether there is anything
-        if away.is_cuda or bool(torch.stack([found.stuck[-1] for found in settled]).any()):
-            state.anchors.pixels = state.motion.anchored(settled, state.anchors.pixels)
-        return torch.where(away, torch.stack([found.stale for found in settled]), stale)
 
     def _mask(self, state: StreamState, block: SourceBlock, whole: bool) -> Tensor:
         """The keep mask (B, S, h, w) of a block that is not a first one."""
@@ -438,8 +440,7 @@ class EditStream:
             timing = Timing(plan.kept_share, sum(seconds.values()), captured)
             self.control_state.end(plan.keep, plan.everything, timing)
         if self._on_block is not None:
-            grid = state.grid
-            keep = plan.keep.unflatten(2, (grid.height, grid.width))
+            keep = plan.keep.unflatten(2, state.sides)
             kept = round(sum(plan.counts) * state.attention.attended_share)
             moved = motion = None
             # on a GPU it is not waited for whether anything did

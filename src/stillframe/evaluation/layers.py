@@ -127,7 +127,7 @@ class LatentRecorder:
     def __init__(self) -> None:
         self.blocks: list[Tensor] = []
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, changed: Tensor | None = None) -> Tensor:
         """Keep a block; no frames come of it."""
         self.blocks.append(latents.clone())
         return latents[:, :0]

@@ -17,7 +17,6 @@ from torch import Tensor
 from stillframe.controls import Controls
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
 from stillframe.live.input_queue import Batch, InputFrame
-from stillframe.live.noise_gate import NoiseGate
 from stillframe.live.request import EditRequest
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video.fit import Fit, fit_to_grid
@@ -128,7 +127,6 @@ class Editor:
     Args:
         pipe: the model.
         size: the working size.
-        noise: of the camera, see `NoiseGate`.
 
     Attributes:
         first, later: frames that the first block of a stream and any later one take.
@@ -136,13 +134,12 @@ class Editor:
         lost: frames that were in a stream which was left before they came out.
     """
 
-    def __init__(self, pipe: CausalWanPipeline, size: FrameSize, noise: float = 0.0) -> None:
+    def __init__(self, pipe: CausalWanPipeline, size: FrameSize) -> None:
         self._timeline = pipe.timeline
         self.first, self.later = self._timeline.first_frames, self._timeline.later_frames
         self.patch = pipe.frame_multiple
         self.lost = 0
         self._pipe, self._size = pipe, size
-        self._noise, self._noise_gate = noise, NoiseGate(noise)
         self._clock = StageClock()
         self._blocks = 0
         self._number: int | None = None
@@ -189,7 +186,6 @@ class Editor:
         self._fit = self._size.fit(*batch.frames[0].pixels.shape[:2])
         self._track = MaskTrack(self._timeline)
         self._frames_out = 0
-        self._noise_gate = NoiseGate(self._noise)
         self._request = request
         self._stream = self._pipe.stream(
             # every stream starts anew from the seed
@@ -214,8 +210,7 @@ class Editor:
         self._in_stream += frames
         with self._clock("fit"):
             pixels = torch.from_numpy(np.stack([frame.pixels for frame in frames]))
-            pictures = self._fit.to_grid(pixels.to(self._pipe.compute_device))
-            return self._noise_gate(pictures).unsqueeze(0)
+            return self._fit.to_grid(pixels.to(self._pipe.compute_device)).unsqueeze(0)
 
     def _collect(self, edited: Tensor | None) -> list[EditedBlock]:
         """The blocks that were just done; the last of them gets the frames that came out."""

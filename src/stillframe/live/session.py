@@ -34,8 +34,6 @@ __all__ = ["LiveSession"]
 
 Pixels = NDArray[np.uint8]
 
-_NOISE = 2.0
-
 
 class LiveSession(SessionState):
     """One stream of live editing. All methods may be called from any thread.
@@ -52,9 +50,6 @@ class LiveSession(SessionState):
         bound: under "all", how many frames may wait before `push` does; default two blocks.
         max_wait: under "latest", seconds after which a frame goes if more than a block wait.
         config: how to edit.
-        noise: standard deviation of the camera's noise in grey levels: a frame that differs from
-            the one before by no more is taken for it, see ``live.noise_gate``. Default 2 under
-            "latest"; 0, which takes every frame as it is, under "all".
         height, width: of the edited frames, see ``edit.edit_file``.
         worker: shared with other sessions; without one the session has a thread of its own.
         clock: what latency is measured with.
@@ -81,7 +76,6 @@ class LiveSession(SessionState):
         bound: int | None = None,
         max_wait: float = 4.0,
         config: EditConfig | None = None,
-        noise: float | None = None,
         height: int | None = None,
         width: int | None = None,
         worker: Worker | None = None,
@@ -90,9 +84,7 @@ class LiveSession(SessionState):
     ) -> None:
         self.telemetry = Telemetry()
         size = FrameSize(pipe.frame_multiple, height, width, pipe.config.default_height)
-        if noise is None:
-            noise = _NOISE if policy == "latest" else 0.0
-        editor = Editor(pipe, size, noise)
+        editor = Editor(pipe, size)
         self.patch, self.block_frames = editor.patch, editor.later
         self._pipe, self._size = pipe, size
         config = EditConfig.of(config, options).seeded

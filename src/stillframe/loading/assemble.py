@@ -142,6 +142,7 @@ class Task:
         generate: text-to-video, with its own window.
         prompts: that are known beforehand.
         store: what the recovery stores in, see `StreamSettings`.
+        motion: whether patches that moved are followed.
     """
 
     height: int = 480
@@ -151,6 +152,7 @@ class Task:
     generate: bool = False
     prompts: tuple[str, ...] = ()
     store: str = "auto"
+    motion: bool = True
 
 
 def _vae_config(source: Source) -> tuple[Mapping[str, Any], str]:
@@ -319,6 +321,7 @@ def _planned(
         dtype=dtype,
         settings=_settings(_given(source), task),
         recovery="none" if task.generate else task.recovery,
+        motion=task.motion and not task.generate,
         on_cpu=torch.device(device).type == "cpu",
     )
     if not task.compare:

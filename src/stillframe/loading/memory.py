@@ -24,7 +24,12 @@ from stillframe.autoencoders.streaming import StreamingAutoencoder, open_autoenc
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.meter import META, PeakMeter, built, typed, weight_bytes
 from stillframe.backbones.wan import WanDenoiser, empty_transformer
-from stillframe.detection.pixels import appearance
+from stillframe.detection.dense import DenseVideo
+from stillframe.detection.pixels import VisibleChange, appearance
+from stillframe.detection.sparse import SparseVideo
+from stillframe.detection.traces import longest_moves
+from stillframe.engine.moved import Rings
+from stillframe.engine.results import Results
 from stillframe.engine.stream import StreamSettings
 from stillframe.recovery import Recovery, RecoverySetup, find_recovery
 from stillframe.tokens.grid import Grid, Plan
@@ -40,8 +45,8 @@ _AUTOENCODERS = {"tiny": TinyVideoAutoencoder, "full": AutoencoderKLWan}
 #: convolutions, which only they know.
 _WORKSPACE = 1.1
 
-#: See `MemoryPlan.process`; between 90 and 135 MiB were found at 240x416 and 720x1280.
-_LIBRARIES = 192 * 2**20
+#: See `MemoryPlan.process`; between 90 and 205 MiB were found at 240x416 and 720x1280.
+_LIBRARIES = 224 * 2**20
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class MemoryPlan:
         stream: what the autoencoder remembers from one block to the next.
         frames: of the source, those that patches were computed from and those of a block, and what
             was shown last.
+        motion: pictures and edits of the latest latent frames, and where their pixels came from.
         kept: on a CPU, where the last block is kept to compare the next one with, by a tiny
             autoencoder: its frames in and out and what was remembered before it; and the frames of
             the block in hand, as they come in and go out.
@@ -78,6 +84,7 @@ class MemoryPlan:
     text_cache: int
     stream: int
     frames: int
+    motion: int
     kept: int
     process: int
     activations: int
@@ -96,7 +103,7 @@ class MemoryPlan:
         """What stays from block to block of the second phase."""
         weights = self.transformer + self.autoencoder
         states = self.cache + self.recovery + self.text_cache + self.stream + self.frames
-        return weights + states + self.kept + self.process
+        return weights + states + self.motion + self.kept + self.process
 
     @property
     def editing(self) -> int:
@@ -126,6 +133,7 @@ class MemoryPlan:
             "recovery of pruned tokens": self.recovery,
             "autoencoder's memory of the stream": self.stream,
             "frames to compare with": self.frames,
+            "frames that moved patches come from": self.motion,
             "frames in and out, and the block before": self.kept,
             "libraries at work": self.process,
             "denoising a block": self.activations,
@@ -152,6 +160,7 @@ def plan_memory(
     recovery: str,
     batch: int = 1,
     text_length: int = 512,
+    motion: bool = True,
     on_cpu: bool = False,
 ) -> MemoryPlan:
     """What editing takes, with blocks computed whole and the window full. Takes about a second.
@@ -167,6 +176,7 @@ def plan_memory(
         recovery: name of the recovery.
         batch: B, videos at once.
         text_length: tokens of a prompt.
+        motion: whether patches that moved are followed.
         on_cpu: whether all of it is in the process itself, see ``MemoryPlan.kept``.
 
     Raises:
@@ -188,6 +198,7 @@ def plan_memory(
     text_encoder, text_activations = _text(text_config, job)
     cache, fill = job.state(denoiser)
     text = denoiser.text(job.embeds(denoiser))
+    gains = torch.zeros(stream.latent_channels, stream.latent_channels, device=META)
     # float32, in and out
     frames = 2 * 4 * batch * timeline.later_frames * 3 * height * width
     compared = frames + remembered if vae_kind == "tiny" else 0
@@ -201,6 +212,7 @@ def plan_memory(
         text_cache=sum(x.nbytes for x in (*text.keys, *text.values, text.embeds)),
         stream=remembered,
         frames=job.seen(timeline.temporal),
+        motion=job.followed(timeline.temporal, denoiser.patch, gains, on_cpu) if motion else 0,
         kept=frames + compared if on_cpu else 0,
         process=_LIBRARIES if on_cpu else 0,
         activations=_activations(transformer_config, job),
@@ -234,6 +246,31 @@ class _Job:
         block = self.frames((self.grid.frames + 1) * temporal)
         anchors, shown = self.frames(2), self.frames(1)
         return block.nbytes + anchors.nbytes + shown.nbytes
+
+    def followed(self, temporal: int, patch: int, gains: Tensor, on_cpu: bool) -> int:
+        """Bytes of what a stream keeps to take patches from that moved.
+
+        ``patch`` and ``gains`` are those of `Results`.
+        """
+        grid = self.grid
+        shape = grid.frames, grid.height, grid.width
+        pixels = self.frames(grid.frames * temporal).unflatten(1, (grid.frames, temporal))
+        picture, tokens = self.frames(1)[:, 0], grid.frame_tokens
+        held: list[SparseVideo | DenseVideo] = []
+        with PeakMeter() as meter:
+            for video in pixels:
+                if on_cpu:
+                    follower = SparseVideo("full", 1.0, picture[0], shape)
+                    follower.start(picture[0], 0)
+                    held.append(follower)
+                else:
+                    longest = longest_moves(*shape[1:]).to(META)
+                    limits = VisibleChange(1.0).limits
+                    held.append(DenseVideo("full", limits, video, longest, shape, graphs=False))
+            rings, results = Rings(grid.frames), Results(grid, patch, gains)
+            rings.open(picture, dense=not on_cpu)
+            results.put(0, torch.zeros(self.batch, tokens, patch**2 * len(gains), device=META))
+            return meter.live
 
     def plan(self) -> Plan:
         """A block computed whole."""
