@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import (
-    WanAttentionBlock,
     WanResample,
     WanResidualBlock,
     WanRMS_norm,
@@ -165,7 +164,7 @@ class _Attention:
     cost as much.
     """
 
-    def __init__(self, block: WanAttentionBlock, level: Level) -> None:
+    def __init__(self, block: Any, level: Level) -> None:
         self._norm, self._level = _norm(block.norm, silu=False), level
         self._project = _convolution(block.to_qkv)
         self._out = _convolution(block.proj)
@@ -282,10 +281,9 @@ def _middle(block: Any, level: Level) -> list[Layer]:
 def _layer(block: Any, level: Level) -> Layer:
     if isinstance(block, WanResidualBlock):
         return _Residual(block, level)
-    if isinstance(block, WanAttentionBlock):
-        return _Attention(block, level)
-    assert isinstance(block, WanResample)
-    return (_Grow if block.mode.startswith("upsample") else _Shrink)(block, level)
+    if isinstance(block, WanResample):
+        return (_Grow if block.mode.startswith("upsample") else _Shrink)(block, level)
+    return _Attention(block, level)
 
 
 def _norm(norm: WanRMS_norm, *, silu: bool) -> Norm:
