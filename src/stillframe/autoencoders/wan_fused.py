@@ -115,7 +115,8 @@ class FusedCoder:
 
 def _mixed(conv: Any, x: Tensor) -> Tensor:
     """A convolution of single pixels, of channels that come last."""
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
+    # as loaded from a file, weights may lie where products round another way
+    return F.linear(x, conv.weight.flatten(1).clone(), conv.bias)
 
 
 # On a CPU, gathering the rows of more cells than this takes longer than computing all of them: on

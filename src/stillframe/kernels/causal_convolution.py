@@ -8,7 +8,8 @@ not the autoencoder: ``autoencoders/wan_fused.py`` does.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -45,12 +46,18 @@ class CausalConvolution:
     pool: int = 1
     grow: int = 1
     enlarge: bool = False
-    packed: Tensor = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        weight = self.weight.contiguous(memory_format=torch.channels_last_3d)
-        object.__setattr__(self, "weight", weight)
-        object.__setattr__(self, "packed", _packed(self))
+    @cached_property
+    def packed(self) -> Tensor:
+        """Weights as products of rows read them, see `_packed`."""
+        with torch.inference_mode(False), torch.no_grad():
+            return _packed(self)
+
+    @cached_property
+    def channels_last(self) -> Tensor:
+        """Weights as cuDNN reads them."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self.weight.contiguous(memory_format=torch.channels_last_3d)
 
     @property
     def past(self) -> int:
@@ -172,7 +179,7 @@ def _convolve_library(convolution: CausalConvolution, x: Frames, added: Frames |
     flags = {"benchmark": True, "allow_tf32": torch.backends.cudnn.allow_tf32}
     with torch.backends.cudnn.flags(enabled=True, **flags):
         frames = x.base.permute(0, 4, 1, 2, 3)
-        y = F.conv3d(frames, convolution.weight, convolution.bias).permute(0, 2, 3, 4, 1)
+        y = F.conv3d(frames, convolution.channels_last, convolution.bias).permute(0, 2, 3, 4, 1)
     return Frames(y if added is None else y.add_(added.latest[..., : y.shape[4]]))
 
 
