@@ -138,7 +138,7 @@ class WanCoder:
         self, layers: list[Layer], level: Level, shape: tuple[int, int, int], like: Tensor
     ) -> None:
         self._layers, self._level = layers, level
-        self.maps = Maps(shape, like)
+        self.maps = Maps(shape, like.new_empty(0))
         self._graphs, self._given = Graphs(), dict[object, tuple[Tensor, Tensor | None]]()
         with torch.inference_mode(False):
             # where the last latent frame was computed, and the one before

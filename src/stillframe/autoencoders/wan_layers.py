@@ -45,7 +45,7 @@ class Maps:
 
     Attributes:
         shape: B, h, w of latent frames.
-        like: what buffers are made like, dtype and device.
+        like: nothing, of the dtype and on the device that buffers are made with.
     """
 
     shape: tuple[int, int, int]
