@@ -255,10 +255,15 @@ def test_coding_bounds_what_a_block_takes_closely(kind: str) -> None:
                 stream.decode(latents[0])
 
     plan = plan_tiny(vae_config=config, vae_kind=kind, dtype=torch.bfloat16)
-    made = profiled(run)
-    for span, planned in (("encode", plan.encode), ("decode", plan.decode)):
-        measured = spent(made, span)
-        assert measured <= planned <= 1.3 * measured, f"{span}: {planned / measured:.2f}"
+    made, spare = profiled(run), 0
+    if kind == "tiny":  # which keeps less where nobody asks for parts of blocks
+        on_cpu = plan_tiny(vae_config=config, dtype=torch.bfloat16, on_cpu=True)
+        spare = plan.stream - (on_cpu.kept - 4 * frames.nbytes)
+    planned = {"encode": plan.encode + spare, "decode": plan.decode + spare}
+    measured = {span: spent(made, span) for span in planned}
+    assert all(measured[span] <= planned[span] for span in planned)
+    factor = max(planned.values()) / max(measured.values())
+    assert factor <= 1.3, f"{factor:.2f}"
 
 
 def test_what_an_autoencoder_remembers_does_not_depend_on_the_block() -> None:
@@ -288,9 +293,11 @@ def test_decoding_takes_more_than_any_layers_input_and_output() -> None:
     for layer in vae.decoder.modules():
         if not list(layer.children()) and not isinstance(layer, nn.ReLU | nn.Identity):
             layer.register_forward_hook(note)
-    vae.decode_chunk(torch.zeros(1, tiny.CHANNELS, 3, 8, 12), None)
-    decode = plan_tiny().decode
-    assert most < decode < 2.5 * most
+    # the last latent frame of a block is decoded by itself, where maps have made way for new ones
+    vae.decode_chunk(torch.zeros(1, tiny.CHANNELS, 2, 8, 12), None)
+    plan = plan_tiny()
+    assert most < plan.decode + plan.stream
+    assert plan.decode < 2.5 * most
 
 
 def test_encoding_a_prompt_is_bounded_closely() -> None:
@@ -357,7 +364,11 @@ def test_a_process_on_a_cpu_stays_close_below_its_plan() -> None:
 def test_only_on_a_cpu_the_process_itself_is_planned() -> None:
     elsewhere, here = plan_tiny(), plan_tiny(on_cpu=True)
     frames = 2 * 12 * 3 * 64 * 96 * 4  # a block in and out, float32
-    assert here.kept == 2 * frames + elsewhere.stream
+    vae = tiny.autoencoder()
+    latents, encoded = vae.encode_chunk(torch.zeros(1, 4, 3, 64, 96), None)
+    _, decoded = vae.decode_chunk(latents, None)
+    remembered = sum(x.nbytes for x in (*encoded, *decoded))
+    assert 2 * frames + remembered <= here.kept < 2 * frames + elsewhere.stream
     on_cpu = {name: getattr(here, name) for name in ("motion", "kept", "process")}
     assert here == replace(elsewhere, **on_cpu)
     assert here.editing - elsewhere.editing == sum(on_cpu.values()) - elsewhere.motion
@@ -392,7 +403,8 @@ def test_wan_at_480p_is_of_the_size_that_was_measured() -> None:
     assert plan.cache == pytest.approx((3 + 4 + 4 / 2) * frame, rel=0.001)
     # auto: one byte a number, where the cache has two
     assert plan.recovery == pytest.approx(3 * 3 * frame / 2, rel=0.002)
-    assert plan.editing - plan.motion <= 7.45 * GIB, "measured before motion was followed"
+    later = plan.motion + plan.stream
+    assert plan.editing - later <= 7.45 * GIB, "measured before there were motion and maps"
     exact = plan_wan(settings=replace(SETTINGS, store="exact"))
     assert exact.recovery == pytest.approx(3 * 3 * frame, rel=0.001)
     assert replace(exact, recovery=plan.recovery) == plan

@@ -51,6 +51,12 @@ class Cells:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    @property
+    def places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Videos, lines and columns of the cells, (N,) each."""
+        _, h, w = self.shape
+        return self.numbers // (h * w), self.numbers // w % h, self.numbers % w
+
     def pixels(self, scale: int, border: int = 0) -> Tensor:
         """Pixels of the cells at a level that is ``scale`` times finer.
 
@@ -63,10 +69,9 @@ class Cells:
         if (scale, border) not in self._pixels:
             _, h, w = self.shape
             height, width = h * scale + 2 * border, w * scale + 2 * border
-            video, rest = self.numbers // (h * w), self.numbers % (h * w)
-            top, left = rest // w * scale + border, rest % w * scale + border
+            video, line, column = self.places
             inside = torch.arange(scale, device=self.numbers.device)
             square = inside.unsqueeze(1) * width + inside
-            corner = (video * height + top) * width + left
+            corner = (video * height + line * scale + border) * width + column * scale + border
             self._pixels[scale, border] = corner.view(-1, 1, 1) + square
         return self._pixels[scale, border]

@@ -22,12 +22,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 __all__ = [
+    "TEMPORAL_FACTOR",
     "Memory",
     "MemoryBlock",
     "RunLayers",
     "TemporalGrow",
     "TemporalPool",
     "TinyVideoAutoencoder",
+    "cheapest_order",
 ]
 
 #: One tensor a memory block: the last frame it saw, ``(B, C, H, W)``.
@@ -133,7 +135,7 @@ def _build_refinement(width: int) -> nn.Sequential:
     )
 
 
-def _cheapest_order(layers: nn.Sequential) -> list[nn.Module]:
+def cheapest_order(layers: nn.Sequential) -> list[nn.Module]:
     """Swap every (upsample, 1x1 temporal grow): equal results at a quarter of the pixels."""
     order = list(layers)
     for i, layer in enumerate(order[:-1]):
@@ -152,7 +154,7 @@ def _run(layers: nn.Sequential, x: Tensor, memory: Memory | None) -> tuple[Tenso
     batch = x.shape[0]
     x = x.transpose(0, 1).flatten(0, 1)
     remembered: Memory = []
-    for layer in _cheapest_order(layers):
+    for layer in cheapest_order(layers):
         if isinstance(layer, MemoryBlock):
             first = torch.zeros_like(x[:batch]) if memory is None else memory[len(remembered)]
             remembered.append(x[-batch:].clone())
@@ -224,7 +226,8 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
         self.frames_to_trim = frames_to_trim
         self._known: tuple[Any, Tensor, Tensor] | None = None
 
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of latents, (1, 1, C, 1, 1) each, of the tensor's kind."""
         channels = self.config["latent_channels"]
         mean = self.config["latents_mean"] or [0.0] * channels
         std = self.config["latents_std"] or [1.0] * channels
@@ -273,7 +276,7 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
                 f"got {count} frames of {width}x{height}"
             )
         latents, memory = self._encode(frames, memory, run)
-        mean, std = self._statistics(latents)
+        mean, std = self.statistics(latents)
         return ((latents - mean) / std).transpose(1, 2), memory
 
     def decode_chunk(
@@ -283,7 +286,7 @@ class TinyVideoAutoencoder(ModelMixin, ConfigMixin):
 
         ``frames_to_trim`` is the caller's to apply, once a stream.
         """
-        mean, std = self._statistics(latents)
+        mean, std = self.statistics(latents)
         frames, memory = self._decode(latents.transpose(1, 2) * std + mean, memory, run)
         return frames.clamp(0, 1), memory
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +9,10 @@ from torch import Tensor
 
 from stillframe.autoencoders.base import StreamingAutoencoder
 from stillframe.autoencoders.timeline import Timeline
-from stillframe.autoencoders.tiny import Memory, TinyVideoAutoencoder
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.autoencoders.tiny_blocks import DECODING, ENCODING, BlockCoder, WholeBlocks
 from stillframe.autoencoders.tiny_fused import FusedAutoencoder, fused_autoencoder
+from stillframe.autoencoders.tiny_incremental import IncrementalDecoder, IncrementalEncoder
 from stillframe.kernels.graphs import CapturedStep
 
 __all__ = ["TinyStream"]
@@ -41,67 +42,26 @@ class TinyStream(StreamingAutoencoder):
 
     def reset(self) -> None:
         super().reset()
-        self._encoder_memory: Memory | None = None
-        self._decoder_memory: Memory | None = None
-        # comparing waits for the device, which on a GPU costs more than it saves; there, launching
-        # a hundred small kernels is what costs
-        kinds = {"cpu": _Remembered, "cuda": CapturedStep}
-        faster: Any = kinds.get(self.vae.device.type, lambda step: step)
-        fused = self.vae.device.type == "cuda" and FusedAutoencoder.supports(self.vae)
-        coder = fused_autoencoder(self.vae) if fused else self.vae
-        self._most_pixels = _PIXELS_AT_ONCE_FUSED if fused else _PIXELS_AT_ONCE
-        self._encode_chunk = faster(coder.encode_chunk)
-        self._decode_chunk = faster(coder.decode_chunk)
+        vae, most = self.vae, _PIXELS_AT_ONCE
+        self._encoder: BlockCoder
+        self._decoder: BlockCoder
+        if vae.device.type == "cuda":
+            fused = FusedAutoencoder.supports(vae)
+            coder: Any = fused_autoencoder(vae) if fused else vae
+            most = _PIXELS_AT_ONCE_FUSED if fused else most
+            # launching a hundred small kernels is what costs there
+            encode, decode = CapturedStep(coder.encode_chunk), CapturedStep(coder.decode_chunk)
+            self._encoder = WholeBlocks(encode, ENCODING, most)
+            self._decoder = WholeBlocks(
+                decode, DECODING, most // (vae.temporal_factor * vae.spatial_factor**2)
+            )
+        else:
+            self._encoder = IncrementalEncoder(vae, most)
+            self._decoder = IncrementalDecoder(vae, most)
 
     def _encode_block(self, frames: Tensor, changed: Tensor | None, first: bool) -> Tensor:
         frames = frames.to(self.vae.device, self.vae.dtype)
-        batch, _, _, height, width = frames.shape
-        parts = []
-        for part in frames.split(self.timeline.temporal * self._at_once(batch * height * width), 1):
-            latents, self._encoder_memory = self._encode_chunk(part, self._encoder_memory)
-            parts.append(latents)
-        return torch.cat(parts, 2)
+        return self._encoder(frames, changed)
 
     def _decode_block(self, latents: Tensor, changed: Tensor | None, first: bool) -> Tensor:
-        latents = latents.to(self.vae.dtype)
-        batch, _, _, h, w = latents.shape
-        parts = []
-        for part in latents.split(self._at_once(batch * h * w * self.timeline.spatial**2), 2):
-            frames, self._decoder_memory = self._decode_chunk(part, self._decoder_memory)
-            parts.append(frames)
-        return torch.cat(parts, 1)
-
-    def _at_once(self, pixels: int) -> int:
-        """Latent frames to code at once, given the pixels of a frame."""
-        return max(1, self._most_pixels // (self.timeline.temporal * pixels))
-
-
-class _Remembered:
-    """A step of the autoencoder that answers from memory when its input is the same again.
-
-    Where nothing changes for a few blocks, input and what the layers remember come round exactly,
-    and so must the output.
-    """
-
-    def __init__(self, step: Callable[[Tensor, Memory | None], tuple[Tensor, Memory]]) -> None:
-        self._step = step
-        self._input: tuple[Tensor, Memory | None] | None = None
-        self._answer: tuple[Tensor, Memory] | None = None
-
-    def __call__(self, x: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
-        if self._answer is None or not self._again(x, memory):
-            self._input, self._answer = (x, memory), self._step(x, memory)
-        output, after = self._answer
-        # whoever gets it may write to it
-        return output.clone(), after
-
-    def _again(self, x: Tensor, memory: Memory | None) -> bool:
-        assert self._input is not None
-        before, remembered = self._input
-        if memory is None or remembered is None or not _same(x, before):
-            return False
-        return all(_same(now, then) for now, then in zip(memory, remembered, strict=True))
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)
+        return self._decoder(latents.to(self.vae.dtype), changed)

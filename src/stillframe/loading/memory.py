@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -60,7 +60,8 @@ class MemoryPlan:
         cache: keys and values of committed frames and of the block.
         recovery: what the recovery holds beyond the cache.
         text_cache: keys and values of the prompt in every layer, and its embeddings.
-        stream: what the autoencoder remembers from one block to the next.
+        stream: what the autoencoder keeps from one block to the next: its memory, and where it can
+            compute parts of a block the activations of a latent frame.
         frames: of the source, those that patches were computed from and those of a block, and what
             was shown last.
         motion: pictures and edits of the latest latent frames, and where their pixels came from.
@@ -194,14 +195,16 @@ def plan_memory(
     grid = Grid(settings.block_frames, height // multiple, width // multiple)
     steps = steps or len(settings.sigmas)
     job = _Job(grid, batch, dtype, settings, recovery, steps, text_length, multiple)
-    encode, decode, remembered = _autoencoding(stream, job, height, width)
+    whole, parts = (_coding(stream, job, height, width, asked) for asked in (False, True))
+    # where everything is computed nothing else stays, so that there is more to work in
+    spare = parts.stays - whole.stays
     text_encoder, text_activations = _text(text_config, job)
     cache, fill = job.state(denoiser)
     text = denoiser.text(job.embeds(denoiser))
     gains = torch.zeros(stream.latent_channels, stream.latent_channels, device=META)
     # float32, in and out
     frames = 2 * 4 * batch * timeline.later_frames * 3 * height * width
-    compared = frames + remembered if vae_kind == "tiny" else 0
+    compared = frames + whole.stays if vae_kind == "tiny" else 0
     return MemoryPlan(
         text_encoder=text_encoder,
         text_activations=text_activations,
@@ -210,14 +213,14 @@ def plan_memory(
         cache=cache.nbytes,
         recovery=fill.nbytes,
         text_cache=sum(x.nbytes for x in (*text.keys, *text.values, text.embeds)),
-        stream=remembered,
+        stream=parts.stays,
         frames=job.seen(timeline.temporal),
         motion=job.followed(timeline.temporal, denoiser.patch, gains, on_cpu) if motion else 0,
         kept=frames + compared if on_cpu else 0,
         process=_LIBRARIES if on_cpu else 0,
         activations=_activations(transformer_config, job),
-        encode=encode,
-        decode=decode,
+        encode=max(whole.encode - spare, parts.encode),
+        decode=max(whole.decode - spare, parts.decode),
         dtype=dtype,
         vae_kind=vae_kind,
     )
@@ -336,23 +339,41 @@ def _worked(added: int) -> int:
     return math.ceil(added * _WORKSPACE)
 
 
-def _autoencoding(
-    stream: StreamingAutoencoder, job: _Job, height: int, width: int
-) -> tuple[int, int, int]:
+class _Coding(NamedTuple):
     """The most that encoding and decoding a block add, and what stays."""
+
+    encode: int
+    decode: int
+    stays: int
+
+
+def _coding(
+    stream: StreamingAutoencoder, job: _Job, height: int, width: int, parts: bool
+) -> _Coding:
+    """What an autoencoder takes.
+
+    Args:
+        parts: whether less than everything is asked for, for which more has to stay.
+    """
+    sides = height // stream.timeline.spatial, width // stream.timeline.spatial
+    changed: Tensor | None = None
     blocks: list[Tensor] = []
+    if parts:
+        shape = job.batch, stream.timeline.block_frames, *sides
+        changed = torch.ones(shape, dtype=torch.bool, device=META)
+    stream.reset()
 
     def encode() -> None:
-        shape = (job.batch, stream.next_frames, 3, height, width)
-        blocks.extend(stream.encode(torch.zeros(shape, device=META)))
+        frames = torch.zeros(job.batch, stream.next_frames, 3, height, width, device=META)
+        blocks.extend(stream.encode_block(block, changed) for block in stream.take(frames))
 
     with PeakMeter() as meter:
         for _ in range(2):  # then a stream's memory is full, whatever the block
             encode()
-            stream.decode(blocks.pop())
-        most = meter.added(encode), meter.added(lambda: stream.decode(blocks[0]))
+            stream.decode(blocks.pop(), changed)
+        most = meter.added(encode), meter.added(lambda: stream.decode(blocks[0], changed))
         blocks.clear()
-        return _worked(most[0]), _worked(most[1]), meter.live
+        return _Coding(_worked(most[0]), _worked(most[1]), meter.live)
 
 
 def _text(config: Mapping[str, Any] | None, job: _Job) -> tuple[int, int]:
