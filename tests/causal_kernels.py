@@ -8,12 +8,8 @@ import torch
 from torch import Tensor
 
 from stillframe.kernels import causal_convolution
-from stillframe.kernels.causal_convolution import (
-    CausalConvolution,
-    Tile,
-    convolve,
-    convolve_reference,
-)
+from stillframe.kernels.causal_convolution import Tile, convolve, convolve_reference
+from stillframe.kernels.causal_weights import CausalConvolution
 from stillframe.kernels.channel_norm import Norm, place, place_reference
 from stillframe.kernels.frames import CellList, Frames, padded_channels
 
@@ -110,9 +106,9 @@ def compare_tiles(c: _Compare) -> None:
     x = frames(c, 2, 2, 32, 2, 1, batch=1)
     expected = convolve_reference(convolution, x)
     for tile in (
-        Tile(16, 32, 16, False, 16, 4, 2, 8),
-        Tile(32, 64, 0, False, 32, 4, 2, 4),
-        Tile(32, 32, 16, True, 32, 4, 2),
+        Tile(16, 32, 16, 16, 2),
+        Tile(32, 64, 0, 32, 2),
+        Tile(32, 128, 0, 16, 2),
     ):
         out = Frames(torch.zeros_like(expected.base))
         causal_convolution._launch(convolution, x, out, None, None, 2, tile)

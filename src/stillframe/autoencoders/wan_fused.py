@@ -195,7 +195,7 @@ class WanCoder:
     def _turn(self, changed: Tensor | None, first: bool) -> Turn:
         last, before = self._before
         now = None if changed is None else active(changed)
-        if now is None or (not now.is_cuda and now.float().mean() > _MOST_ROWS):
+        if now is None or (now.is_cpu and now.float().mean() > _MOST_ROWS):
             before.copy_(last)
             last.fill_(True)
             return Turn(self.maps, first)

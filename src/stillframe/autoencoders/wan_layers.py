@@ -20,7 +20,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 )
 from torch import Tensor, nn
 
-from stillframe.kernels.causal_convolution import CausalConvolution, convolve
+from stillframe.kernels.causal_convolution import convolve
+from stillframe.kernels.causal_weights import CausalConvolution
 from stillframe.kernels.channel_norm import Norm, place
 from stillframe.kernels.frames import CellList, Frames, padded_channels, scratch
 

@@ -61,8 +61,10 @@ def place_reference(
         everything[:, : out.past] = before
     if x is not None:
         to = out.latest[..., : x.shape[4]]
-        y = norm(x).to(to.dtype)
-        to.copy_(y if cells is None else torch.where(cells.mask(side), y, to))
+        mask = None if cells is None else cells.mask(side)[:, 0]
+        for i in range(to.shape[1]):  # one by one, since norms may be of twice the bytes
+            y = norm(x[:, i]).to(to.dtype)
+            to[:, i].copy_(y if mask is None else torch.where(mask, y, to[:, i]))
 
 
 def place(
@@ -87,7 +89,7 @@ def place(
     countable = max(tensor.numel(), 0 if x is None else x.numel()) < 2**31
     if triton is not None and (tensor.is_cuda or _INTERPRETED) and countable:
         _launch(norm, x, out, cells, recent, side)
-    elif cells is None or recent is None or tensor.is_cuda:
+    elif cells is None or recent is None or not tensor.is_cpu:
         place_reference(norm, x, out, cells, recent, side)
     else:
         _place_rows(norm, x, out, cells, recent, side)

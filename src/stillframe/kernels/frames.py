@@ -113,7 +113,7 @@ class CellList:
     @property
     def on_device(self) -> bool:
         """Whether counting them would wait for a device."""
-        return self.count.is_cuda
+        return not self.count.is_cpu
 
     def __len__(self) -> int:
         """Waits for the device."""
