@@ -11,7 +11,7 @@ from stillframe.kernels import causal_convolution
 from stillframe.kernels.causal_convolution import Tile, convolve, convolve_reference
 from stillframe.kernels.causal_weights import CausalConvolution
 from stillframe.kernels.channel_norm import Norm, place, place_reference
-from stillframe.kernels.frames import CellList, Frames, padded_channels
+from stillframe.kernels.frames import ChosenCells, Frames, padded_channels
 
 PLACES = 2, 3
 
@@ -49,7 +49,7 @@ def lists(c: _Compare, batch: int = 2) -> list[Any]:
     more = some | (torch.rand(batch, *PLACES, device=c.device) < 0.4)
     none = torch.zeros_like(some)
     pairs = [(some, more), (none, some)]
-    return [(None, None), *((CellList.of(a), CellList.of(b)) for a, b in pairs)]
+    return [(None, None), *((ChosenCells.of(a), ChosenCells.of(b)) for a, b in pairs)]
 
 
 def compare_places(c: _Compare) -> None:

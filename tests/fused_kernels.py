@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from tests.causal_kernels import compare_causal
+from tests.map_kernels import compare_maps
 from tests.moving_kernels import compare_moving
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from stillframe.detection.pixels import Anchors, VisibleChange, appearance, chan
 from stillframe.kernels import flow as flow_kernels
 from stillframe.kernels import visible as visible_kernels
 from stillframe.kernels.attention import join, join_reference
-from stillframe.kernels.convolution import Convolution, convolve, convolve_reference
 from stillframe.kernels.norms import (
     Affine,
     Rows8,
@@ -74,11 +74,6 @@ class Compare:
         largest = mine.rows.float().abs().amax(1)
         assert ((largest > 440) & (largest <= 448)).all()
         self.count += 1
-
-    def convolved(self, convolution: Convolution, frames: Tensor, **others: Any) -> None:
-        mine = convolve(convolution, frames, **others)
-        assert mine.shape == convolution.shape(frames)
-        self.equal(mine, convolve_reference(convolution, frames, **others))
 
 
 def compare_norms(c: Compare) -> None:
@@ -219,21 +214,6 @@ def compare_joins(c: Compare) -> None:
     c.equal(join(parts, logs), join_reference(parts, logs))
 
 
-def compare_convolutions(c: Compare) -> None:
-    def weight(grow: int, made: int, channels: int) -> Tensor:
-        return c.random(grow, 3, 3, made, channels) / (3 * channels**0.5)
-
-    frames, bias = c.random(4, 3, 5, 16), c.random(16)
-    plain = Convolution(weight(1, 16, 16), bias, relu=True)
-    c.convolved(plain, frames, added=c.random(4, 3, 5, 16))
-    for batch in (1, 2):
-        remembering = Convolution(weight(1, 3, 32), bias[:3], 2, past=True)
-        c.convolved(remembering, frames, past=c.random(batch, 3, 5, 16), batch=batch)
-    c.convolved(Convolution(weight(1, 16, 32), None, 2, stride=2), frames, batch=2)
-    for grow in (1, 2):
-        c.convolved(Convolution(weight(grow, 16, 16), None, enlarge=True), frames[:2], batch=2)
-
-
 def video(c: Compare, grid: Grid, times: int, blocks: int, noise: float, batch: int) -> Tensor:
     """(B, (1 + blocks*S)*t, 3, H, W) in [0, 1]: a picture, places that change, noise in levels."""
     places, frames = (grid.height, grid.width), (1 + blocks * grid.frames) * times
@@ -362,7 +342,7 @@ def main(device: str) -> None:
         compare_rows(c)
         compare_joins(c)
         if device != "cpu" or dtype == torch.float32:  # the interpreter has no bfloat16 products
-            compare_convolutions(c)
+            compare_maps(c)
         compare_causal(c)
         for fp8 in (False, True):
             compare_places(c, fp8)

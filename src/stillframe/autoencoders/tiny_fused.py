@@ -1,50 +1,55 @@
-"""The tiny autoencoder in as few kernels as pays, with the same weights.
+"""The tiny autoencoder in as few kernels as pays, with the same weights, for one stream.
 
 What is linear in a row becomes one convolution: pooling time and halving the picture; growing time,
 enlarging the picture and the convolution after it. The products of their weights are rounded once,
-where the model itself rounds what lies between. Memory is the model's own, so a stream may go on
-either way.
+where the model itself rounds what lies between.
+
+Every layer's result is a map of one latent frame, which is kept in place (`kernels.maps`): a latent
+frame overwrites it where it is active, and reads around that what earlier ones left there. Nothing
+is gathered, scattered or copied, and a block of which everything is active runs the same way.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillframe.autoencoders.activity import active
 from stillframe.autoencoders.tiny import (
-    Memory,
     MemoryBlock,
     TemporalGrow,
     TemporalPool,
     TinyVideoAutoencoder,
 )
 from stillframe.kernels.convolution import Convolution, available, convolve
+from stillframe.kernels.graphs import Graphs
+from stillframe.kernels.maps import CellList, Map, list_cells
+from stillframe.kernels.redraw import Change, Pictures, redraw
+from stillframe.kernels.wavefront import Step, run_in_turn
 
-__all__ = ["FusedAutoencoder", "fused_autoencoder"]
+__all__ = ["FusedAutoencoder", "FusedDecoder", "FusedEncoder", "fused_autoencoder"]
 
-_CHANNELS = 16  # of a convolution's input, at least, and a multiple of it
+_CHANNELS = 16  # those of a map that is convolved are a multiple of it
 
-
-class _Residual:
-    """A memory block: three convolutions, the first of which sees the frame before."""
-
-    def __init__(self, block: MemoryBlock) -> None:
-        first, second, third = (layer for layer in block.conv if isinstance(layer, nn.Conv2d))
-        self._first = Convolution(_taps(first), first.bias, 2, past=True, relu=True)
-        self._second = Convolution(_taps(second), second.bias, relu=True)
-        self._third = Convolution(_taps(third), third.bias, relu=True)
-
-    def __call__(self, x: Tensor, past: Tensor, batch: int) -> Tensor:
-        y = convolve(self._first, x, past, batch=batch)
-        return convolve(self._third, convolve(self._second, y), added=x)
+#: Steps after which no step of a latent frame reads what one wrote: a memory block's input is added
+#: three steps later, a picture to what refines it five.
+_MEMORY_BLOCK, _REFINEMENT = 3, 5
 
 
-Step = _Residual | Convolution | nn.Module
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution of a map into the next one; ``adds`` the one two before, a memory block's."""
+
+    convolution: Convolution
+    adds: bool = False
 
 
 class FusedAutoencoder:
-    """A tiny autoencoder in fused kernels.
+    """A tiny autoencoder's weights as kernels take them.
 
     Args:
         vae: `supports` says yes to it.
@@ -53,51 +58,170 @@ class FusedAutoencoder:
     def __init__(self, vae: TinyVideoAutoencoder) -> None:
         self.vae = vae
         self._made_of = _identity(vae)
-        self._encoder, self._decoder = _steps(list(vae.encoder)), _steps(list(vae.decoder))
+        self.encoder = _layers(list(vae.encoder))
+        self.decoder = _layers(list(vae.decoder), squares=vae.spatial_factor > vae.patch_size)
+        self.refinement = [] if vae.refine is None else _layers(list(vae.refine))
+        config = vae.config
+        channels = config["latent_channels"]
+        mean = torch.tensor(config["latents_mean"] or [0.0] * channels)
+        std = torch.tensor(config["latents_std"] or [1.0] * channels)
+        #: of latents, as they go out and come in
+        self.normalise = Change((1 / std).to(vae.device), (-mean / std).to(vae.device))
+        self.restore = Change(std.to(vae.device), mean.to(vae.device), limit=True)
 
     @staticmethod
     def supports(vae: TinyVideoAutoencoder) -> bool:
-        """Whether there is something to gain, and its widths are what the kernels take."""
-        config = vae.config
-        widths = (config["encoder_channels"], *config["decoder_channels"])
-        half = vae.dtype in (torch.float16, torch.bfloat16)
-        return half and available() and all(width % _CHANNELS == 0 for width in widths)
+        """Whether there is something to gain."""
+        return vae.dtype in (torch.float16, torch.bfloat16) and available()
 
     @property
     def stale(self) -> bool:
         """Whether the model's weights have moved since."""
         return self._made_of != _identity(self.vae)
 
-    def encode_chunk(self, frames: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
-        """As `TinyVideoAutoencoder.encode_chunk`."""
-        return self.vae.encode_chunk(frames, memory, self._run)
 
-    def decode_chunk(self, latents: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
-        """As `TinyVideoAutoencoder.decode_chunk`."""
-        return self.vae.decode_chunk(latents, memory, self._run)
+class _FusedCoder(ABC):
+    """One direction of one stream: its maps, and its graphs on a GPU.
 
-    def _run(
-        self, layers: nn.Sequential, x: Tensor, memory: Memory | None
-    ) -> tuple[Tensor, Memory]:
-        """Apply layers to (B, T, C, H, W), as ``autoencoder._run`` does."""
-        batch = x.shape[0]
-        frames = x.transpose(0, 1).flatten(0, 1).permute(0, 2, 3, 1)
-        missing = -frames.shape[3] % _CHANNELS
-        frames = F.pad(frames, (0, missing)) if missing else frames.contiguous()
-        remembered: Memory = []
-        for step in self._encoder if layers is self.vae.encoder else self._decoder:
-            if isinstance(step, Convolution):
-                frames = convolve(step, frames, batch=batch)
-            elif isinstance(step, _Residual):
-                past = torch.zeros_like(frames[:batch])
-                if memory is not None:
-                    past = memory[len(remembered)].permute(0, 2, 3, 1).contiguous()
-                remembered.append(frames[-batch:].clone().permute(0, 3, 1, 2))
-                frames = step(frames, past, batch)
+    Args:
+        vae: `FusedAutoencoder.supports` says yes to it.
+        overlap: of latent frames, see `kernels.wavefront`.
+    """
+
+    #: steps after which no step of a latent frame reads what one wrote
+    reach = _MEMORY_BLOCK
+
+    def __init__(self, vae: TinyVideoAutoencoder, overlap: bool = True) -> None:
+        self._fused, self._overlap = fused_autoencoder(vae), overlap
+        self._graphs = Graphs()
+        self._shape: torch.Size | None = None
+
+    def __call__(self, block: Tensor, changed: Tensor | None) -> Tensor:
+        """Encode or decode the next block.
+
+        Args:
+            block: frames (B, 4*S, 3, H, W) in [0, 1], or normalised latents (B, C, S, h, w).
+            changed: (B, S, h, w) bool, latent pixels that are needed; None: all.
+        """
+        fresh = self._shape != block.shape
+        if fresh:
+            # a tensor of inference mode could not be written to outside of it
+            with torch.inference_mode(False), torch.no_grad():
+                self._allocate(block)
+        self._given.copy_(block)
+        if changed is not None:
+            self._changed.copy_(changed)
+
+        def work() -> None:
+            self._work(changed is not None)
+
+        with torch.no_grad():
+            # a stream's first block is often its only one
+            if self._given.is_cuda and not fresh:
+                self._graphs.run(changed is None, work)
             else:
-                frames = step(frames)
-        frames = frames.permute(0, 3, 1, 2)
-        return frames.unflatten(0, (-1, batch)).transpose(0, 1), remembered
+                work()
+        return self._out.clone()
+
+    def _work(self, partial: bool) -> None:
+        batch, frames, height, width = self._changed.shape
+        inner = outer = [CellList(batch, height, width)] * frames
+        if partial:
+            chosen = active(self._changed)
+            # what active cells see of the input is a cell more
+            lists = list_cells(torch.cat([chosen, active(chosen)], 1))
+            inner, outer = lists[:frames], lists[frames:]
+        steps = [self._steps(k, inner[k], outer[k]) for k in range(frames)]
+        run_in_turn(steps, self.reach, self._overlap and self._given.is_cuda)
+
+    @abstractmethod
+    def _allocate(self, x: Tensor) -> None:
+        """Everything that a block of the shape of ``x`` needs."""
+
+    @abstractmethod
+    def _steps(self, k: int, cells: CellList, around: CellList) -> list[Step]:
+        """What latent frame k takes; ``around``: the cells and what they see of the input."""
+
+    def _buffers(self, x: Tensor, out: tuple[int, ...], cells: tuple[int, ...]) -> Tensor:
+        """Input, output and what changed; returns a tensor whose kind maps are of."""
+        self._graphs.forget()
+        like = x.new_empty(0, dtype=self._fused.vae.dtype, device=self._fused.vae.device)
+        self._given, self._out = like.new_empty(x.shape), like.new_empty(out)
+        self._changed = torch.ones(cells, dtype=torch.bool, device=like.device)
+        self._shape = x.shape
+        return like
+
+
+class FusedEncoder(_FusedCoder):
+    """Frames to latents."""
+
+    def _allocate(self, x: Tensor) -> None:
+        vae = self._fused.vae
+        batch, count, _, height, width = x.shape
+        times, factor, patch = vae.temporal_factor, vae.spatial_factor, vae.patch_size
+        if count % times or height % factor or width % factor:
+            raise ValueError(
+                f"a block needs frames in multiples of {times} and sides in multiples of {factor}, "
+                f"got {count} frames of {width}x{height}"
+            )
+        h, w = height // factor, width // factor
+        channels = vae.config["latent_channels"]
+        like = self._buffers(
+            x, (batch, channels, count // times, h, w), (batch, count // times, h, w)
+        )
+        shape = times, batch, height // patch, width // patch, 3 * patch**2
+        self._maps = _maps(shape, self._fused.encoder, like)
+
+    def _steps(self, k: int, cells: CellList, around: CellList) -> list[Step]:
+        vae = self._fused.vae
+        times = vae.temporal_factor
+        given = Pictures(self._given[:, k * times : (k + 1) * times].transpose(0, 1))
+        pixels = Pictures.of(self._maps[0], 3 * vae.patch_size**2, vae.patch_size)
+        latents = Pictures.of(self._maps[-1], self._out.shape[1], 1)
+        out = Pictures(self._out[:, :, k : k + 1].permute(2, 0, 1, 3, 4))
+        whole = cells._replace(numbers=None, length=None)
+        return [
+            lambda: redraw(given, pixels, around),
+            *_convolutions(self._fused.encoder, self._maps, cells),
+            lambda: redraw(latents, out, whole, self._fused.normalise),
+        ]
+
+
+class FusedDecoder(_FusedCoder):
+    """Latents to frames."""
+
+    reach = _REFINEMENT
+
+    def _allocate(self, x: Tensor) -> None:
+        vae = self._fused.vae
+        batch, channels, frames, h, w = x.shape
+        times, factor = vae.temporal_factor, vae.spatial_factor
+        height, width = h * factor, w * factor
+        like = self._buffers(x, (batch, frames * times, 3, height, width), (batch, frames, h, w))
+        self._maps = _maps((1, batch, h, w, channels), self._fused.decoder, like)
+        shape = times, batch, height // 2, width // 2, 12
+        self._fine = _maps(shape, self._fused.refinement, like) if self._fused.refinement else []
+
+    def _steps(self, k: int, cells: CellList, around: CellList) -> list[Step]:
+        fused, patch, times = (
+            self._fused,
+            self._fused.vae.patch_size,
+            self._fused.vae.temporal_factor,
+        )
+        latents = Pictures(self._given[:, :, k : k + 1].permute(2, 0, 1, 3, 4))
+        first = Pictures.of(self._maps[0], latents.shape[2], 1)
+        pixels = Pictures.of(self._maps[-1], 3 * patch**2, patch)
+        out = Pictures(self._out[:, k * times : (k + 1) * times].transpose(0, 1))
+        whole, added = cells._replace(numbers=None, length=None), None
+        steps: list[Step] = [
+            lambda: redraw(latents, first, around, fused.restore),
+            *_convolutions(fused.decoder, self._maps, cells),
+        ]
+        if self._fine:
+            halves, added = (Pictures.of(self._fine[place], 12, 2) for place in (0, -1))
+            steps.append(lambda: redraw(pixels, halves, cells))
+            steps += _convolutions(fused.refinement, self._fine, cells)
+        return [*steps, lambda: redraw(pixels, out, whole, Change(cut=True), added)]
 
 
 def fused_autoencoder(vae: TinyVideoAutoencoder) -> FusedAutoencoder:
@@ -115,32 +239,65 @@ def _identity(vae: TinyVideoAutoencoder) -> tuple[object, ...]:
     return weight.data_ptr(), weight.dtype, weight.device
 
 
-def _taps(layer: nn.Conv2d) -> Tensor:
-    """Weights of a convolution as `Convolution` has them, channels padded."""
-    weight = layer.weight.data.permute(2, 3, 0, 1)
-    return F.pad(weight, (0, -weight.shape[3] % _CHANNELS)).unsqueeze(0)
+def _maps(shape: tuple[int, int, int, int, int], layers: list[_Layer], like: Tensor) -> list[Map]:
+    """Of the input of some layers, of this shape, and of what each of them makes."""
+    maps = []
+    for layer in (*layers, None):
+        past = layer is not None and layer.convolution.past
+        *frames, channels = shape
+        maps.append(Map.empty((*frames, _padded(channels)), int(past), like))  # type: ignore[arg-type]
+        if layer is not None:
+            shape = layer.convolution.shape(maps[-1])
+    return maps
 
 
-def _steps(layers: list[nn.Module]) -> list[Step]:
-    """Layers as steps."""
-    steps: list[Step] = []
+def _padded(channels: int) -> int:
+    return -(-channels // _CHANNELS) * _CHANNELS
+
+
+def _convolutions(layers: list[_Layer], maps: list[Map], cells: CellList) -> list[Step]:
+    def step(i: int, layer: _Layer) -> Step:
+        added = maps[i - 2] if layer.adds else None
+        return lambda: convolve(layer.convolution, maps[i], maps[i + 1], added, cells)
+
+    return [step(i, layer) for i, layer in enumerate(layers)]
+
+
+def _taps(weight: Tensor, sources: int = 1) -> Tensor:
+    """Weights (G, 3, 3, N, sources*C) as `Convolution` has them, channels padded."""
+    weight = weight.unflatten(4, (sources, -1))
+    return F.pad(weight, (0, -weight.shape[5] % _CHANNELS)).flatten(4)
+
+
+def _plain(layer: nn.Module, sources: int = 1, **how: bool) -> Convolution:
+    assert isinstance(layer, nn.Conv2d)
+    weight = layer.weight.data.permute(2, 3, 0, 1).unsqueeze(0)
+    bias = None if layer.bias is None else layer.bias.data
+    return Convolution(_taps(weight, sources), bias, sources, **how)
+
+
+def _layers(layers: list[nn.Module], squares: bool = False) -> list[_Layer]:
+    """Layers as kernels take them. ``squares``: the last one's sides are even."""
+    made: list[_Layer] = []
     ahead = iter(range(len(layers)))
     for i in ahead:
         layer = layers[i]
+        relu = i + 1 < len(layers) and isinstance(layers[i + 1], nn.ReLU)
         if isinstance(layer, MemoryBlock):
-            steps.append(_Residual(layer))
+            first, second, third = (part for part in layer.conv if isinstance(part, nn.Conv2d))
+            made.append(_Layer(_plain(first, 2, past=True, relu=True)))
+            made.append(_Layer(_plain(second, relu=True)))
+            made.append(_Layer(_plain(third, relu=True), adds=True))
         elif isinstance(layer, TemporalPool):
-            steps.append(_pooled(layer, layers[next(ahead)]))
+            made.append(_Layer(_pooled(layer, layers[next(ahead)])))
         elif isinstance(layer, nn.Upsample | nn.Identity):
             grow, conv = layers[next(ahead)], layers[next(ahead)]
             relu = isinstance(layers[i + 3], nn.ReLU)
-            steps.append(_grown(grow, conv, isinstance(layer, nn.Upsample), relu))
+            made.append(_Layer(_grown(grow, conv, isinstance(layer, nn.Upsample), relu)))
         elif isinstance(layer, nn.Conv2d):
-            relu = i + 1 < len(layers) and isinstance(layers[i + 1], nn.ReLU)
-            steps.append(Convolution(_taps(layer), layer.bias, relu=relu))
-        elif not isinstance(layer, nn.ReLU):  # those are part of convolutions
-            steps.append(layer)
-    return steps
+            few = squares and i == len(layers) - 1 and 4 * layer.out_channels <= _CHANNELS
+            made.append(_Layer(_plain(layer, relu=relu, squares=few)))
+    return made  # limits of latents are part of how they are read, and cutting off of convolutions
 
 
 def _pooled(pool: TemporalPool, conv: nn.Module) -> Convolution:
@@ -148,7 +305,7 @@ def _pooled(pool: TemporalPool, conv: nn.Module) -> Convolution:
     assert isinstance(conv, nn.Conv2d)
     mixed = pool.conv.weight.data.flatten(1).double()
     weight = torch.einsum("nmkl,mc->klnc", conv.weight.data.double(), mixed)
-    weight = weight.to(conv.weight.dtype).unsqueeze(0)
+    weight = _taps(weight.to(conv.weight.dtype).unsqueeze(0), pool.stride)
     return Convolution(weight, None, pool.stride, stride=conv.stride[0])
 
 
@@ -158,4 +315,5 @@ def _grown(grow: nn.Module, conv: nn.Module, enlarge: bool, relu: bool) -> Convo
     assert isinstance(conv, nn.Conv2d)
     mixed = grow.conv.weight.data.flatten(1).unflatten(0, (grow.stride, -1)).double()
     weight = torch.einsum("nmkl,gmc->gklnc", conv.weight.data.double(), mixed)
-    return Convolution(weight.to(conv.weight.dtype), None, enlarge=enlarge, relu=relu)
+    weight = _taps(weight.to(conv.weight.dtype))
+    return Convolution(weight, None, enlarge=enlarge, relu=relu)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from stillframe.autoencoders.base import StreamingAutoencoder
 from stillframe.autoencoders.timeline import Timeline
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.autoencoders.tiny_blocks import DECODING, ENCODING, BlockCoder, WholeBlocks
-from stillframe.autoencoders.tiny_fused import FusedAutoencoder, fused_autoencoder
+from stillframe.autoencoders.tiny_fused import FusedAutoencoder, FusedDecoder, FusedEncoder
 from stillframe.autoencoders.tiny_incremental import IncrementalDecoder, IncrementalEncoder
 from stillframe.kernels.graphs import CapturedStep
 
@@ -20,8 +18,6 @@ __all__ = ["TinyStream"]
 # More pixels than this at once make the widest layers the largest thing in memory by far, and are
 # no faster; less leaves a GPU idle. A block of 240x416 is below, one latent frame of 480x832 is.
 _PIXELS_AT_ONCE = 2**21
-# The fused autoencoder keeps less in between.
-_PIXELS_AT_ONCE_FUSED = 2**23
 
 
 class TinyStream(StreamingAutoencoder):
@@ -45,12 +41,11 @@ class TinyStream(StreamingAutoencoder):
         vae, most = self.vae, _PIXELS_AT_ONCE
         self._encoder: BlockCoder
         self._decoder: BlockCoder
-        if vae.device.type == "cuda":
-            fused = FusedAutoencoder.supports(vae)
-            coder: Any = fused_autoencoder(vae) if fused else vae
-            most = _PIXELS_AT_ONCE_FUSED if fused else most
+        if vae.device.type == "cuda" and FusedAutoencoder.supports(vae):
+            self._encoder, self._decoder = FusedEncoder(vae), FusedDecoder(vae)
+        elif vae.device.type == "cuda":
             # launching a hundred small kernels is what costs there
-            encode, decode = CapturedStep(coder.encode_chunk), CapturedStep(coder.decode_chunk)
+            encode, decode = CapturedStep(vae.encode_chunk), CapturedStep(vae.decode_chunk)
             self._encoder = WholeBlocks(encode, ENCODING, most)
             self._decoder = WholeBlocks(
                 decode, DECODING, most // (vae.temporal_factor * vae.spatial_factor**2)
@@ -60,8 +55,7 @@ class TinyStream(StreamingAutoencoder):
             self._decoder = IncrementalDecoder(vae, most)
 
     def _encode_block(self, frames: Tensor, changed: Tensor | None, first: bool) -> Tensor:
-        frames = frames.to(self.vae.device, self.vae.dtype)
-        return self._encoder(frames, changed)
+        return self._encoder(frames.to(self.vae.device, self.vae.dtype), changed)
 
     def _decode_block(self, latents: Tensor, changed: Tensor | None, first: bool) -> Tensor:
         return self._decoder(latents.to(self.vae.dtype), changed)

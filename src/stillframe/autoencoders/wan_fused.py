@@ -21,7 +21,7 @@ from stillframe.autoencoders.wan_layers import (
     decoder_layers,
     encoder_layers,
 )
-from stillframe.kernels.frames import CellList, Frames
+from stillframe.kernels.frames import ChosenCells, Frames
 from stillframe.kernels.graphs import Graphs
 
 __all__ = ["FusedCoder", "FusedWan", "WanCoder", "fused_wan"]
@@ -199,7 +199,7 @@ class WanCoder:
             before.copy_(last)
             last.fill_(True)
             return Turn(self.maps, first)
-        turn = Turn(self.maps, first, CellList.of(now), CellList.of(now | last | before))
+        turn = Turn(self.maps, first, ChosenCells.of(now), ChosenCells.of(now | last | before))
         before.copy_(last)
         last.copy_(now)
         return turn

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from stillframe.kernels.causal_convolution import convolve
 from stillframe.kernels.causal_weights import CausalConvolution
 from stillframe.kernels.channel_norm import Norm, place
-from stillframe.kernels.frames import CellList, Frames, padded_channels, scratch
+from stillframe.kernels.frames import ChosenCells, Frames, padded_channels, scratch
 
 __all__ = ["Layer", "Level", "Maps", "Turn", "decoder_layers", "encoder_layers"]
 
@@ -86,8 +86,8 @@ class Turn:
 
     maps: Maps
     first: bool = False
-    cells: CellList | None = None
-    recent: CellList | None = None
+    cells: ChosenCells | None = None
+    recent: ChosenCells | None = None
 
     def buffer(
         self, key: object, level: Level, channels: int, past: int = 0, border: int = 0

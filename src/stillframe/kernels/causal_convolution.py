@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillframe.kernels.causal_weights import CausalConvolution
-from stillframe.kernels.frames import CellList, Frames, scratch
+from stillframe.kernels.frames import ChosenCells, Frames, scratch
 
 try:
     import triton
@@ -31,7 +31,7 @@ def convolve_reference(
     x: Frames,
     out: Frames | None = None,
     added: Frames | None = None,
-    cells: CellList | None = None,
+    cells: ChosenCells | None = None,
     side: int = 1,
 ) -> Frames:
     """The slow reference of `convolve`: everything, of which the cells' pixels are taken."""
@@ -59,7 +59,7 @@ def convolve(
     x: Frames,
     out: Frames | None = None,
     added: Frames | None = None,
-    cells: CellList | None = None,
+    cells: ChosenCells | None = None,
     side: int = 1,
 ) -> Frames:
     """Convolve frames, of which those before are `past` and which have a `border` where it looks.
@@ -103,7 +103,7 @@ def _convolve_rows(
     x: Frames,
     out: Frames,
     added: Frames | None,
-    cells: CellList,
+    cells: ChosenCells,
     side: int,
 ) -> None:
     """Cells' rows gathered for one product a part, a few thousand at a time."""
@@ -136,7 +136,7 @@ def _convolve_rows(
 
 
 def _enlarged(
-    frames: Frames, cells: CellList, side: int, scale: int, down: int, right: int
+    frames: Frames, cells: ChosenCells, side: int, scale: int, down: int, right: int
 ) -> Tensor:
     return frames.places(cells, side, scale) + down * frames.base.shape[3] + right
 
@@ -192,7 +192,7 @@ def _launch(
     x: Frames,
     out: Frames,
     added: Frames | None,
-    cells: CellList | None,
+    cells: ChosenCells | None,
     side: int,
     tile: Tile | None = None,
 ) -> None:

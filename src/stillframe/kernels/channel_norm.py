@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stillframe.kernels.frames import CellList, Frames
+from stillframe.kernels.frames import ChosenCells, Frames
 
 try:
     import triton
@@ -48,8 +48,8 @@ def place_reference(
     norm: Norm,
     x: Tensor | None,
     out: Frames,
-    cells: CellList | None = None,
-    recent: CellList | None = None,
+    cells: ChosenCells | None = None,
+    recent: ChosenCells | None = None,
     side: int = 1,
 ) -> None:
     """The slow reference of `place`: everything, of which the cells' pixels are taken."""
@@ -71,8 +71,8 @@ def place(
     norm: Norm,
     x: Tensor | None,
     out: Frames,
-    cells: CellList | None = None,
-    recent: CellList | None = None,
+    cells: ChosenCells | None = None,
+    recent: ChosenCells | None = None,
     side: int = 1,
 ) -> None:
     """Write frames where a convolution reads them, after making what was there the past.
@@ -96,7 +96,7 @@ def place(
 
 
 def _place_rows(
-    norm: Norm, x: Tensor | None, out: Frames, cells: CellList, recent: CellList, side: int
+    norm: Norm, x: Tensor | None, out: Frames, cells: ChosenCells, recent: ChosenCells, side: int
 ) -> None:
     frames = out.base.shape[1] - out.past
     if out.past and len(recent):
@@ -118,8 +118,8 @@ def _launch(
     norm: Norm,
     x: Tensor | None,
     out: Frames,
-    cells: CellList | None,
-    recent: CellList | None,
+    cells: ChosenCells | None,
+    recent: ChosenCells | None,
     side: int,
 ) -> None:
     to = out.everything

@@ -2,18 +2,25 @@
 
 Around each of its convolutions the autoencoder joins frames with their predecessors, pools or grows
 time, enlarges the picture, adds and cuts off; apart, these move more memory than the convolutions
-themselves. Here they are part of how a convolution reads and writes. It knows frames with channels
-last, not the autoencoder: ``autoencoders/tiny_fused.py`` does.
+themselves. Here they are part of how a convolution reads and writes maps (`maps`), at listed cells
+or everywhere. It does not know the autoencoder: ``autoencoders/tiny_fused.py`` does.
+
+What limits it on an H100 is what is read from the L2 cache: a tile of r rows and c columns takes
+(r + c) / (r * c) bytes an operation. Hence the largest tiles that leave no multiprocessor idle, and
+an order of sums in which the taps of one piece of channels follow each other: what one tap reads,
+the next one finds in the L1 cache, but for an edge.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from stillframe.kernels.maps import CellList, Map
 
 try:
     import triton
@@ -21,23 +28,25 @@ try:
 except ImportError:  # no triton, no GPU kernels: the torch code serves
     triton = None
 
-__all__ = ["Convolution", "available", "convolve", "convolve_reference"]
+__all__ = ["Convolution", "Tile", "available", "convolve", "convolve_reference"]
 
 _LEAST = 16  # the least side of a matrix that tensor cores take
 
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """A convolution over (F, H, W, C) frames, time first, then batch; the picture's edge is zero.
+    """A convolution by 3x3 taps over the frames of a map; the picture's edge is zero.
 
     Attributes:
         weight: (G, 3, 3, N, sources*C) where ``grow`` is G, else G is 1.
         bias: (N,) or None.
         sources: frames that one is made of.
-        past: the second source is the frame before, of the same video; else sources are successive
-            frames that are pooled to one.
+        past: the second source is the frame before; else sources are successive frames that are
+            pooled to one.
         stride: 1 or 2, of rows and columns.
         enlarge: every pixel of the input is a square of four first.
+        squares: a row of the product makes a square of four pixels, which pays for few channels;
+            sides are even.
         relu: cut off below 0, after adding what is added.
     """
 
@@ -47,11 +56,19 @@ class Convolution:
     past: bool = False
     stride: int = 1
     enlarge: bool = False
+    squares: bool = False
     relu: bool = False
     packed: Tensor = field(init=False, repr=False)
+    packed_bias: Tensor | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "packed", _packed(self))
+        packed = _packed(self)
+        object.__setattr__(self, "packed", packed)
+        bias = self.bias
+        if bias is not None:
+            bias = bias.repeat(self.columns // self.width)
+            bias = F.pad(bias, (0, packed.shape[2] - len(bias)))
+        object.__setattr__(self, "packed_bias", bias)
 
     @property
     def grow(self) -> int:
@@ -68,29 +85,55 @@ class Convolution:
         """N, channels that come out."""
         return self.weight.shape[3]
 
-    def shape(self, x: Tensor) -> tuple[int, int, int, int]:
-        """Of what comes out for frames ``x``."""
-        frames, height, width = x.shape[:3]
+    @property
+    def columns(self) -> int:
+        """Numbers that one row of the product makes."""
+        return self.width * (4 if self.squares else self.grow)
+
+    @property
+    def depth(self) -> int:
+        """Channels that are multiplied at a time."""
+        return next(size for size in (64, 32, 16) if self.channels % size == 0)
+
+    @property
+    def scale(self) -> int:
+        """Pixels made along a side for one of a row of the product."""
+        return 2 if self.enlarge or self.squares else 1
+
+    def shape(self, x: Map) -> tuple[int, int, int, int, int]:
+        """(T, B, H, W, N) of what comes out for a map."""
+        frames, batch, height, width, _ = x.pixels.shape
         if not self.past:
             frames //= self.sources
         scale = 2 if self.enlarge else 1
         height, width = (-(-side * scale // self.stride) for side in (height, width))
-        return frames * self.grow, height, width, self.width
+        return frames * self.grow, batch, height, width, self.width
 
 
 def _packed(convolution: Convolution) -> Tensor:
-    """Weights as the kernel reads them: (G * parts, taps * sources * C, N up to a multiple of 16).
+    """Weights as the kernel reads them: (parts, sources * C * taps, columns and some more).
 
     Where the picture is enlarged, the nine taps of an output pixel fall on four pixels of the
     input, which four depends on whether its row and column are even: four parts, their taps summed.
+    A square of four pixels sees 4x4 pixels, of which each takes nine.
     """
-    weight = convolution.weight.permute(0, 1, 2, 4, 3).float()
+    weight = convolution.weight.float()
+    one = weight.new_ones(1, 3).diag_embed()
     if convolution.enlarge:
         # an even row looks at the one above once and at its own twice, an odd one the other way
         fold = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
-        weight = torch.einsum("pak,qbl,gklcn->gpqabcn", fold, fold, weight).flatten(0, 2)
-    packed = weight.flatten(1, 3)
-    packed = F.pad(packed, (0, -packed.shape[2] % _LEAST))
+        packed = torch.einsum("pak,qbl,gklnc->pqabcgn", fold, fold, weight).flatten(0, 1)
+    elif convolution.squares:
+        shift = torch.stack([F.pad(one[0], (0, 0, 0, 1)), F.pad(one[0], (0, 0, 1, 0))])
+        packed = torch.einsum("pak,qbl,gklnc->gabcpqn", shift, shift, weight)
+    else:
+        packed = torch.einsum("pak,qbl,gklnc->pqabcgn", one, one, weight).flatten(0, 1)
+    packed = packed.flatten(4).flatten(1, 2)
+    # taps innermost, see above
+    packed = packed.unflatten(2, (-1, convolution.depth)).transpose(1, 2).flatten(1, 3)
+    columns = packed.shape[2]
+    most = 1 << max(columns - 1, _LEAST - 1).bit_length()
+    packed = F.pad(packed, (0, -columns % min(most, 64 if columns > 128 else 128)))
     return packed.to(convolution.weight.dtype).contiguous()
 
 
@@ -100,172 +143,244 @@ def available() -> bool:
 
 
 def convolve_reference(
-    convolution: Convolution,
-    x: Tensor,
-    past: Tensor | None = None,
-    added: Tensor | None = None,
-    batch: int = 1,
-) -> Tensor:
-    """The slow reference of `convolve`: joins, enlarges, convolves, adds, cuts off."""
+    convolution: Convolution, x: Map, out: Map, added: Map | None, cells: CellList
+) -> None:
+    """The slow reference of `convolve`: joins, enlarges, convolves, adds, cuts off, everywhere."""
+    frames = x.pixels
     if convolution.past:
-        assert past is not None
-        x = torch.cat([x, torch.cat([past, x[:-batch]])], 3)
+        frames = torch.cat([frames, torch.cat([x.before.unsqueeze(0), frames[:-1]])], 4)
     elif convolution.sources > 1:
-        steps = x.unflatten(0, (-1, convolution.sources, batch)).unbind(1)
-        x = torch.cat([step.flatten(0, 1) for step in steps], 3)
-    x = x.permute(0, 3, 1, 2)
+        frames = torch.cat(frames.unflatten(0, (-1, convolution.sources)).unbind(1), 4)
+    batch = frames.shape[1]
+    flat = frames.flatten(0, 1).permute(0, 3, 1, 2)
     if convolution.enlarge:
-        x = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        flat = flat.repeat_interleave(2, 2).repeat_interleave(2, 3)
     grown = [
-        F.conv2d(x, weight.permute(2, 3, 0, 1), convolution.bias, convolution.stride, 1)
+        F.conv2d(flat, weight.permute(2, 3, 0, 1), convolution.bias, convolution.stride, 1)
         for weight in convolution.weight
     ]
-    y = torch.stack([frames.unflatten(0, (-1, batch)) for frames in grown], 1).flatten(0, 2)
-    y = y.permute(0, 2, 3, 1)
-    y = y if added is None else y + added
-    return (y.relu() if convolution.relu else y).contiguous()
+    y = torch.stack([frames.unflatten(0, (-1, batch)) for frames in grown], 1).flatten(0, 1)
+    y = y.permute(0, 1, 3, 4, 2)
+    to = out.pixels[..., : convolution.width]
+    mask = cells.mask(to.shape[2] // cells.height)
+    where = torch.tensor(True, device=y.device) if mask is None else mask.unsqueeze(-1)
+    if added is not None:
+        y = y + added.pixels[..., : convolution.width]
+        if added.past:
+            added.before.copy_(torch.where(where, added.pixels[-1], added.before))
+    to.copy_(torch.where(where, y.relu() if convolution.relu else y, to))
+
+
+class Tile(NamedTuple):
+    """What a program makes at a time, and how.
+
+    Attributes:
+        rows, columns: of the product, powers of 2.
+        warps, stages: of the program.
+        cached: what is read of the map goes through the L1 cache, in smaller pieces.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+    cached: bool = False
 
 
 def convolve(
     convolution: Convolution,
-    x: Tensor,
-    past: Tensor | None = None,
-    added: Tensor | None = None,
-    batch: int = 1,
-) -> Tensor:
-    """Convolve frames.
+    x: Map,
+    out: Map,
+    added: Map | None = None,
+    cells: CellList | None = None,
+    tile: Tile | None = None,
+) -> None:
+    """Convolve a map into another one, at listed cells; both stay as they are elsewhere.
 
     Args:
         convolution: how.
-        x: (F, H, W, C) contiguous, in the order time, batch.
-        past: (batch, H, W, C) frames before the first ones, where the convolution sees the past.
-        added: added to the result, of its shape.
-        batch: videos among the frames.
-
-    Returns:
-        frames, see `Convolution.shape`.
+        x: with a past, if the convolution sees it.
+        out: of the shape `Convolution.shape` gives, or with more channels.
+        added: added to the result, of its shape. If it has a past, its last frame becomes that.
+        cells: by their numbers; None: everything is one cell.
+        tile: what a program makes, None for what is known to be fast.
     """
-    shape = convolution.shape(x)
-    countable = max(x.numel(), prod(shape)) < 2**31  # the kernel counts in 32 bits
-    if triton is None or not (x.is_cuda or _INTERPRETED) or not countable:
-        return convolve_reference(convolution, x, past, added, batch)
-    out = torch.empty(shape, device=x.device, dtype=x.dtype)
-    packed, depth = convolution.packed, convolution.channels
-    parts = 4 if convolution.enlarge else 1
-    # rows of the product: pixels of one part of one of the frames that are made of one
-    frames, height, width = shape[0] // convolution.grow, *shape[1:3]
-    if convolution.enlarge:
-        height, width = height // 2, width // 2
-    rows, columns = _tile(convolution.width, depth)
-    grid = (
-        triton.cdiv(frames * height * width, rows),
-        triton.cdiv(convolution.width, columns),
-        convolution.grow * parts,
-    )
-    _convolve[grid](
-        x,
-        x if past is None else past,
+    frames, batch, height, width, _ = convolution.shape(x)
+    cells = cells or CellList(batch, height, width)
+    countable = max(y.data[0, 0].numel() for y in (x, out)) < 2**31  # in 32 bits, a frame
+    if triton is None or not (x.data.is_cuda or _INTERPRETED) or not countable:
+        convolve_reference(convolution, x, out, added, cells)
+        return
+    packed, scale = convolution.packed, convolution.scale
+    side, frames = height // cells.height // scale, frames // convolution.grow
+    rows = frames * cells.most * side**2
+    listed = cells.numbers is not None
+    tile = tile or _tile(convolution, rows, listed)
+    parts, blocks = len(packed), packed.shape[2] // tile.columns
+    tiles = triton.cdiv(rows, tile.rows) * parts * blocks
+    taps = 2 if convolution.enlarge else 4 if convolution.squares else 3
+    _convolve[(min(tiles, _programs(x.data.device, tile)),)](
+        x.data[x.past :],
         packed,
-        packed if convolution.bias is None else convolution.bias,
-        x if added is None else added,
-        out,
-        frames,
-        height,
-        width,
-        x.shape[1],
-        x.shape[2],
+        packed if convolution.packed_bias is None else convolution.packed_bias,
+        out.data if added is None else added.data[added.past :],
+        out.data[out.past :],
+        packed if cells.numbers is None else cells.numbers,
+        packed if cells.length is None else cells.length,
         batch,
-        C=depth,
+        cells.height,
+        cells.width,
+        0,
+        *x.data.shape[2:4],
+        *out.data.shape[2:4],
+        C=convolution.channels,
         N=convolution.width,
+        OUT=out.data.shape[4],
+        COUNT=convolution.columns,
         PADDED=packed.shape[2],
         SOURCES=convolution.sources,
         PAST=convolution.past,
-        STRIDE=convolution.stride,
-        ENLARGE=convolution.enlarge,
+        TAPS=taps,
+        STEP=2 if convolution.squares else convolution.stride,
+        SCALE=scale,
+        SQUARES=convolution.squares,
         GROW=convolution.grow,
+        PARTS=parts,
+        FRAMES=frames,
+        SIDE=side,
+        LISTED=listed,
         BIAS=convolution.bias is not None,
         ADD=added is not None,
+        KEEP=added is not None and added.past > 0,
         RELU=convolution.relu,
-        ROWS=rows,
-        COLUMNS=columns,
-        DEPTH=next(size for size in (64, 32, 16) if depth % size == 0),
-        num_warps=4,
-        num_stages=_STAGES,
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        DEPTH=convolution.depth,
+        CACHED=tile.cached,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
-    return out
 
 
-_STAGES = 3
+def _tile(convolution: Convolution, rows: int, listed: bool) -> Tile:
+    """Large tiles where they leave no multiprocessor idle, if of a list an eighth of the cells is
+    active; the fastest on an H100 of fourteen at every layer of the published widths."""
+    padded = convolution.packed.shape[2]
+    columns = next(size for size in (128, 64, 32, 16) if padded % size == 0)
+    if columns < 64:
+        return Tile(64, columns, 4, 4)
+    expected = rows // 8 if listed else rows
+    tiles = -(-expected // 128) * (padded // columns) * len(convolution.packed)
+    # of few channels a tile is read faster than it is stored
+    large = tiles >= _BUSY and convolution.channels > _LEAST
+    return Tile(128, columns, 4, 3) if large else Tile(64, 64, 4, 4)
 
 
-def _tile(width: int, depth: int) -> tuple[int, int]:
-    """Rows and columns that a program makes, the fastest of a few on an H100."""
-    columns = min(128, max(_LEAST, triton.next_power_of_2(width)))
-    return 64 if columns == 128 or depth < 64 else 128, columns
+_BUSY = 90  # tiles that keep a GPU of 132 multiprocessors busy
+_RESIDENT = 4  # programs that a multiprocessor runs at the same time, at most
+
+
+def _programs(device: torch.device, tile: Tile) -> int:
+    """Programs that make all tiles, one after the other."""
+    if device.type != "cuda":
+        return 2  # interpreted, one by one
+    return _multiprocessors(device) * _RESIDENT
+
+
+def _multiprocessors(device: torch.device) -> int:
+    known: Any = torch.cuda.get_device_properties(device)
+    return known.multi_processor_count
 
 
 _INTERPRETED = False
 if triton is not None:
     _INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-    @triton.jit
+    @triton.jit(
+        do_not_specialize=[
+            *("batch", "cell_rows", "cell_columns", "nothing"),
+            *("in_height", "in_width", "out_height", "out_width"),
+        ]
+    )
     def _convolve(
-        x, past, weight, bias, added, out, frames, height, width, in_height, in_width, batch,
-        C: tl.constexpr, N: tl.constexpr, PADDED: tl.constexpr, SOURCES: tl.constexpr,
-        PAST: tl.constexpr, STRIDE: tl.constexpr, ENLARGE: tl.constexpr, GROW: tl.constexpr,
-        BIAS: tl.constexpr, ADD: tl.constexpr, RELU: tl.constexpr,
+        x, weight, bias, added, out, numbers, count, batch, cell_rows, cell_columns,
+        nothing, in_height, in_width, out_height, out_width,
+        C: tl.constexpr, N: tl.constexpr, OUT: tl.constexpr, COUNT: tl.constexpr,
+        PADDED: tl.constexpr, SOURCES: tl.constexpr, PAST: tl.constexpr, TAPS: tl.constexpr,
+        STEP: tl.constexpr, SCALE: tl.constexpr, SQUARES: tl.constexpr, GROW: tl.constexpr,
+        PARTS: tl.constexpr, FRAMES: tl.constexpr, SIDE: tl.constexpr, LISTED: tl.constexpr,
+        BIAS: tl.constexpr, ADD: tl.constexpr, KEEP: tl.constexpr, RELU: tl.constexpr,
         ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+        CACHED: tl.constexpr,
     ):  # fmt: skip
-        TAPS: tl.constexpr = 2 if ENLARGE else 3
+        SQUARE: tl.constexpr = TAPS * TAPS
         CHUNKS: tl.constexpr = C // DEPTH
-        which = tl.program_id(2)
-        pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        frame = pixel // (height * width)
-        y = pixel // width % height
-        z = pixel % width
-        n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        BLOCKS: tl.constexpr = PADDED // COLUMNS
+        PER_CELL: tl.constexpr = FRAMES * SIDE * SIDE
+        picture = cell_rows * cell_columns
+        cells = batch * picture
+        if LISTED:
+            cells = tl.load(count)
+        in_row, out_row = in_width * C, out_width * OUT
+        # frames of all videos; a few of them may be more than 32 bits count
+        in_video = (in_height * in_row).to(tl.int64)
+        out_video = (out_height * out_row).to(tl.int64)
+        in_step, out_step = batch * in_video, batch * out_video
+        source_step = -in_step if PAST else in_step
         c = tl.arange(0, DEPTH)
-        down, right = 0, 0
-        if ENLARGE:
-            down, right = which % 4 // 2, which % 2
-        first_frame = frame
-        if SOURCES > 1 and not PAST:
-            first_frame = frame // batch * SOURCES * batch + frame % batch
-        before = tl.where(frame < batch, frame, frame - batch)
-        rows = weight + which * (TAPS * TAPS * SOURCES * C * PADDED)
-        sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for i in range(TAPS * TAPS * SOURCES * CHUNKS):
-            chunk = i % CHUNKS
-            source = i // CHUNKS % SOURCES
-            tap = i // (CHUNKS * SOURCES)
-            row = y * STRIDE + tap // TAPS - 1 + down
-            column = z * STRIDE + tap % TAPS - 1 + right
-            seen = (frame < frames) & (row >= 0) & (row < in_height)
-            seen &= (column >= 0) & (column < in_width)
-            if PAST:
-                other = tl.where(frame < batch, past, x)
-                at = tl.where(source == 0, x, other)
-                taken = tl.where(source == 0, frame, before)
-            else:
-                at, taken = x, first_frame + source * batch
-            at += ((taken * in_height + row) * in_width + column) * C
-            a = tl.load(at[:, None] + (chunk * DEPTH + c)[None, :], seen[:, None], 0.0)
-            b = tl.load(
-                rows + (i * DEPTH + c)[:, None] * PADDED + n[None, :], (n < PADDED)[None, :], 0.0
-            )
-            sums = tl.dot(a, b, sums, input_precision="ieee")
-        if BIAS:
-            sums += tl.load(bias + n, n < N, 0.0).to(tl.float32)[None, :]
-        if ENLARGE:
-            made = which // 4
-            y, z, height, width = y * 2 + down, z * 2 + right, height * 2, width * 2
-        else:
-            made = which
-        new_frame = (frame // batch * GROW + made) * batch + frame % batch
-        to = (((new_frame * height + y) * width + z) * N)[:, None] + n[None, :]
-        valid = (frame < frames)[:, None] & (n < N)[None, :]
-        if ADD:
-            sums += tl.load(added + to, valid, 0.0).to(tl.float32)
-        if RELU:
-            sums = tl.maximum(sums, 0.0)
-        tl.store(out + to, sums.to(out.dtype.element_ty), valid)
+        tiles = tl.cdiv(cells * PER_CELL, ROWS) * PARTS * BLOCKS
+        tile = tl.program_id(0)
+        while tile < tiles:
+            part = tile % (PARTS * BLOCKS) // BLOCKS
+            n = tile % BLOCKS * COLUMNS + tl.arange(0, COLUMNS)
+            number = tile // (PARTS * BLOCKS) * ROWS + tl.arange(0, ROWS)
+            there = number < cells * PER_CELL
+            # rows beyond the list repeat its first, so that nothing need be masked
+            number = tl.where(there, number, 0)
+            cell = number // PER_CELL
+            if LISTED:
+                cell = tl.load(numbers + cell)
+            frame = number % PER_CELL // (SIDE * SIDE)
+            y = cell % picture // cell_columns * SIDE + number % (SIDE * SIDE) // SIDE
+            z = cell % cell_columns * SIDE + number % SIDE
+            video = cell // picture
+            down, right = part // 2, part % 2
+            first = frame if PAST else frame * SOURCES
+            rows = x + first * in_step + video * in_video
+            rows += (y * STEP + down) * in_row + (z * STEP + right) * C
+            columns = weight + part * (SQUARE * SOURCES * C * PADDED) + n
+            sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+            for i in range(SQUARE * SOURCES * CHUNKS):
+                tap = i % SQUARE
+                at = tap // TAPS * in_row + tap % TAPS * C + i // SQUARE % CHUNKS * DEPTH
+                if SOURCES > 1:
+                    at += i // (SQUARE * CHUNKS) * source_step
+                if CACHED:
+                    # 8 bytes at a time, as far as the compiler knows: more would pass by the cache
+                    at += nothing * 4
+                a = tl.load(rows[:, None] + (at + c)[None, :])
+                b = tl.load(columns[None, :] + (i * DEPTH + c)[:, None] * PADDED)
+                sums = tl.dot(a, b, sums, input_precision="ieee")
+            if BIAS:
+                sums += tl.load(bias + n).to(tl.float32)[None, :]
+            # where a row's first pixel is, and the columns from there
+            to = (frame * GROW) * out_step + video * out_video
+            to += (y * SCALE + down + 1) * out_row + (z * SCALE + right + 1) * OUT
+            column = n
+            if SQUARES:
+                column = n % N + n // N // 2 * out_row + n // N % 2 * OUT
+            if GROW > 1:
+                column = n % N + n // N * out_step
+            valid = there[:, None] & (n < COUNT)[None, :]
+            if ADD:
+                old_at = (added + to)[:, None] + column[None, :]
+                old = tl.load(old_at, valid, 0.0)
+                sums += old.to(tl.float32)
+                if KEEP:
+                    last = valid & (frame == FRAMES - 1)[:, None]
+                    tl.store(old_at - FRAMES * out_step, old, last)
+            if RELU:
+                sums = tl.maximum(sums, 0.0)
+            made = sums.to(out.dtype.element_ty)
+            tl.store((out + to)[:, None] + column[None, :], made, valid)
+            tile += tl.num_programs(0)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["CellList", "Frames", "padded_channels", "scratch"]
+from stillframe.kernels.maps import list_cells
+
+__all__ = ["ChosenCells", "Frames", "padded_channels", "scratch"]
 
 _CHANNELS = 16  # the least depth of a product that tensor cores take
 
@@ -54,7 +56,7 @@ class Frames:
         """(pixels, C) of the whole buffer."""
         return self.base.view(-1, self.base.shape[4])
 
-    def places(self, cells: CellList, side: int, step: int = 1) -> Tensor:
+    def places(self, cells: ChosenCells, side: int, step: int = 1) -> Tensor:
         """Rows of the first frame's pixels, at every ``step``-th row and column of the picture.
 
         Args:
@@ -85,13 +87,12 @@ def scratch(like: Tensor, shape: tuple[int, int, int, int, int]) -> Frames:
 
 
 @dataclass(frozen=True, eq=False)
-class CellList:
-    """Some cells of a latent frame: latent pixels and what lies under them at every resolution.
+class ChosenCells:
+    """Some cells of a latent frame, as a list and one by one.
 
     Attributes:
         chosen: (B, h, w) bool.
-        numbers: (B*h*w,) int32, of those cells, first ones first; the rest is anything.
-        count: (1,) int32, how many: where the device is a GPU nobody else knows.
+        numbers, count: of their `CellList`; where the device is a GPU nobody else knows how many.
     """
 
     chosen: Tensor
@@ -100,15 +101,12 @@ class CellList:
     _pixels: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @staticmethod
-    def of(chosen: Tensor) -> CellList:
+    def of(chosen: Tensor) -> ChosenCells:
         """Lists cells without waiting for the device."""
-        flat = chosen.flatten()
-        total = len(flat)
-        every = torch.arange(total, device=flat.device, dtype=torch.int32)
-        to = torch.where(flat, flat.cumsum(0) - 1, total)
-        # those that are not chosen go where nobody looks
-        numbers = every.new_zeros(total + 1).scatter_(0, to, every)[:total]
-        return CellList(chosen, numbers, flat.sum(dtype=torch.int32).view(1))
+        (listed,) = list_cells(chosen.unsqueeze(1))
+        assert listed.numbers is not None
+        assert listed.length is not None
+        return ChosenCells(chosen, listed.numbers, listed.length)
 
     @property
     def on_device(self) -> bool:
