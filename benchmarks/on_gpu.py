@@ -20,10 +20,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -65,58 +65,101 @@ def open_stream(
     products: str = "exact",
 ) -> EditStream:
     """A stream with a random prompt."""
-    generator = torch.Generator("cuda").manual_seed(2)
-    embeds = torch.randn(1, 512, 4096, device="cuda", dtype=torch.bfloat16, generator=generator)
+    device, config = pipe.compute_device, pipe.transformer.config
+    embeds = torch.randn(
+        (1, pipe.config.text_length, config.text_dim),
+        device=device,
+        dtype=pipe.transformer.dtype,
+        generator=torch.Generator(device).manual_seed(2),
+    )
     return pipe.stream(
         prompt_embeds=embeds,
         method=method,
-        generator=torch.Generator("cuda").manual_seed(0),
+        generator=torch.Generator(device).manual_seed(0),
         execution=execution,
         sigmas=sigmas,
         products=products,
     )
 
 
-def drifting(blocks: int) -> list[Tensor]:
+def drifting(
+    blocks: int, device: torch.device | str = "cuda", size: Sequence[int] = (16, 3, 60, 104)
+) -> list[Tensor]:
     """Latents that change a little from block to block."""
-    generator = torch.Generator("cuda").manual_seed(1)
-    shape = (1, 16, 3, 60, 104)
-    latents = [torch.randn(shape, device="cuda", generator=generator)]
+    generator = torch.Generator(device).manual_seed(1)
+    shape = (1, *size)
+    latents = [torch.randn(shape, device=device, generator=generator)]
     for _ in range(blocks - 1):
-        step = torch.randn(shape, device="cuda", generator=generator)
+        step = torch.randn(shape, device=device, generator=generator)
         latents.append(latents[-1] + 0.05 * step)
     return latents
 
 
-def equality(pipe: CausalWanPipeline) -> None:
-    """Relative difference of latents between ways of running the same blocks."""
+class Run(NamedTuple):
+    """A way of running blocks: latents of all, and the mask of each."""
+
+    latents: Tensor
+    masks: list[Tensor]
+
+
+def equality(
+    pipe: CausalWanPipeline, size: Sequence[int] = (16, 3, 60, 104)
+) -> dict[tuple[str, str, str], float]:
+    """Relative difference of latents between ways of running the same blocks with the same masks.
+
+    Args:
+        pipe: on any device; without CUDA there are no graphs, and fused passes stand in for them.
+        size: of a block's latents, (C, S, h, w).
+
+    Returns:
+        by method, recovery and what was compared.
+
+    Raises:
+        ValueError: the masks were not the same.
+    """
+    found = {}
+    graphs = "graphs" if pipe.compute_device.type == "cuda" else "fused"
+    ways = (("reference", "exact"), ("fused", "exact"), (graphs, "exact"), (graphs, "fp8"))
     # the published scale leaves gates near zero, where attention would hardly count
     for block in pipe.transformer.blocks:
         nn.init.normal_(block.scale_shift_table, std=0.3)
     for method in (Share(share=0.6), Share(share=0.6, recovery="clean"), Full()):
-        frames = []
-        ways = (("reference", "exact"), ("fused", "exact"), ("graphs", "exact"), ("graphs", "fp8"))
-        for execution, products in ways:
-            torch.manual_seed(0)  # `Share` draws its masks: the same for every way
-            stream = open_stream(pipe, method, execution, (0.769, 0.625), products)
-            edited: list[Tensor] = []
+        reference, fused, graph, fp8 = (_run(pipe, method, *way, size) for way in ways)
+        pairs = {
+            "fused, reference": (fused, reference),
+            "graphs, fused": (graph, fused),
+            "fp8, exact": (fp8, graph),
+        }
+        for name, (a, b) in pairs.items():
+            if not all(map(torch.equal, a.masks, b.masks)):
+                raise ValueError(f"{method.name}: {name} kept different tokens")
+            difference = ((a.latents - b.latents).norm() / b.latents.norm()).item()
+            found[type(method).__name__, method.recovery, name] = difference
+            say(f"{type(method).__name__:<8}{method.recovery:<9}{name:<18}{difference:.5f}")
+    return found
 
-            def keep(grid: Tensor, _: Tensor, to: list[Tensor] = edited) -> Tensor:
-                to.append(grid)
-                return grid
 
-            # random decoders may be black whatever they decode
-            with patch.object(stream, "_decoded", keep):
-                for latents in drifting(6):
-                    stream.edit_block(latents)
-            frames.append(torch.cat(edited, 2).float())
-            if not frames[-1].isfinite().all():
-                say(f"{execution}, {products}: not finite")
-        reference, fused, graphs, fp8 = frames
-        pairs = (("fused, reference", fused, reference), ("graphs, fused", graphs, fused))
-        for name, a, b in (*pairs, ("fp8, exact", fp8, graphs)):
-            difference = ((a - b).norm() / b.norm()).item()
-            say(f"{type(method).__name__:<8}{method.recovery:<9}{name:<14}{difference:.5f}")
+def _run(
+    pipe: CausalWanPipeline, method: Method, execution: str, products: str, size: Sequence[int]
+) -> Run:
+    """Six blocks."""
+    edited: list[Tensor] = []
+    masks: list[Tensor] = []
+
+    def keep(grid: Tensor, *_: Any) -> Tensor:
+        edited.append(grid)
+        return grid
+
+    stream = open_stream(pipe, method, execution, (0.769, 0.625), products)
+    stream._on_block = lambda stats: masks.append(stats.keep)
+    # random decoders may be black whatever they decode
+    with patch.object(stream, "_decoded", keep):
+        for latents in drifting(6, pipe.compute_device, size):
+            stream.edit_block(latents)
+    run = Run(torch.cat(edited, 2).float(), masks)
+    if not run.latents.isfinite().all():
+        say(f"{execution}, {products}: not finite")
+    return run
 
 
 def _profiled(what: str, work: Callable[[], object]) -> None:
@@ -323,7 +366,9 @@ def soak(pipe: CausalWanPipeline, path: str, blocks: int) -> None:
 
 def main() -> None:
     """Run one of them."""
-    parts = {"equality": equality, "kernels": kernels, "methods": methods}
+    parts: dict[str, Callable[[CausalWanPipeline], object]] = {
+        "equality": equality, "kernels": kernels, "methods": methods,
+    }  # fmt: skip
     # need no model
     alone = {"mask": mask, "flow": flow, "motion": lambda: motion(_profiled)}
     parser = argparse.ArgumentParser(description="Details of the fast path on a GPU.")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tests import tiny
 from torch import Tensor
 
+from stillframe.autoencoders.streaming import StreamingAutoencoder, open_autoencoder
 from stillframe.config import EditConfig
 from stillframe.controls import Controls
 from stillframe.jobs.loop import EditRun
@@ -100,12 +101,21 @@ def play(
 
 @contextmanager
 def while_decoding(pipe: CausalWanPipeline, action: Callable[[], None]) -> Iterator[None]:
-    """Call ``action`` once in the middle of every block."""
-    hook = pipe.vae.decoder[1].register_forward_pre_hook(lambda _module, _args: action())
-    try:
+    """Call ``action`` once in the middle of every block, whatever of it is decoded."""
+    # found by decoding a little, once for each autoencoder
+    open_autoencoder(pipe.vae, pipe.config.block_frames).channel_gains()
+    decode = StreamingAutoencoder.decode
+
+    def acting(
+        self: StreamingAutoencoder, latents: Tensor, changed: Tensor | None = None
+    ) -> Tensor:
+        if self.vae is pipe.vae:
+            action()
+        return decode(self, latents, changed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StreamingAutoencoder, "decode", acting)
         yield
-    finally:
-        hook.remove()
 
 
 def file_path(

@@ -44,6 +44,9 @@ class Toy(nn.Module):
     def transformer(self) -> nn.Module:
         return self
 
+    def revision(self) -> int:
+        return 0
+
     def text(self, embeds: Tensor) -> TextCache:
         return TextCache((), (), embeds)
 

@@ -19,7 +19,7 @@ from stillframe.attention.cache import CacheShape, KeyValueCache
 from stillframe.attention.rotary import rotary_table, rotate
 from stillframe.backbones.fused import blocks
 from stillframe.backbones.wan import WanDenoiser, rotary_axes
-from stillframe.engine import stream
+from stillframe.engine import planning, stream
 from stillframe.kernels import placing
 from stillframe.kernels.rows import FP8, Sources
 from stillframe.recovery import RecoverySetup, find_recovery
@@ -54,7 +54,8 @@ def displace_fixture(monkeypatch: pytest.MonkeyPatch) -> Callable[[Origins], Non
             number = (number + 1) % BLOCKS
             return plan_tokens(keep, origins(keep, number))
 
-        monkeypatch.setattr(stream, "plan_tokens", planned)
+        for module in (stream, planning):
+            monkeypatch.setattr(module, "plan_tokens", planned)
 
     return displace
 

@@ -23,11 +23,15 @@ __all__ = ["Backbone", "BlockInputs", "FusedPasses", "TextCache"]
 
 @dataclass(frozen=True)
 class TextCache:
-    """Cross-attention keys and values of a prompt, one entry a layer: (B, L, heads, head_dim)."""
+    """Cross-attention keys and values of a prompt, one entry a layer: (B, L, heads, head_dim).
+
+    ``embeds`` is what they were projected from, and ``revision`` by which weights.
+    """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     embeds: Tensor
+    revision: int = 0
 
 
 class BlockInputs(NamedTuple):
@@ -107,6 +111,9 @@ class Backbone(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
+    def revision(self) -> int:
+        """A number that rises whenever the weights have been changed since it was asked for."""
+
     def text(self, embeds: Tensor) -> TextCache:
         """What a prompt's embeddings (B, L, text_dim) come to, once for all passes and blocks."""
 
@@ -133,6 +140,8 @@ class Backbone(Protocol):
 
     def fused(self, attention: BlockAttention, *, graphs: bool, fp8: bool) -> FusedPasses | None:
         """Passes of a stream in fewer kernels, None where there are none.
+
+        They are of the weights as they are now: of another `revision`, ask again.
 
         Args:
             attention: the stream's.

@@ -9,6 +9,7 @@ processor, so that text keys and values are computed once a prompt.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -29,10 +30,11 @@ from stillframe.attention.rotary import rotary_table
 from stillframe.backbones.base import FusedPasses, TextCache
 from stillframe.backbones.finite import check_model
 from stillframe.backbones.fused.blocks import FusedBlocks
-from stillframe.backbones.fused.transformer import FusedTransformer, unsupported
+from stillframe.backbones.fused.transformer import UNMERGED, FusedTransformer, unsupported
 from stillframe.backbones.meter import typed
 from stillframe.backbones.model_folder import check_numbers, check_part
 from stillframe.errors import ModelError
+from stillframe.kernels.weights import WeightWatch
 from stillframe.turns import model_turn
 
 __all__ = [
@@ -252,7 +254,9 @@ class WanDenoiser:
         self.heads: int = config.num_attention_heads
         self.head_dim: int = config.attention_head_dim
         self.positions: int = config.rope_max_seq_len
-        self._fused: FusedTransformer | None = None
+        self._watch = WeightWatch()
+        self._fused: tuple[int, FusedTransformer] | None = None
+        self._warned = False
 
     @property
     def device(self) -> torch.device:
@@ -270,9 +274,22 @@ class WanDenoiser:
         """See `Backbone.rotary`."""
         return rotary_table(rotary_axes(self.transformer.rope), frames, height, width)
 
+    def revision(self) -> int:
+        """See `Backbone.revision`; another attention kernel counts as other weights."""
+        return self._watch.revision(self.transformer, self._kernels)
+
+    @property
+    def _kernels(self) -> tuple[str | None, ...]:
+        """What the user chose among diffusers' attention kernels, by layer."""
+        blocks = self.transformer.blocks
+        return tuple(block.attn1.processor._attention_backend for block in blocks)
+
     def fused(self, attention: BlockAttention, *, graphs: bool, fp8: bool) -> FusedPasses | None:
-        """See `Backbone.fused`; for a batch of 1, and layers that are as diffusers makes them."""
-        if attention.cache.shape.batch != 1 or unsupported(self.transformer):
+        """See `Backbone.fused`; for a batch of 1, and layers that are as diffusers makes them.
+
+        Where adapters stand in the way it says so, once.
+        """
+        if attention.cache.shape.batch != 1 or self._unsupported():
             return None
         model = self.fused_transformer()
         if fp8:
@@ -280,14 +297,27 @@ class WanDenoiser:
         channels = self.latent_channels if self.takes_source else None
         return FusedBlocks(model, attention, channels, graphs=graphs, fp8=fp8)
 
+    def _unsupported(self) -> bool:
+        reason = unsupported(self.transformer)
+        if reason == UNMERGED and not self._warned:
+            self._warned = True
+            warnings.warn(f"passes run unfused, which is slower: {reason}", stacklevel=2)
+        return reason is not None
+
     def fused_transformer(self) -> FusedTransformer:
-        """The same weights in fewer kernels: one for all streams, made anew if weights were
-        replaced."""
-        if self._fused is None or self._fused.stale:
-            # the model's weights become views of what is made here: they must be ordinary tensors
-            with torch.inference_mode(False), torch.no_grad():
-                self._fused = FusedTransformer(self.transformer)
-        return self._fused
+        """The same weights in fewer kernels: one for all streams, made anew when weights have
+        changed."""
+        with self._watch.lock:
+            revision = self.revision()
+            if self._fused is None or self._fused[0] != revision:
+                self._fused = None  # its copies need not lie beside the new ones
+                # the model's weights become views of what is made here: they must be ordinary
+                # tensors
+                with torch.inference_mode(False), torch.no_grad():
+                    made = FusedTransformer(self.transformer)
+                self._watch.settle(self.transformer, self._kernels)
+                self._fused = revision, made
+            return self._fused[1]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -309,6 +339,7 @@ class WanDenoiser:
 
     def text(self, embeds: Tensor) -> TextCache:
         """Project prompt embeddings (B, L, text_dim) once, for all layers, steps and blocks."""
+        revision, embeds = self.revision(), embeds.to(self.dtype)
         hidden = self.transformer.condition_embedder.text_embedder(embeds)
         keys, values = [], []
         for block in self.transformer.blocks:
@@ -319,7 +350,7 @@ class WanDenoiser:
                 key, value = attn.to_k(hidden), attn.to_v(hidden)
             keys.append(_heads(attn, attn.norm_k(key)))
             values.append(_heads(attn, value))
-        return TextCache(tuple(keys), tuple(values), embeds)
+        return TextCache(tuple(keys), tuple(values), embeds, revision)
 
     def __call__(
         self, tokens: Tensor, timestep: Tensor, text: TextCache, block: BlockAttention

@@ -169,7 +169,7 @@ def plan(
     name: Annotated[str, typer.Argument(help="A recipe's name, a folder, or a hub id.")],
     given: Given,
 ) -> None:
-    """Say how much memory editing will take; needs the model's configuration only."""
+    """Say how much memory editing will take; of a recipe nothing need be on disk."""
     from stillframe.loading.load import plan_pipeline
 
     height, width = given["height"], given["width"]

@@ -273,12 +273,16 @@ def _text(cell: str, style: str = "") -> Text:
     return Text(printable(cell), style=style)
 
 
-def numbers_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; the first column holds names, the others numbers."""
+def numbers_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, narrow: bool = False
+) -> None:
+    """Print a table, without lines if narrow; the first column holds names, the others numbers."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(show_edge=False)
+    if narrow:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(_text(columns[0]), style="bold")
     for name in columns[1:]:
         table.add_column(_text(name), justify="right")

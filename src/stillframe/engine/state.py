@@ -106,6 +106,13 @@ class StreamState:
         self.fused = self._fused()
         return True
 
+    def follow_weights(self) -> bool:
+        """Go on with weights that have changed; False if they are now of another number format."""
+        if self.cache.keys(0).dtype != self._backbone.dtype:
+            return False
+        self.fused = self._fused()
+        return True
+
     def _selector(self, method: Method) -> Selector:
         select = method.selector()
         return captured(select) if self._captures else select

@@ -111,6 +111,7 @@ class EditStream:
         self._generator = generator
         self._on_block = on_block
         self._state: StreamState | None = None
+        self._revision: int | None = None
         self._whole = True
         self._pixels = PixelBlocks(autoencoder.timeline)
 
@@ -250,6 +251,7 @@ class EditStream:
 
     def _computed(self, block: IncomingBlock) -> tuple[StreamState, Plan, Tensor]:
         """The block's state, its plan, and its result (B, S*N, P), which the state remembers."""
+        self._follow_weights()
         if self.control_state is not None:
             with self.clock("mask"):
                 self._obey(self.control_state, block)
@@ -269,6 +271,19 @@ class EditStream:
         n = state.grid.frame_tokens
         state.source, state.result = source[:, -n:], result[:, -n:]
         return state, plan, result
+
+    def _follow_weights(self) -> None:
+        """Make anew what was derived from weights that have changed since the block before, and
+        this block whole, since what is shown was made with the old ones."""
+        revision = self._backbone.revision()
+        if self._text.revision != revision:
+            self._text = self._backbone.text(self._text.embeds)
+        before, self._revision = self._revision, revision
+        if before in (None, revision):
+            return
+        self._whole = True
+        if self._state is not None and not self._state.follow_weights():
+            self._state = None
 
     def _early(self, state: StreamState | None, block: IncomingBlock) -> Tensor | None:
         """What stands for the block's tokens (B, S*N, P) while its mask is made, if that does not

@@ -1,14 +1,17 @@
 """How fast the engine is, stage by stage, against the share of tokens that is kept.
 
 The engine's own block loop runs on random latents, or on random frames, with masks of a given
-share; nothing is read from disk or the network. Warm-up is apart, figures are medians.
+share; nothing is read from disk or the network. Warm-up is apart. After it come rounds of one block
+a share, so that whatever else the machine does meanwhile meets all shares alike; figures are
+medians over rounds, and gains those of blocks of the same round.
 """
 
 from __future__ import annotations
 
+import platform
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, ClassVar
 
@@ -17,14 +20,15 @@ import torch
 from torch import Tensor
 
 from stillframe.engine.stream import BlockStats, EditStream
+from stillframe.jobs.bench_result import BenchResult, Row
 from stillframe.methods import Method, Selector
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.tokens.source import SourceBlock
 
 __all__ = [
-    "BenchResult",
-    "Row",
     "Share",
+    "bench_settings",
+    "device_name",
     "matmul_ceiling",
     "pass_flops",
     "run_bench",
@@ -33,7 +37,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Share(Method):
-    """Keep a given share of tokens, anywhere; for timing only, so it is not registered."""
+    """Keep a given share of tokens, anywhere; for timing only, so it is not registered.
+
+    Every stream of the same share has the same masks, whatever else draws random numbers.
+    """
 
     name: ClassVar[str] = "share"
     summary: ClassVar[str] = "keep a given share of the tokens, at random places"
@@ -41,71 +48,19 @@ class Share(Method):
     share: float = 1.0
 
     def selector(self) -> Selector:
+        generators: dict[torch.device, torch.Generator] = {}
+
         def select(source: SourceBlock) -> Tensor:
-            grid, batch = source.grid, source.tokens.shape[0]
+            grid, batch, device = source.grid, source.tokens.shape[0], source.tokens.device
+            if device not in generators:
+                generators[device] = torch.Generator(device).manual_seed(0)
             # drawn where the masks of real methods are made: a copy from the host would be timed
-            ranks = torch.rand(batch, grid.tokens, device=source.tokens.device).argsort(1)
+            drawn = torch.rand(batch, grid.tokens, device=device, generator=generators[device])
+            ranks = drawn.argsort(1)
             keep = ranks < round(self.share * grid.tokens)
             return keep.view(batch, grid.frames, grid.height, grid.width)
 
         return select
-
-
-@dataclass(frozen=True)
-class Row:
-    """One share of kept tokens; times are medians over blocks, in milliseconds.
-
-    Attributes:
-        share: of tokens to keep.
-        tokens: kept tokens of a block.
-        pass_ms, context_ms: one denoising pass, the context pass.
-        pass_spread_ms: between the quartiles of ``pass_ms``.
-        stages: of a block, by stage.
-        block_ms: all stages together.
-        fps: pixel frames a second of the stages that were run.
-        speedup: against the same run's largest share.
-        of_ceiling: arithmetic of a denoising pass / its time / the measured ceiling; None on CPUs.
-        peak_bytes: most memory in use; 0 where it is not counted.
-    """
-
-    share: float
-    tokens: int
-    pass_ms: float
-    pass_spread_ms: float
-    context_ms: float
-    stages: dict[str, float]
-    block_ms: float
-    fps: float
-    speedup: float
-    of_ceiling: float | None
-    peak_bytes: int
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """What a run found.
-
-    Attributes:
-        device: its name.
-        settings: what was run.
-        warm_up_seconds: until every share had been run once.
-        ceiling_tflops: measured matrix product, None on CPUs.
-        pearson: correlation of a block's denoising time with its kept tokens; nan below 3 shares.
-        graphs: captured during warm-up, and after it.
-        rows: one a share.
-    """
-
-    device: str
-    settings: dict[str, Any]
-    warm_up_seconds: float
-    ceiling_tflops: float | None
-    pearson: float
-    graphs: tuple[int, int]
-    rows: tuple[Row, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype, size: int = 8192) -> float:
@@ -129,6 +84,16 @@ def pass_flops(config: Any, tokens: int, keys: int, text: int) -> int:
     return int(config.num_layers * (linear + attention))
 
 
+@dataclass
+class _Measured:
+    """A share's blocks, a round each: wall seconds and stages; and the most memory in use."""
+
+    share: float
+    seconds: list[float] = field(default_factory=list)
+    blocks: list[BlockStats] = field(default_factory=list)
+    peak: int = 0
+
+
 class _Bench:
     """One run.
 
@@ -149,7 +114,7 @@ class _Bench:
         sigmas: Sequence[float],
         recovery: str,
         pixels: bool,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
     ) -> None:
         self.pipe, self.pixels = pipe, pixels
         self.device = pipe.compute_device
@@ -212,15 +177,59 @@ class _Bench:
         """CUDA graphs of the transformer so far."""
         return self.stream.graphs
 
-    def measure(self, share: float, repeats: int) -> tuple[list[float], list[BlockStats]]:
-        """Wall seconds and stages of some blocks of a share, after one that does not count."""
-        self.use(share)
-        self.block()
+    def measure(self, shares: Sequence[float], rounds: int) -> list[_Measured]:
+        """A block of every share in every round, there and back, so that a drift of the machine
+        favours none."""
+        measured = [_Measured(share) for share in shares]
+        for number in range(rounds):
+            for one in measured if number % 2 == 0 else reversed(measured):
+                self._add(one)
+        return measured
+
+    def _add(self, to: _Measured) -> None:
+        self.use(to.share)
         self.blocks.clear()
-        if self.device.type == "cuda":
+        gpu = self.device.type == "cuda"
+        if gpu:
             torch.cuda.reset_peak_memory_stats()
-        seconds = [self.block() for _ in range(repeats)]
-        return seconds, list(self.blocks)
+        to.seconds.append(self.block())
+        to.blocks.extend(self.blocks)
+        if gpu:
+            to.peak = max(to.peak, torch.cuda.max_memory_allocated())
+
+
+def bench_settings(
+    pipe: CausalWanPipeline,
+    *,
+    model: str,
+    height: int,
+    width: int,
+    sigmas: Sequence[float],
+    shares: Sequence[float],
+    recovery: str,
+    pixels: bool,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a run measures: only runs of which this is the same can be compared."""
+    return {
+        "model": model,
+        "height": height,
+        "width": width,
+        "sigmas": list(sigmas),
+        "shares": list(shares),
+        "recovery": recovery,
+        "pixels": pixels,
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        **options,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's name; of a CPU its kind and the threads that are used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def run_bench(
@@ -228,30 +237,43 @@ def run_bench(
     *,
     height: int,
     width: int,
-    sigmas: Sequence[float],
     shares: Sequence[float],
+    sigmas: Sequence[float] | None = None,
     recovery: str = "aligned",
     pixels: bool = False,
     repeats: int = 10,
-    options: dict[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    model: str = "",
+    before: BenchResult | None = None,
 ) -> BenchResult:
     """Measure every share; the first block of a stream is whole, and the window fills up first.
 
     Args:
         pipe: the model, on its device.
         height, width: pixels, on the model's grid.
-        sigmas: noise levels of the denoising passes.
         shares: of kept tokens, 0 to 1.
+        sigmas: noise levels of the denoising passes; None for the model's own.
         recovery: of pruned tokens.
         pixels: measure frames to frames; otherwise the transformer and decoding.
-        repeats: blocks a share.
+        repeats: rounds of a block a share.
         options: more settings of the stream, such as ``execution``.
+        model: what it is called.
+        before: what the result shall be compared with.
 
     Raises:
-        ValueError: a share or another number is out of range.
+        ValueError: a share or another number is out of range, or ``before`` is of another model,
+            device or settings; nothing has been measured then.
     """
     _check(pipe, height, width, shares)
     options = dict(options or {})
+    sigmas = pipe.settings().sigmas if sigmas is None else tuple(sigmas)
+    settings = bench_settings(
+        pipe, model=model, height=height, width=width, sigmas=sigmas, shares=shares,
+        recovery=recovery, pixels=pixels, options=options,
+    )  # fmt: skip
+    device = device_name(pipe.compute_device)
+    if before is not None:
+        before.check_same(device, settings)
     started = time.perf_counter()
     bench = _Bench(pipe, height, width, sigmas, recovery, pixels, options)
     bench.warm_up(shares)
@@ -259,20 +281,11 @@ def run_bench(
     captured = bench.graphs
     gpu = bench.device.type == "cuda"
     ceiling = matmul_ceiling(bench.device, pipe.transformer.dtype) if gpu else None
-    measured = [(share, *bench.measure(share, repeats)) for share in shares]
-    rows = _rows(bench, measured, ceiling)
+    rows = _rows(bench, bench.measure(shares, repeats), ceiling)
     return BenchResult(
-        device=torch.cuda.get_device_name(bench.device) if gpu else "cpu",
-        settings={
-            "height": height,
-            "width": width,
-            "sigmas": list(sigmas),
-            "recovery": recovery,
-            "pixels": pixels,
-            "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
-            "repeats": repeats,
-            **options,
-        },
+        device=device,
+        settings=settings,
+        repeats=repeats,
         warm_up_seconds=warm,
         ceiling_tflops=ceiling,
         pearson=_pearson([row.tokens for row in rows], [row.pass_ms for row in rows]),
@@ -289,39 +302,31 @@ def _check(pipe: CausalWanPipeline, height: int, width: int, shares: Sequence[fl
         raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
 
 
-def _rows(
-    bench: _Bench,
-    measured: Sequence[tuple[float, list[float], list[BlockStats]]],
-    ceiling: float | None,
-) -> list[Row]:
-    steps = len(bench.sigmas)
-    frames = bench.timeline.later_frames
-    slowest = median(measured[max(range(len(measured)), key=lambda i: measured[i][0])][1])
-    rows = []
-    for share, seconds, blocks in measured:
-        passes = [1e3 * block.seconds["denoise"] / steps for block in blocks]
-        stages = {
-            name: 1e3 * median([block.seconds.get(name, 0.0) for block in blocks])
-            for name in blocks[0].seconds
-        }
-        tokens = blocks[0].kept
-        whole = median(seconds)
-        rows.append(
-            Row(
-                share=share,
-                tokens=tokens,
-                pass_ms=median(passes),
-                pass_spread_ms=float(np.subtract(*np.percentile(passes, [75, 25]))),
-                context_ms=stages.get("context", 0.0),
-                stages=stages,
-                block_ms=1e3 * whole,
-                fps=frames / whole,
-                speedup=slowest / whole,
-                of_ceiling=_of_ceiling(bench, tokens, median(passes), ceiling),
-                peak_bytes=torch.cuda.max_memory_allocated() if ceiling else 0,
-            )
-        )
-    return rows
+def _rows(bench: _Bench, measured: Sequence[_Measured], ceiling: float | None) -> list[Row]:
+    slowest = max(measured, key=lambda one: one.share).seconds
+    return [_row(bench, one, slowest, ceiling) for one in measured]
+
+
+def _row(bench: _Bench, of: _Measured, slowest: Sequence[float], ceiling: float | None) -> Row:
+    passes = [1e3 * block.seconds["denoise"] / len(bench.sigmas) for block in of.blocks]
+    stages = {
+        name: 1e3 * median([block.seconds.get(name, 0.0) for block in of.blocks])
+        for name in of.blocks[0].seconds
+    }
+    tokens, whole = of.blocks[0].kept, median(of.seconds)
+    return Row(
+        share=of.share,
+        tokens=tokens,
+        pass_ms=median(passes),
+        pass_spread_ms=float(np.subtract(*np.percentile(passes, [75, 25]))),
+        context_ms=stages.get("context", 0.0),
+        stages=stages,
+        block_ms=1e3 * whole,
+        fps=bench.timeline.later_frames / whole,
+        speedup=median([a / b for a, b in zip(slowest, of.seconds, strict=True)]),
+        of_ceiling=_of_ceiling(bench, tokens, median(passes), ceiling),
+        peak_bytes=of.peak,
+    )
 
 
 def _of_ceiling(bench: _Bench, tokens: int, ms: float, ceiling: float | None) -> float | None:
@@ -334,7 +339,7 @@ def _of_ceiling(bench: _Bench, tokens: int, ms: float, ceiling: float | None) ->
     return flops / (ms * 1e-3) / (ceiling * 1e12)
 
 
-def _pearson(x: Sequence[float], y: Sequence[float]) -> float:
-    if len(x) < 3:
-        return float("nan")
+def _pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
+    if len(x) < 3 or min(len(set(x)), len(set(y))) < 2:
+        return None
     return float(np.corrcoef(np.array(x), np.array(y))[0, 1])

@@ -27,6 +27,7 @@ from stillframe.backbones.wan import read_transformer
 from stillframe.engine.stream import StreamSettings
 from stillframe.errors import ModelError
 from stillframe.loading import hub
+from stillframe.loading.bases import known_base
 from stillframe.loading.checkpoint import load_transformer
 from stillframe.loading.memory import MemoryPlan, plan_memory
 from stillframe.loading.prompts import PromptEncoder
@@ -71,10 +72,13 @@ class Source:
 
     @property
     def configurations(self) -> tuple[hub.Wanted, ...]:
-        """The files among them that say what kind of model it is; kilobytes."""
+        """The files among them that a plan has to read; kilobytes, and none for a known base."""
         parts = ("transformer", "text_encoder") if self.vae != "full" else _PARTS
-        names = ("model_index.json", *(f"{part}/config.json" for part in parts))
-        return (hub.Wanted(self.base, names),)
+        known = known_base(self.base)
+        names = tuple(f"{part}/config.json" for part in parts if part not in known)
+        if self.recipe is None:
+            names = ("model_index.json", *names)
+        return (hub.Wanted(self.base, names),) if names else ()
 
     def folder(self) -> Path:
         """The base on disk.
@@ -85,12 +89,15 @@ class Source:
         return hub.require(self.base, "model_index.json", self.name).parent
 
     def config(self, part: str) -> dict[str, Any]:
-        """The configuration of one of the base's parts.
+        """The configuration of one of the base's parts: on disk, or as the table of bases has it.
 
         Raises:
             ModelError: it is not there, is not JSON, or has numbers that no model can have.
         """
-        config = self.read(f"{part}/config.json")
+        file, known = f"{part}/config.json", known_base(self.base)
+        if part in known and hub.find(self.base, file) is None:
+            return known[part]
+        config = self.read(file)
         check_numbers(config, f"{self.base}/{part}/config.json")
         return config
 

@@ -291,7 +291,9 @@ def plan_pipeline(
     dtype: str = "bfloat16",
     device: str = "auto",
 ) -> tuple[MemoryPlan, int | None]:
-    """What editing with a model will take, and what is free; fetches configurations at most.
+    """What editing with a model will take, and what is free.
+
+    Fetches configurations at most, and for a recipe over a published base nothing.
 
     Args:
         name, vae, dtype, device: see `load_pipeline`.

@@ -5,6 +5,7 @@ It does not know what is measured.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,32 +14,31 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.meter import typed
 from stillframe.backbones.wan import random_transformer
+from stillframe.loading.bases import known_base
 from stillframe.loading.taehv import TAEW_CONFIG
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["SHAPES", "random_pipeline"]
 
-_WAN: dict[str, Any] = {
-    "patch_size": (1, 2, 2),
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "cross_attn_norm": True,
-    "qk_norm": "rms_norm_across_heads",
-    "rope_max_seq_len": 1024,
-}
-
 SHAPES: dict[str, dict[str, Any]] = {
-    "1.3b": {**_WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
-    "14b": {**_WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
+    size: known_base(f"Wan-AI/Wan2.1-T2V-{size.upper()}-Diffusers")["transformer"]
+    for size in ("1.3b", "14b")
 }
 """Configurations of Wan 2.1's transformers, for random weights."""
 
 
-def random_pipeline(shape: str, device: str, dtype: torch.dtype) -> CausalWanPipeline:
-    """A pipeline of a shape with random weights and the tiny autoencoder, without a text encoder.
+def random_pipeline(
+    shape: str,
+    device: str,
+    dtype: torch.dtype,
+    edit_sigmas: Sequence[float] | None = None,
+) -> CausalWanPipeline:
+    """A pipeline with random weights and the tiny autoencoder, without a text encoder.
+
+    Args:
+        shape: of the transformer, a name in `SHAPES`.
+        device, dtype: of the weights.
+        edit_sigmas: its own schedule of edits.
 
     Raises:
         ValueError: there is no such shape.
@@ -50,4 +50,4 @@ def random_pipeline(shape: str, device: str, dtype: torch.dtype) -> CausalWanPip
         transformer = random_transformer(SHAPES[shape], dtype)
         vae = typed(TinyVideoAutoencoder(**TAEW_CONFIG), dtype).eval().requires_grad_(False)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
-    return CausalWanPipeline(None, None, transformer, vae, scheduler)
+    return CausalWanPipeline(None, None, transformer, vae, scheduler, edit_sigmas=edit_sigmas)

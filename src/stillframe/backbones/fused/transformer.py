@@ -26,8 +26,9 @@ from stillframe.kernels.linear import Linear8, gelu_linear
 from stillframe.kernels.norms import Affine, gelu8, quantise, residual_norm, residual_norm8
 from stillframe.kernels.placing import place, rotated_queries
 from stillframe.kernels.rows import Displaced, Entries, Sources, Table
+from stillframe.kernels.weights import has_hooks
 
-__all__ = ["FusedTransformer", "LayerRows", "PassInputs", "unsupported"]
+__all__ = ["UNMERGED", "FusedTransformer", "LayerRows", "PassInputs", "unsupported"]
 
 
 class LayerRows(NamedTuple):
@@ -70,11 +71,20 @@ class PassInputs:
     fp8: bool = False
 
 
+#: Why adapters that are not merged are not run this way.
+UNMERGED = "the model has adapters that are active and not merged; fuse_lora() merges them"
+
+
 def unsupported(transformer: WanTransformer3DModel) -> str | None:
     """Why a transformer cannot be run this way, None if it can."""
-    if any(hasattr(m, "_hf_hook") or hasattr(m, "_diffusers_hook") for m in transformer.modules()):
+    modules = list(transformer.modules())
+    if any(has_hooks(module) for module in modules):
         return "its layers have hooks, as offloaded ones do"
+    adapted = [m for m in modules if _is_adapted(m)]
+    if not all(map(_adds_nothing, adapted)):
+        return UNMERGED
     linear = [m for m in transformer.blocks.modules() if hasattr(m, "in_features")]
+    linear = [m for m in linear if not _is_adapted(m)]
     if any(type(m) is not nn.Linear or type(m.weight.data) is not Tensor for m in linear):
         return "its projections are not plain linear layers"
     if len({p.device for p in transformer.parameters()}) > 1:
@@ -84,14 +94,48 @@ def unsupported(transformer: WanTransformer3DModel) -> str | None:
     return None
 
 
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether peft has wrapped a layer: it calls that one, and adds to its result."""
+    return "merged_adapters" in module.__dict__
+
+
+def _adds_nothing(layer: Any) -> bool:
+    """Whether a wrapped layer does what the one within it does: peft's own order of questions."""
+    if layer.disable_adapters:
+        return not layer.merged  # else it takes out what is merged when it is called
+    if layer.merged:
+        return True
+    known = getattr(layer, "lora_A", None)
+    return known is not None and not any(name in known for name in layer.active_adapters)
+
+
 def _joined(attn: WanAttention) -> tuple[Tensor, Tensor]:
     """Weight and bias of all three projections; the module's own become views of them."""
     layers = [attn.to_q, attn.to_k, attn.to_v]
-    weight = torch.cat([layer.weight.data for layer in layers])
-    bias = torch.cat([layer.bias.data for layer in layers])
-    for layer, w, b in zip(layers, weight.chunk(3), bias.chunk(3), strict=True):
-        layer.weight.data, layer.bias.data = w, b
-    return weight, bias
+    return _one([x.weight for x in layers]), _one([x.bias for x in layers])
+
+
+def _one(parts: list[nn.Parameter]) -> Tensor:
+    """Parameters one below the other, which become views of the whole; as they are if they lie so.
+
+    A model that two pipelines share is thus joined once.
+    """
+    rows, after = sum(len(x) for x in parts), parts[0].storage_offset()
+    storage = parts[0].untyped_storage().data_ptr()
+    for x in parts:
+        if not x.is_contiguous() or (x.untyped_storage().data_ptr(), x.storage_offset()) != (
+            storage,
+            after,
+        ):
+            break
+        after += x.numel()
+    else:
+        first = parts[0].data
+        return first.as_strided((rows, *first.shape[1:]), first.stride())
+    whole = torch.cat([x.data for x in parts])
+    for x, view in zip(parts, whole.split([len(x) for x in parts]), strict=True):
+        x.data = view
+    return whole
 
 
 class _Layer8(NamedTuple):
@@ -134,7 +178,9 @@ class _Layer(NamedTuple):
 
 
 class FusedTransformer:
-    """A stock model in few kernels, sharing its weights.
+    """A stock model in few kernels, sharing its weights as they are now.
+
+    What is copied (modulation, patch embedding, FP8) follows no change of them: make another one.
 
     Args:
         transformer: `unsupported` says nothing about it.
@@ -170,15 +216,6 @@ class FusedTransformer:
         if not self._in8:
             pairs = zip(self.model.blocks, self._qkv, strict=True)
             self._in8 = [_Layer8.of(block, qkv) for block, qkv in pairs]
-
-    @property
-    def stale(self) -> bool:
-        """Whether the model's weights have been replaced since, by an adapter, say."""
-        blocks = self.model.blocks
-        return any(
-            block.attn1.to_q.weight.data_ptr() != weight.data_ptr()
-            for block, (weight, _) in zip(blocks, self._qkv, strict=True)
-        )
 
     def __call__(
         self,

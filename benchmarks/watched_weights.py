@@ -1,0 +1,47 @@
+"""What it takes to notice that weights have changed, against the blocks that it is asked before.
+
+Milliseconds of the question alone and of a whole block, frames to frames, of the bundled model, in
+which the question is contained; the share kept is given.
+
+Run as ``python -m benchmarks.watched_weights [--height 240] [--width 416] [--kept .25]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from statistics import median
+
+import torch
+
+from benchmarks import say
+from stillframe.jobs.bench import run_bench
+from stillframe.kernels.weights import WeightWatch
+from stillframe.loading.load import load_pipeline
+
+
+def main() -> None:
+    """Print both, and JSON."""
+    parser = argparse.ArgumentParser(description="What watching weights costs.")
+    parser.add_argument("--height", type=int, default=240)
+    parser.add_argument("--width", type=int, default=416)
+    parser.add_argument("--kept", type=float, default=0.25)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    pipe, watch, times = load_pipeline("tiny"), WeightWatch(), []
+    for _ in range(10 * options.repeats):
+        started = time.perf_counter()
+        watch.revision(pipe.transformer)  # on a GPU it waits
+        times.append(1e3 * (time.perf_counter() - started))
+    given = {name: getattr(options, name) for name in ("height", "width", "repeats")}
+    block = run_bench(pipe, shares=(options.kept,), pixels=True, **given).rows[0].block_ms
+    watched = median(times[1:])
+    say(f"{watched:.2f} ms of a block's {block:.1f} ms: {watched / block:.2%}")
+    threads = torch.get_num_threads()
+    found = {"watched_ms": watched, "block_ms": block, "threads": threads}
+    say(json.dumps({"what": "watched weights", **vars(options), **found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The commands behind the documentation's numbers: arguments, and tiny runs without a card."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import sys
+
+import benchmarks
+import pytest
+import torch
+from benchmarks.on_gpu import equality
+from tests import tiny
+
+from stillframe.jobs.bench import Share
+from stillframe.methods.prune import MOTIONS
+
+COMMANDS = [
+    module.name
+    for module in pkgutil.iter_modules(benchmarks.__path__)
+    if hasattr(importlib.import_module(f"benchmarks.{module.name}"), "main")
+]
+
+
+def run(name: str, *arguments: str) -> None:
+    """A benchmark as ``python -m`` would run it, in this process."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"benchmarks.{name}", *arguments])
+        module.main()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_arguments_are_parsed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(name, "--help")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: benchmarks.{name}")
+    with pytest.raises(SystemExit) as ended:
+        run(name, "--no-such-option")
+    assert ended.value.code == 2
+
+
+def test_what_has_no_command_is_part_of_one_that_has() -> None:
+    """So that a benchmark whose ``main`` is renamed is missed here."""
+    others = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)} - set(COMMANDS)
+    assert others == {"detector_choice", "motion_on_gpu", "plots", "rates_bench"}
+
+
+def test_a_tiny_run(capsys: pytest.CaptureFixture[str]) -> None:
+    run("built_motion", "--frames", "25", "--height", "64", "--width", "96")
+    lines = capsys.readouterr().out.splitlines()
+    rows = json.loads(lines[-1])["rows"]
+    assert len(rows) == len(lines) - 1
+    assert {row["motion"] for row in rows} == set(MOTIONS)
+    assert all(0 <= row["computed"] <= 1 for row in rows)
+
+
+def test_ways_of_running_are_compared_with_the_same_masks() -> None:
+    with torch.inference_mode(False):
+        pipe = tiny.pipeline()
+    found = equality(pipe, (tiny.CHANNELS, 3, 8, 12))
+    assert len(found) == 9
+    for (method, recovery, name), difference in found.items():
+        if name == "graphs, fused":
+            assert difference == 0
+        else:
+            bound = 1e-4 if name == "fused, reference" else 0.1
+            assert 0 < difference < bound, (method, recovery, name)
+
+
+def masks_of(seed: int) -> list[torch.Tensor]:
+    """Of three blocks at half the tokens, while somebody else draws random numbers."""
+    torch.manual_seed(seed)
+    found: list[torch.Tensor] = []
+    stream = tiny.pipeline().stream(
+        "oil", method=Share(share=0.5), on_block=lambda stats: found.append(stats.keep)
+    )
+    for latents in torch.randn(3, 1, tiny.CHANNELS, 3, 8, 12):
+        torch.rand(seed)
+        stream.edit_block(latents)
+    return found
+
+
+def test_streams_of_one_share_have_the_same_masks_whatever_else_is_drawn() -> None:
+    masks = masks_of(1)
+    assert all(map(torch.equal, masks, masks_of(2)))
+    assert not torch.equal(masks[1], masks[2])

@@ -1,0 +1,93 @@
+"""Plans of published models before anything of them is there: no network, nothing on disk."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import AutoencoderKLWan
+from huggingface_hub import constants
+from typer.testing import CliRunner
+
+from stillframe.cli.app import app
+from stillframe.errors import ModelError
+from stillframe.loading.bases import known_base
+from stillframe.loading.load import plan_pipeline
+from stillframe.loading.memory import MemoryPlan
+from stillframe.loading.recipes import RECIPES_VARIABLE, load_recipes
+
+WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+
+@pytest.fixture(autouse=True)
+def nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No network and no recipes of one's own; gives the folder of an empty cache."""
+
+    def refuse(*address: object) -> Any:
+        raise AssertionError(f"asked the network for {address}")
+
+    for owner, name in ((socket.socket, "connect"), (socket, "getaddrinfo")):
+        monkeypatch.setattr(owner, name, refuse)
+    monkeypatch.delenv(RECIPES_VARIABLE, raising=False)
+    for name in ("HOME", "USERPROFILE", "APPDATA", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def planned(name: str, vae: str | None = None) -> MemoryPlan:
+    return plan_pipeline(name, 480, 832, vae=vae, device="cpu")[0]
+
+
+@pytest.mark.parametrize("name", load_recipes())
+def test_every_recipe_is_planned_from_nothing(name: str) -> None:
+    recipe = load_recipes()[name]
+    billions = 14.3 if "14B" in recipe.base else 1.42  # of parameters, as the models' pages count
+    for vae in ("tiny", "full"):
+        plan = planned(name, vae)
+        assert plan.transformer == pytest.approx(2e9 * billions, rel=0.01)
+        assert plan.text_encoder == pytest.approx(2 * 5.68e9, rel=0.01)
+        assert plan.vae_kind == vae
+    assert plan.autoencoder == pytest.approx(2 * 127e6, rel=0.01)
+
+
+def test_the_command_needs_nothing_either() -> None:
+    done = CliRunner().invoke(app, ["models", "plan", "krea-14b", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    assert "26.67 GiB" in done.stdout
+
+
+def cached(hub: Path, part: str, config: dict[str, Any]) -> None:
+    """Put a part's configuration where huggingface_hub keeps that of the 1.3B base."""
+    repo, commit = hub / f"models--{WAN.replace('/', '--')}", 40 * "a"
+    folder = repo / "snapshots" / commit / part
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    (repo / "refs").mkdir(exist_ok=True)
+    (repo / "refs" / "main").write_text(commit)
+
+
+def test_what_is_on_disk_counts_and_the_table_says_what_it_says(nothing_there: Path) -> None:
+    parts, before = known_base(WAN), planned("self-forcing", "full")
+    cached(nothing_there, "transformer", parts["transformer"])
+    cached(nothing_there, "text_encoder", parts["text_encoder"])
+    cached(nothing_there, "vae", dict(AutoencoderKLWan().config))
+    assert planned("self-forcing", "full") == before
+    path = next(nothing_there.rglob("transformer/config.json"))
+    path.write_text(json.dumps({**parts["transformer"], "num_layers": 15}))
+    half = planned("self-forcing", "full")
+    assert half.transformer == pytest.approx(before.transformer / 2, rel=0.05)
+    assert half.text_encoder == before.text_encoder
+    path.write_text("{")
+    with pytest.raises(ModelError, match=r"broken transformer/config\.json"):
+        planned("self-forcing")
+
+
+def test_a_base_at_a_commit_or_of_somebody_else_is_not_known() -> None:
+    assert set(known_base(WAN)) == {"transformer", "text_encoder", "vae"}
+    known_base(WAN)["transformer"].clear()
+    assert known_base(WAN)["transformer"]  # what it gives is a copy
+    assert known_base(f"{WAN}@{40 * 'a'}") == known_base("somebody/else") == {}
