@@ -31,8 +31,6 @@ class Norm:
         silu: whether SiLU follows.
     """
 
-    __slots__ = ("gamma", "silu")
-
     def __init__(self, gamma: Tensor | None = None, silu: bool = False) -> None:
         self.gamma, self.silu = gamma, silu
 
