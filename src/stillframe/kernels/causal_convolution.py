@@ -170,7 +170,7 @@ class Tile(NamedTuple):
 
 
 def tile_of(convolution: CausalConvolution) -> Tile:
-    """The fastest on an H100, or within 3% of it, in each of the published model's layers."""
+    """Fast on an H100 in the layers of the published model that take most of its time."""
     width, channels = convolution.weight.shape[0], convolution.packed.shape[2]
     columns = max(16, triton.next_power_of_2(width))
     if convolution.weight.dtype.itemsize > 2:  # nothing that tensor cores take
