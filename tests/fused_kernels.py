@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from tests.causal_kernels import compare_causal
 from tests.map_kernels import compare_maps
 from tests.moving_kernels import compare_moving
 from torch import Tensor
@@ -342,6 +343,7 @@ def main(device: str) -> None:
         compare_joins(c)
         if device != "cpu" or dtype == torch.float32:  # the interpreter has no bfloat16 products
             compare_maps(c)
+        compare_causal(c)
         for fp8 in (False, True):
             compare_places(c, fp8)
             compare_displaced(c, fp8)

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.autoencoders.wan_fused import fused_wan
 from stillframe.backbones.meter import PeakMeter, typed
 from stillframe.backbones.wan import WanDenoiser, empty_transformer
 from stillframe.engine.stream import EditStream, StreamSettings
@@ -280,6 +281,32 @@ def test_what_an_autoencoder_remembers_does_not_depend_on_the_block() -> None:
     assert one.stream == three.stream > 0
     assert one.encode < three.encode
     assert one.decode < three.decode
+
+
+def test_maps_and_packed_weights_are_those_of_a_running_stream() -> None:
+    """The rest is what the stream was last given."""
+    vae, config = autoencoders("full")
+    plan = plan_tiny(vae_config=config, vae_kind="full")
+    stream = open_autoencoder(vae, 3)
+    with torch.no_grad():
+        for _ in range(3):
+            changed = torch.zeros(1, 3, 8, 12, dtype=torch.bool)
+            changed[..., 2, 2] = True
+            (latents,) = (
+                stream.encode_block(block, changed)
+                for block in stream.take(torch.rand(1, stream.next_frames, 3, 64, 96))
+            )
+            stream.decode(latents, changed)
+    layers = fused_wan(vae)
+    packed = [
+        size
+        for size in reachable(layers.encoder, layers.decoder).items()
+        if size[0] not in {x.data_ptr() for x in vae.parameters()}
+    ]
+    assert len(packed) > 30
+    held = stream._coder.size + sum(size for _, size in packed)  # type: ignore[attr-defined]
+    frames = 4 * 12 * 3 * 64 * 96
+    assert held <= plan.stream <= held + 2 * frames
 
 
 def test_decoding_takes_more_than_any_layers_input_and_output() -> None:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
-import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
 from torch import Tensor
 
 from stillframe.autoencoders.base import StreamingAutoencoder
 from stillframe.autoencoders.timeline import Timeline
+from stillframe.autoencoders.wan_fused import FusedCoder, FusedWan
+from stillframe.autoencoders.wan_stock import StockCoder
 
 __all__ = ["WanStream"]
 
 
 class WanStream(StreamingAutoencoder):
-    """A stream through diffusers' ``AutoencoderKLWan``, with feature caches of its own.
+    """A stream through diffusers' ``AutoencoderKLWan``, with memory of its own.
 
-    Wan's first latent frame stands for a single pixel frame, every later one for four.
+    Wan's first latent frame stands for a single pixel frame, every later one for four. Wan 2.1's
+    kind leaves out what did not change; Wan 2.2's is always computed whole.
     """
 
     @staticmethod
@@ -33,9 +32,8 @@ class WanStream(StreamingAutoencoder):
 
     def reset(self) -> None:
         super().reset()
-        counts = self.vae._cached_conv_counts
-        self._encoder_cache: list[Tensor | None] = [None] * counts["encoder"]
-        self._decoder_cache: list[Tensor | None] = [None] * counts["decoder"]
+        kind = FusedCoder if FusedWan.supports(self.vae) else StockCoder
+        self._coder: FusedCoder | StockCoder = kind(self.vae)
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         config = self.vae.config
@@ -46,34 +44,13 @@ class WanStream(StreamingAutoencoder):
         )
 
     def _encode_block(self, frames: Tensor, changed: Tensor | None, first: bool) -> Tensor:
-        vae = self.vae
-        x = frames.to(vae.device, vae.dtype).transpose(1, 2) * 2 - 1
-        if vae.config.patch_size is not None:
-            x = patchify(x, vae.config.patch_size)
-        out = []
-        for piece in _pieces(x, 1 if first else 0, self.timeline.temporal):
-            out.append(vae.encoder(piece, feat_cache=self._encoder_cache, feat_idx=[0]))
-        mean_of_posterior = vae.quant_conv(torch.cat(out, 2)).chunk(2, dim=1)[0]
-        mean, std = self._statistics(mean_of_posterior)
-        return (mean_of_posterior - mean) / std
+        x = frames.to(self.vae.device, self.vae.dtype).transpose(1, 2) * 2 - 1
+        means = self._coder.encode(x, changed, first)
+        mean, std = self._statistics(means)
+        return (means - mean) / std
 
     def _decode_block(self, latents: Tensor, changed: Tensor | None, first: bool) -> Tensor:
-        vae = self.vae
         mean, std = self._statistics(latents)
-        x = vae.post_quant_conv((latents * std + mean).to(vae.dtype))
-        out = []
-        for i in range(x.shape[2]):
-            start = {"first_chunk": True} if first and i == 0 else {}
-            frame = x[:, :, i : i + 1]
-            out.append(vae.decoder(frame, feat_cache=self._decoder_cache, feat_idx=[0], **start))
-        frames = torch.cat(out, 2)
-        if vae.config.patch_size is not None:
-            frames = unpatchify(frames, vae.config.patch_size)
+        x = (latents * std + mean).to(self.vae.dtype)
+        frames = self._coder.decode(x, changed, first)
         return (frames.clamp(-1, 1).transpose(1, 2) + 1) / 2
-
-
-def _pieces(x: Tensor, head: int, size: int) -> list[Tensor]:
-    """Split (B, C, T, H, W) along time: ``head`` frames first, then ``size`` at a time."""
-    cuts = [0, head] if head else [0]
-    cuts += range(head + size, x.shape[2] + 1, size)
-    return [x[:, :, a:b] for a, b in pairwise(cuts)]
