@@ -50,7 +50,7 @@ class _Taken:
         self.tokens = torch.empty(0)
         self._patch = stream._backbone.patch
 
-    def decode(self, grid: Tensor) -> Tensor:
+    def decode(self, grid: Tensor, changed: Tensor | None = None) -> Tensor:
         self.tokens = patchify(grid.float(), self._patch)
         return grid
 

@@ -8,7 +8,7 @@ result. Latents handed out are normalised.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,7 +28,13 @@ class StreamingAutoencoder(ABC):
 
     Attributes:
         timeline: how frames, latent frames and blocks go together.
+
+    Class attributes:
+        changed_alone: whether edits code only what changed. It takes a measurement: what is shown
+            anew has to be what coding everything shows, to two grey levels.
     """
+
+    changed_alone: ClassVar[bool] = True
 
     def __init__(self, vae: Any, block_frames: int) -> None:
         self.vae = vae

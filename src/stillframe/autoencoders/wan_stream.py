@@ -20,6 +20,9 @@ class WanStream(StreamingAutoencoder):
     kind leaves out what did not change; Wan 2.2's is always computed whole.
     """
 
+    # how far a change reaches with the published weights has not been measured
+    changed_alone = False
+
     @staticmethod
     def timeline_of(vae: AutoencoderKLWan, block_frames: int) -> Timeline:
         factors = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial

@@ -47,6 +47,10 @@ from stillframe.turns import device_turn, model_turn
 __all__ = ["BlockStats", "EditStream", "StageClock", "StreamSettings", "check_settings"]
 
 
+# On an H100 looking at the weights of a 1.3B model takes 3.3 ms, a block 60 to 170.
+_LOOK_EVERY = 8
+
+
 def check_settings(backbone: Backbone, settings: StreamSettings) -> None:
     """Raise a ValueError if a transformer cannot be run with some settings."""
     if settings.conditioning == "source" and not backbone.takes_source:
@@ -112,6 +116,8 @@ class EditStream:
         self._on_block = on_block
         self._state: StreamState | None = None
         self._revision: int | None = None
+        on_gpu = text.embeds.device.type == "cuda"
+        self._looks_every = _LOOK_EVERY if on_gpu else 1
         self._whole = True
         self._pixels = PixelBlocks(autoencoder.timeline)
 
@@ -242,7 +248,7 @@ class EditStream:
             state, plan, result = self._computed(block)
         with device_turn(device), self.clock("decode"):
             grid = unpatchify(result, state.grid, self._backbone.patch)
-            changed = wanted(state, plan) if self.method.holds else None
+            changed = self._wanted(state, plan) if self.method.holds else None
             frames = self._decoded(grid, block.latents, changed)
             if self.method.holds:
                 frames = self._composed(state, frames, plan)
@@ -275,6 +281,8 @@ class EditStream:
     def _follow_weights(self) -> None:
         """Make anew what was derived from weights that have changed since the block before, and
         this block whole, since what is shown was made with the old ones."""
+        if self.blocks % self._looks_every:
+            return
         revision = self._backbone.revision()
         if self._text.revision != revision:
             self._text = self._backbone.text(self._text.embeds)
@@ -294,6 +302,10 @@ class EditStream:
         if block.pixels is None or (controls is not None and controls.looks_at_latents):
             return None
         return state.source.repeat(1, state.grid.frames, 1)
+
+    def _wanted(self, state: StreamState, plan: Plan) -> Tensor | None:
+        """What is to be coded, see `wanted`."""
+        return wanted(state, plan) if self._autoencoder.changed_alone else None
 
     def _decoded(self, edited: Tensor, source: Tensor, changed: Tensor | None) -> Tensor:
         if self.control_state is None:
@@ -344,7 +356,7 @@ class EditStream:
             keep = self._mask(state, block, whole).flatten(2)
             plan = settle(state, block, torch.ones_like(keep) if whole else keep)
         if early is not None:
-            source = incoming.tokens(wanted(state, plan))
+            source = incoming.tokens(self._wanted(state, plan))
             by_frame = source.unflatten(1, (grid.frames, grid.frame_tokens))
             block = block._replace(tokens=by_frame)
         with self.clock("mask"):

@@ -123,6 +123,7 @@ class LatentRecorder:
     """
 
     timeline = Timeline(temporal=1, pad=1)  # only pixels would tell
+    changed_alone = False
 
     def __init__(self) -> None:
         self.blocks: list[Tensor] = []
