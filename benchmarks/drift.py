@@ -45,6 +45,8 @@ _RATIOS = (
 class _Taken:
     """Stands for the decoder of a copy; only takes what it is given."""
 
+    changed_alone = False
+
     def __init__(self, stream: EditStream) -> None:
         self.timeline = stream._autoencoder.timeline
         self.tokens = torch.empty(0)

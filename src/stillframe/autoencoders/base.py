@@ -179,7 +179,7 @@ class StreamingAutoencoder(ABC):
     def _found_gains(self) -> Tensor:
         channels = self.latent_channels
         steps = torch.cat([torch.zeros(1, channels), torch.eye(channels) * _PROBE])
-        latents = steps.view(-1, channels, 1, 1, 1).expand(-1, -1, self.timeline.block_frames, 8, 8)
+        latents = steps.view(-1, channels, 1, 1, 1).expand(-1, -1, self.timeline.block_frames, 6, 6)
         fresh = type(self)(self.vae, self.timeline.block_frames)
         frames = fresh.decode(latents.to(self.vae.device).contiguous())
         frames = frames[:, -self.timeline.temporal :]
