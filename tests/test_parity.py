@@ -29,6 +29,7 @@ from tests.published import base_folder, publish
 from tests.tiny import Masked, Saturating, causal_mask, set_self_attention, stock, visible_frames
 from torch import Tensor
 
+from stillframe.autoencoders.base import StreamingAutoencoder
 from stillframe.loading import recipes
 from stillframe.loading.load import load_pipeline
 from stillframe.loading.recipes import RECIPES_VARIABLE, Recipe, read_recipes
@@ -190,27 +191,20 @@ def newest(
 @contextmanager
 def recorded(pipe: CausalWanPipeline) -> Iterator[Rollout]:
     """What the pipeline's transformer predicts and its autoencoder is given meanwhile."""
-    seen = Rollout()
-    config = pipe.vae.config
-    mean, std = (
-        torch.tensor(x).view(1, -1, 1, 1, 1) for x in (config.latents_mean, config.latents_std)
-    )
+    seen, decode = Rollout(), StreamingAutoencoder.decode
 
     def note_pass(module: Any, inputs: Any, output: Tensor) -> None:
         seen.passes.append(output.clone())
 
-    def note_latents(module: Any, inputs: tuple[Tensor]) -> None:
-        seen.latents.append((inputs[0] - mean) / std)
+    def noted(self: StreamingAutoencoder, latents: Tensor, changed: Tensor | None = None) -> Tensor:
+        seen.latents.append(latents.clone())
+        return decode(self, latents, changed)
 
-    hooks = [
-        pipe.transformer.proj_out.register_forward_hook(note_pass),
-        pipe.vae.post_quant_conv.register_forward_pre_hook(note_latents),
-    ]
-    try:
+    hook = pipe.transformer.proj_out.register_forward_hook(note_pass)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StreamingAutoencoder, "decode", noted)
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hook.remove()
 
 
 def by_block(made: Rollout, rules: Rules) -> Rollout:
