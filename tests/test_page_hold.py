@@ -117,7 +117,7 @@ def test_a_rate_is_held_changed_and_let_go_with_the_keyboard(tap: Tap) -> None:
 def test_what_is_out_of_reach_is_said(tap: Tap) -> None:
     page = tap.page
     page.locator("#advanced summary").click()
-    page.get_by_test_id("size").select_option("480×272")
+    page.get_by_test_id("size").select_option("832×480")
     page.get_by_test_id("rate").select_option("30")
     page.get_by_test_id("hold-rate").check(force=True)
     page.get_by_test_id("hold-fps").fill("120")
