@@ -14,15 +14,21 @@ import pytest
 pytest.importorskip("triton")
 
 
-def test_kernels_equal_their_twins() -> None:
+# one process each, so that two workers share them
+parts = pytest.mark.parametrize("part", ["transformer", "autoencoders", "detection"])
+
+
+@parts
+def test_kernels_equal_their_twins(part: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.fused_kernels", "cpu"]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.fused_kernels", "cpu", part]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "compared" in done.stdout
 
 
 @pytest.mark.gpu
-def test_compiled_kernels_equal_their_twins() -> None:
-    command = [sys.executable, "-m", "tests.fused_kernels", "cuda"]
+@parts
+def test_compiled_kernels_equal_their_twins(part: str) -> None:
+    command = [sys.executable, "-m", "tests.fused_kernels", "cuda", part]
     subprocess.run(command, check=True)

@@ -255,6 +255,33 @@ def test_frames_that_change_shape_are_refused(before: int, shape: tuple[int, ...
             stream.encode(torch.rand(shape))
 
 
+@kinds
+def test_other_weights_loaded_in_place_are_those_of_the_next_stream(kind: str) -> None:
+    """Of whole blocks and of parts, for which weights are packed, and of gains."""
+    video, changed = torch.rand(1, 24, 3, 16, 24), torch.zeros(1, 3, 2, 3, dtype=torch.bool)
+    changed[..., 1, 1] = True
+
+    def coded(model: Any) -> list[Tensor]:
+        stream = open_autoencoder(model, 3)
+        found = [stream.channel_gains()]
+        with torch.no_grad():
+            for block in stream.take(video):
+                latents = stream.encode_block(block, changed)
+                found += [latents, stream.decode(latents, changed)]
+        return found
+
+    model, other = MODELS[kind](), MODELS[kind]()
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    before = coded(model)
+    model.load_state_dict(other.state_dict())
+    after, expected = coded(model), coded(other)
+    for was, mine, wanted in zip(before, after, expected, strict=True):
+        assert not torch.allclose(was, wanted)
+        torch.testing.assert_close(mine, wanted)
+
+
 def test_only_known_autoencoders_are_opened() -> None:
     with pytest.raises(ModelError, match="TinyVideoAutoencoder or AutoencoderKLWan, got Linear"):
         open_autoencoder(nn.Linear(1, 1), 3)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from stillframe.autoencoders.derived import derived
 from stillframe.autoencoders.timeline import Timeline
 
 __all__ = ["StreamingAutoencoder"]
@@ -172,9 +172,7 @@ class StreamingAutoencoder(ABC):
         Returns:
             (C, C) float32. Found once for each autoencoder: it takes as long as a small block.
         """
-        if self.vae not in _GAINS:
-            _GAINS[self.vae] = self._found_gains()
-        return _GAINS[self.vae]
+        return derived(self.vae, "gains", self._found_gains)
 
     def _found_gains(self) -> Tensor:
         channels = self.latent_channels
@@ -200,8 +198,6 @@ class StreamingAutoencoder(ABC):
     @abstractmethod
     def _decode_block(self, latents: Tensor, changed: Tensor | None, first: bool) -> Tensor: ...
 
-
-_GAINS: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 
 # standard deviations by which `channel_gains` moves a channel
 _PROBE = 0.5

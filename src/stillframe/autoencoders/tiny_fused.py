@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillframe.autoencoders.activity import active
+from stillframe.autoencoders.derived import derived
 from stillframe.autoencoders.tiny import (
     MemoryBlock,
     TemporalGrow,
@@ -57,7 +58,6 @@ class FusedAutoencoder:
 
     def __init__(self, vae: TinyVideoAutoencoder) -> None:
         self.vae = vae
-        self._made_of = _identity(vae)
         self.encoder = _layers(list(vae.encoder))
         self.decoder = _layers(list(vae.decoder), squares=vae.spatial_factor > vae.patch_size)
         self.refinement = [] if vae.refine is None else _layers(list(vae.refine))
@@ -73,11 +73,6 @@ class FusedAutoencoder:
     def supports(vae: TinyVideoAutoencoder) -> bool:
         """Whether there is something to gain."""
         return vae.dtype in (torch.float16, torch.bfloat16) and available()
-
-    @property
-    def stale(self) -> bool:
-        """Whether the model's weights have moved since."""
-        return self._made_of != _identity(self.vae)
 
 
 class _FusedCoder(ABC):
@@ -226,17 +221,7 @@ class FusedDecoder(_FusedCoder):
 
 def fused_autoencoder(vae: TinyVideoAutoencoder) -> FusedAutoencoder:
     """An autoencoder in fused kernels: one for all its streams."""
-    fused = vae.__dict__.get("fused")
-    if not isinstance(fused, FusedAutoencoder) or fused.stale:
-        with torch.inference_mode(False), torch.no_grad():
-            fused = FusedAutoencoder(vae)
-        vae.__dict__["fused"] = fused  # no module, so not among the model's parts
-    return fused
-
-
-def _identity(vae: TinyVideoAutoencoder) -> tuple[object, ...]:
-    weight = next(vae.parameters())
-    return weight.data_ptr(), weight.dtype, weight.device
+    return derived(vae, "fused", lambda: FusedAutoencoder(vae))
 
 
 def _maps(shape: tuple[int, int, int, int, int], layers: list[_Layer], like: Tensor) -> list[Map]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from stillframe.autoencoders.derived import derived
 from stillframe.autoencoders.tiny import (
     TEMPORAL_FACTOR,
     Memory,
@@ -281,7 +282,6 @@ class Programs:
     """
 
     def __init__(self, vae: TinyVideoAutoencoder) -> None:
-        self.made_of = _identity(vae)
         scale = vae.spatial_factor // vae.patch_size
         widths = 3 * vae.patch_size**2, vae.config["latent_channels"]
         self.encoder = Program(vae.encoder, scale, TEMPORAL_FACTOR, widths[0])
@@ -293,15 +293,5 @@ class Programs:
 
 
 def programs(vae: TinyVideoAutoencoder) -> Programs:
-    """The programs of an autoencoder: one set for all its streams, until its weights move."""
-    found = vae.__dict__.get("programs")
-    if not isinstance(found, Programs) or found.made_of != _identity(vae):
-        with torch.inference_mode(False), torch.no_grad():
-            found = Programs(vae)
-        vae.__dict__["programs"] = found  # no module, so not among the model's parts
-    return found
-
-
-def _identity(vae: TinyVideoAutoencoder) -> tuple[object, ...]:
-    weight = next(vae.parameters())
-    return weight.data_ptr(), weight.dtype, weight.device
+    """The programs of an autoencoder: one set for all its streams."""
+    return derived(vae, "programs", lambda: Programs(vae))

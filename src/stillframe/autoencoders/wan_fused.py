@@ -10,9 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from torch import Tensor, nn
+from torch import Tensor
 
 from stillframe.autoencoders.activity import active
+from stillframe.autoencoders.derived import derived
 from stillframe.autoencoders.wan_layers import (
     Layer,
     Level,
@@ -40,7 +41,6 @@ class FusedWan:
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae
-        self._made_of = _identity(vae)
         self.decoder, self.pixels = decoder_layers(vae.decoder)
         self.encoder, _ = encoder_layers(vae.encoder, self.pixels.frames, self.pixels.side)
 
@@ -50,25 +50,10 @@ class FusedWan:
         config = vae.config
         return not (config.is_residual or config.patch_size or config.dropout)
 
-    @property
-    def stale(self) -> bool:
-        """Whether the model's weights have moved since."""
-        return self._made_of != _identity(self.vae)
-
 
 def fused_wan(vae: AutoencoderKLWan) -> FusedWan:
-    """The layers of an autoencoder, made when they are first asked for."""
-    fused = vae.__dict__.get("fused")
-    if not isinstance(fused, FusedWan) or fused.stale:
-        with torch.inference_mode(False), torch.no_grad():
-            fused = FusedWan(vae)
-        vae.__dict__["fused"] = fused  # no module, so not among the model's parts
-    return fused
-
-
-def _identity(vae: nn.Module) -> tuple[object, ...]:
-    weight = next(vae.parameters())
-    return weight.data_ptr(), weight.dtype, weight.device
+    """The layers of an autoencoder: one set for all its streams."""
+    return derived(vae, "fused", lambda: FusedWan(vae))
 
 
 class FusedCoder:

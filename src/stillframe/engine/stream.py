@@ -281,7 +281,7 @@ class EditStream:
     def _follow_weights(self) -> None:
         """Make anew what was derived from weights that have changed since the block before, and
         this block whole, since what is shown was made with the old ones."""
-        if self.blocks % self._looks_every:
+        if self.blocks % self._looks_every and self._text.revision == self._revision:
             return
         revision = self._backbone.revision()
         if self._text.revision != revision:
