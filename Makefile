@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-installs test-extras lint format clean
+.PHONY: demo test test-kernels test-installs test-extras docs lint format clean
 
-demo: $(STAMP)  ## restyle a real clip in two styles; results in demo/
+demo: $(STAMP)  ## restyle two clips; results in demo/
 	$(BIN)/stillframe demo --out demo
 
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
+
+test-kernels: $(STAMP)  ## the kernels that take Triton's interpreter a minute, against their references
+	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu" tests/test_fused_kernels.py
 
 test-installs: $(STAMP)  ## the wheel with the newest of everything, on every Python there is
 	VENV=$(VENV) .ci/installs
@@ -18,7 +21,17 @@ test-installs: $(STAMP)  ## the wheel with the newest of everything, on every Py
 test-extras: $(STAMP)  ## what the suite skips for want of packages, and the page in a browser
 	VENV=$(VENV) .ci/extras
 
-lint: $(STAMP)  ## formatting, lint and types
+docs: build/docs-env/.installed  ## the site, with warnings as errors; in build/site
+	NO_MKDOCS_2_WARNING=1 build/docs-env/bin/mkdocs build
+
+build/docs-env/.installed: pyproject.toml
+	$(PYTHON) -m venv build/docs-env
+	build/docs-env/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	build/docs-env/bin/python -m pip install --quiet --group docs
+	touch $@
+
+lint: $(STAMP)  ## formatting, lint (of the Dockerfile, too) and types
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -2,8 +2,9 @@
 
 Streams through one autoencoder take turns, a block each: one that is never asked for less than
 everything, and one for each share, of whose latent frames that share is active. What changed are
-spots that wander, grown by the reach. Medians over blocks in milliseconds, and the ratio to the
-first stream. With a share of 1 everything is computed, and kept for a block that asks for less.
+spots of patches (2x2 cells) that wander, grown by the reach. Medians over blocks in milliseconds,
+and the ratio to the first stream. With a share of 1 everything is computed, and kept for a block
+that asks for less.
 
 Run as ``python -m benchmarks.autoencoder [--model tiny] [--size 416x240] [--active .1 .35 .5 1]``;
 the model ``published`` has the published shape of the tiny autoencoder and random weights.
@@ -30,24 +31,30 @@ from stillframe.loading.load import load_pipeline
 from stillframe.loading.taehv import TAEW_CONFIG
 
 _BLOCK = 3  # latent frames
-_SPOT = 7  # cells a side, about
+_PATCH = 2  # cells a side of what a transformer computes or reuses
+_SPOT = 4  # patches a side, about
 
 
 def changes(share: float, blocks: int, h: int, w: int) -> list[Tensor]:
     """What changed (1, S, h, w), block after block, so that about a share of cells is active."""
     random = torch.Generator().manual_seed(0)
-    count = blocks * _BLOCK
-    noise = torch.rand(1, 1, count + 2, h + _SPOT - 1, w + _SPOT - 1, generator=random)
+    count, rows, columns = blocks * _BLOCK, -(-h // _PATCH), -(-w // _PATCH)
+    noise = torch.rand(1, 1, count + 2, rows + _SPOT - 1, columns + _SPOT - 1, generator=random)
     smooth = F.avg_pool3d(noise, (3, _SPOT, _SPOT), 1)[0]
+
+    def above(level: float) -> Tensor:
+        chosen = smooth >= smooth.quantile(level)
+        cells = chosen.repeat_interleave(_PATCH, 2).repeat_interleave(_PATCH, 3)
+        return cells[:, :, :h, :w]
+
     low, high = 0.0, 1.0
     for _ in range(20):  # the more of it is above, the more is active
         level = (low + high) / 2
-        if active(smooth > smooth.quantile(level)).float().mean() > share:
+        if active(above(level)).float().mean() > share:
             low = level
         else:
             high = level
-    chosen = smooth >= smooth.quantile(high if share < 1 else 0.0)
-    return list(chosen.split(_BLOCK, 1))
+    return list(above(high if share < 1 else 0.0).split(_BLOCK, 1))
 
 
 class _Course:

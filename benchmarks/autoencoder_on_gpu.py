@@ -66,6 +66,9 @@ class Coders:
             "encode": lambda: self.encode(frames, changed),
             "decode": lambda: self.decode(latents, changed),
         }
+        # another stream's maps lie there, of blocks that are compared
+        for coder in (self.encode, self.decode):
+            coder.memory.enter()
         ways["both"] = lambda: (self.encode(frames, changed), self.decode(latents, changed))
         for name, work in ways.items():
             torch.cuda.synchronize()

@@ -25,6 +25,7 @@ from stillframe.engine.compose import ShownPictures
 from stillframe.engine.moved import MovedPictures
 from stillframe.engine.results import Results
 from stillframe.kernels import moving
+from stillframe.kernels.shared import own_workplaces
 from stillframe.tokens.grid import Grid, Plan, plan_tokens
 from stillframe.tokens.restore import restore
 from stillframe.tokens.source import SourceBlock
@@ -95,10 +96,11 @@ class Stream:
 
     def __init__(self, motion: str, graphs: bool) -> None:
         self._change = VisibleChange(TOLERANCE)
-        self._motion = None if motion == "off" else Motion(motion, self._change, graphs)
+        find = own_workplaces(captures=graphs)
+        self._motion = None if motion == "off" else Motion(motion, self._change, find)
         self._generator = torch.Generator("cuda").manual_seed(6)
         self._results = Results(_GRID, 2, 4 * self._random(16, 16))
-        self._shown, self._anchors = ShownPictures(_TIMES, _GRID.frames, graphs), Anchors()
+        self._shown, self._anchors = ShownPictures(_TIMES, _GRID.frames, find), Anchors()
         self._last = self._random(1, _GRID.frame_tokens, _WIDTH)
         self._source = self._random(1, _GRID.frame_tokens, _WIDTH)
         self.parts: dict[str, list[float]] = {}

@@ -36,7 +36,6 @@ from benchmarks import say
 from benchmarks.motion_on_gpu import milliseconds as _milliseconds
 from benchmarks.motion_on_gpu import motion
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.backbones.fused.blocks import bucket_lengths
 from stillframe.detection.capture import captured
 from stillframe.detection.latents import CausalMask
 from stillframe.detection.pixels import TOLERANCE, Anchors, VisibleMask, appearance
@@ -47,6 +46,7 @@ from stillframe.jobs.bench import Share
 from stillframe.kernels import visible as visible_kernels
 from stillframe.kernels.flow import dense_flow, dense_flow_reference
 from stillframe.kernels.graphs import Graphs
+from stillframe.kernels.shared import own_workplaces
 from stillframe.loading.random_model import random_pipeline
 from stillframe.methods import Method, Selector, find_method
 from stillframe.methods.full import Full
@@ -215,7 +215,7 @@ def _hold(masks: Tensor) -> None:
     """Time the composing of what is decoded with what was shown, eager and as a graph."""
     ways: dict[str, tuple[ShownPictures, list[float]]] = {
         "eager": (ShownPictures(4, 3), []),
-        "graph": (ShownPictures(4, 3, graphs=True), []),
+        "graph": (ShownPictures(4, 3, own_workplaces(captures=True)), []),
     }
     apart = 0.0
     for number, keep in enumerate(masks):
@@ -305,20 +305,20 @@ def flow() -> None:
 
 
 def methods(pipe: CausalWanPipeline) -> None:
-    """Frames a second: the median of the last four of eight blocks."""
+    """Frames a second: the median of the last four of sixteen blocks."""
     names = ("full", "prune", "plain", "noisy", "tomesd", "tome", "importance", "idm")
     for name in names:
         for rate in (0.1, 0.2, 0.32) if name != "full" else (None,):
             given: dict[str, Any] = {} if rate is None else {"rate": rate}
             method = find_method(name)(**given)
             stream, times = open_stream(pipe, method), []
-            for latents in drifting(8):
+            for latents in drifting(16):
                 torch.cuda.synchronize()
                 start = time.perf_counter()
                 stream.edit_block(latents)
                 torch.cuda.synchronize()
                 times.append(time.perf_counter() - start)
-            say(f"{name:<12}{rate or 0:<6}{12 / median(times[4:]):.1f} frames a second")
+            say(f"{name:<12}{rate or 0:<6}{12 / median(times[12:]):.1f} frames a second")
 
 
 @dataclass(frozen=True)
@@ -341,11 +341,9 @@ def soak(pipe: CausalWanPipeline, path: str, blocks: int) -> None:
     latents = drifting(8)
     for block in latents[:4]:
         stream.edit_block(block)
-    tokens = 4680
-    for length in bucket_lengths(tokens):
-        stream.update(method=Share(share=length / tokens))
-        stream.edit_block(latents[0])
-    stream.update(method=GivenMasks(path=path))
+    for _ in stream.warm():
+        pass
+    stream = open_stream(pipe, GivenMasks(path=path))
     captured = stream.graphs
     started, reported = time.perf_counter(), time.perf_counter()
     for number in range(1, blocks + 1):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import say
 from stillframe.autoencoders.streaming import open_autoencoder
-from stillframe.backbones.fused.blocks import bucket_lengths
+from stillframe.backbones.fused.lengths import bucket_lengths
 from stillframe.detection.frames import PixelBlocks
 from stillframe.detection.pixels import Anchors
 from stillframe.loading.load import load_pipeline

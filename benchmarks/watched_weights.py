@@ -1,9 +1,9 @@
 """What it takes to notice that weights have changed, against the blocks that it is asked before.
 
-Milliseconds of the question alone and of a whole block, frames to frames, of the bundled model, in
-which the question is contained; the share kept is given.
+Milliseconds of the question alone and of a whole block, frames to frames, of the bundled model, or
+of random weights on a GPU; the share kept is given.
 
-Run as ``python -m benchmarks.watched_weights [--height 240] [--width 416] [--kept .25]``.
+Run as ``python -m benchmarks.watched_weights [--shape 1.3b] [--height 240] [--kept .25]``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -19,17 +20,24 @@ from benchmarks import say
 from stillframe.jobs.bench import run_bench
 from stillframe.kernels.weights import WeightWatch
 from stillframe.loading.load import load_pipeline
+from stillframe.loading.random_model import SHAPES, random_pipeline
 
 
 def main() -> None:
     """Print both, and JSON."""
     parser = argparse.ArgumentParser(description="What watching weights costs.")
+    parser.add_argument("--shape", choices=sorted(SHAPES), help="random weights, on a GPU")
     parser.add_argument("--height", type=int, default=240)
     parser.add_argument("--width", type=int, default=416)
     parser.add_argument("--kept", type=float, default=0.25)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    pipe, watch, times = load_pipeline("tiny"), WeightWatch(), []
+    pipe: Any
+    if options.shape is None:
+        pipe = load_pipeline("tiny")
+    else:
+        pipe = random_pipeline(options.shape, "cuda", torch.bfloat16)
+    watch, times = WeightWatch(), []
     for _ in range(10 * options.repeats):
         started = time.perf_counter()
         watch.revision(pipe.transformer)  # on a GPU it waits

@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, and the same seed."""
+"""What every test starts from: one thread, the same seed, diffusers' own kernel of attention."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from tests import tiny
 
 
@@ -18,6 +19,15 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    # diffusers makes the kernel of one model that of every model: put back after the test. Some
+    # kernels switch others off for the whole process while they run, so that streams beside them
+    # round otherwise
+    everybody, _ = _AttentionBackendRegistry.get_active_backend()
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", everybody)
 
 
 @pytest.fixture

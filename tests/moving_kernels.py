@@ -7,9 +7,10 @@ corners flow is stretched or comes from beyond the edge. Run by fused_kernels.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from itertools import islice
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -26,8 +27,10 @@ from stillframe.detection.traces import Moved
 from stillframe.engine.compose import ShownPictures
 from stillframe.engine.moved import MovedPictures
 from stillframe.engine.results import Results
-from stillframe.kernels import moving
+from stillframe.kernels import graphs, moving
 from stillframe.kernels import visible as visible_kernels
+from stillframe.kernels.graphs import Graphs
+from stillframe.kernels.shared import Find, Workplace, own_workplaces, shared_workplace
 from stillframe.tokens.grid import Grid, Plan
 from stillframe.tokens.source import SourceBlock
 
@@ -106,17 +109,22 @@ def ways(kernels: bool) -> Iterator[None]:
         yield
 
 
-def stream(pixels: Tensor, graphs: bool = False) -> list[Block]:
+def stream(pixels: Tensor, captures: bool = False) -> list[Block]:
+    """Blocks of a stream that has its buffers for itself."""
+    return list(blocks_of(pixels, own_workplaces(captures=captures)))
+
+
+def blocks_of(pixels: Tensor, find: Find) -> Iterator[Block]:
     """As the engine does it, with tokens of random numbers."""
     drawn = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=drawn).to(pixels.device)
 
-    motion, anchors = Motion("full", VisibleChange(3.0), graphs), Anchors()
+    motion, anchors = Motion("full", VisibleChange(3.0), find), Anchors()
     results = Results(GRID, 2, 2.6 * random(CHANNELS, CHANNELS))
-    shown, size = ShownPictures(TIMES, FRAMES, graphs), FRAMES * TIMES
-    before, found = (random(1, 12, 12), random(1, 12, 12)), list[Block]()
+    shown, size = ShownPictures(TIMES, FRAMES, find), FRAMES * TIMES
+    before = random(1, 12, 12), random(1, 12, 12)
     for number in range(BLOCKS):
         now = pixels[:, number * size : (number + 1) * size + TIMES]
         tokens = random(1, FRAMES, 12, 12)
@@ -128,10 +136,15 @@ def stream(pixels: Tensor, graphs: bool = False) -> list[Block]:
             anchors.advance(now, torch.ones(1, *GRID_SHAPE, dtype=torch.bool, device=now.device))
             shown.compose(decoded, torch.ones(1, *GRID_SHAPE, dtype=torch.bool), True)
             continue
-        motion.begin(block)
+        staying = torch.arange(HEIGHT * WIDTH, device=pixels.device) % 11 == number
+        staying = staying.view(1, HEIGHT, WIDTH)
+        motion.enter()
+        motion.begin(block, staying)
         if number < BLOCKS - 1:
             keep = motion.mask(1.0).flatten(2)
         settled, plan = motion.planned(keep)
+        if number < BLOCKS - 1:
+            assert not (settled[0].moved & staying[0]).any()
         known = [x.clone() for x in motion._videos[0].trace]  # type: ignore[union-attr]
         anchors.advance(now, keep.unflatten(2, (HEIGHT, WIDTH)))
         assert anchors.pixels is not None
@@ -141,8 +154,7 @@ def stream(pixels: Tensor, graphs: bool = False) -> list[Block]:
         by_place, moved = keep.unflatten(2, (HEIGHT, WIDTH)), MovedPictures(settled, even)
         pictures = shown.compose(decoded, by_place, False, moved=moved)
         settled = [_kept(x) for x in settled]
-        found.append(Block(keep, settled, plan, known, anchors.pixels, restored, even, pictures))
-    return found
+        yield Block(keep, settled, plan, known, anchors.pixels, restored, even, pictures)
 
 
 GRID_SHAPE = FRAMES, HEIGHT, WIDTH
@@ -186,6 +198,36 @@ def compare_block(mine: Block, other: Block) -> None:
     near(mine.pictures, other.pictures, 2e-3)
 
 
+class _Model:
+    """What workplaces belong to."""
+
+
+def compare_turns(pixels: Tensor, first: list[Block]) -> int:
+    """Two streams that take turns against each alone, of which one is given; how many blocks."""
+    model, clips, count = _Model(), [pixels, pixels.flip(-1)], 0
+
+    def find(kind: str, key: Hashable) -> Workplace:
+        return shared_workplace(model, kind, key, captures=True)
+
+    with ways(True), ExitStack() as stack:
+        alone = [first[:2], list(islice(blocks_of(clips[1], own_workplaces()), 2))]
+        if not pixels.is_cuda:
+            # nothing can be captured there: it is done again
+            stack.enter_context(patch.object(graphs, "capture", lambda work: (work(), work)))
+        captures = Graphs.captures
+        running = [blocks_of(pixels, find) for pixels in clips]
+        found: list[list[Block]] = [[], []]
+        for number in (0, 1, 1, 0):
+            found[number].append(next(running[number]))
+        assert Graphs.captures - captures == 2  # what moved, and pictures: once for both
+        for mine, other in zip(found, alone, strict=True):
+            for ours, theirs in zip(mine, other, strict=True):
+                compare_block(ours, theirs)
+                assert torch.equal(ours.pictures, theirs.pictures)
+                count += 1
+    return count
+
+
 def compare_moving(c: Any) -> None:
     """Blocks in a row: masks of its own, then one that is given."""
     levels = 300 * torch.rand(2, 3, 16, 48, device=c.device) - 20
@@ -205,6 +247,7 @@ def compare_moving(c: Any) -> None:
     assert any(x.plan.origin is not None for x in mine)
     if c.device == "cuda":
         with ways(True):
-            for ours, theirs in zip(stream(pixels, graphs=True), other, strict=True):
+            for ours, theirs in zip(stream(pixels, captures=True), other, strict=True):
                 compare_block(ours, theirs)
                 c.count += 1
+    c.count += compare_turns(pixels, mine)

@@ -8,7 +8,10 @@ entries of a store of its own that it writes to at every slot.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tests import tiny
@@ -38,14 +41,24 @@ class Neighbour(Recovery):
         super().__init__(setup)
         shape = setup.shape
         size = setup.steps, shape.layers, shape.batch, shape.grid.tokens + 1
-        keys = torch.zeros(*size, shape.heads, shape.head_dim, dtype=setup.dtype)
-        self.bank = Bank(keys, keys.clone())
+        rows = *size, shape.heads, shape.head_dim
+        self.bank = Bank(*(setup.zeros(name, rows) for name in ("keys", "values")))
 
     def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse:
         slots = torch.arange(cache.shape.grid.tokens).view(plan.keep.shape[1:])
         slots = slots.expand(plan.keep.shape)
         new = torch.where(plan.keep, plan.rows, plan.rows.roll(1, 2))
         return Reuse(new, slots, self.bank, slots)
+
+
+class Apart(Neighbour):
+    """With a store that it makes itself, so that its graphs are its stream's."""
+
+    summary = "the neighbour to the left, apart"
+
+    def __init__(self, setup: RecoverySetup) -> None:
+        super().__init__(setup)
+        self.bank = Bank(*(torch.zeros_like(x) for x in self.bank))
 
 
 class Inherited(AlignedRecovery):
@@ -66,7 +79,7 @@ class Silent(Recovery):
 
 
 RECOVERIES: dict[str, type[Recovery]] = {
-    "neighbour": Neighbour, "inherited": Inherited, "silent": Silent,
+    "neighbour": Neighbour, "apart": Apart, "inherited": Inherited, "silent": Silent,
 }  # fmt: skip
 
 
@@ -100,6 +113,18 @@ def register() -> None:
     method_registry.register("wrapping")(Wrapping)
     for name, kind in RECOVERIES.items():
         recovery_registry.register(name)(kind)
+
+
+@contextmanager
+def registered() -> Iterator[None]:
+    """Known within the ``with`` block."""
+    registries: list[Any] = [method_registry._REGISTRY._kinds, recovery_registry._REGISTRY._kinds]
+    before = [dict(registry) for registry in registries]
+    register()
+    yield
+    for registry, known in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(known)
 
 
 def edited(

@@ -8,6 +8,7 @@ so that the loading code is compared with a second derivation.
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from stillframe.loading.recipes import Recipe, load_recipes
 
-__all__ = ["base_folder", "model_of", "original_names", "publish", "taehv_file"]
+__all__ = ["base_folder", "model_of", "original_names", "publish", "recipe_toml", "taehv_file"]
 
 # diffusers' name of a part -> the original code's; ordered, first match wins
 _PARTS = (
@@ -63,18 +64,18 @@ def original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {_original(name): value.clone() for name, value in state.items()}
 
 
-def base_folder(folder: Path) -> Path:
-    """A folder in the format of ``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``, tiny."""
-    parts = tiny.parts(wan=True)
+def base_folder(folder: Path, **other: Any) -> Path:
+    """A folder in the format of ``Wan-AI/Wan2.1-T2V-1.3B-Diffusers``, tiny; ``other``: parts."""
+    parts = {**tiny.parts(wan=True), **other}
     pipe = WanPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(folder)
     return folder
 
 
-def model_of(seed: int) -> Any:
+def model_of(seed: int, channels: int = tiny.CHANNELS) -> Any:
     """A tiny transformer whose weights depend on ``seed``."""
-    model = tiny.transformer()
+    model = tiny.transformer(channels=channels)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -82,7 +83,14 @@ def model_of(seed: int) -> Any:
 
 
 def publish(
-    folder: Path, recipe: Recipe, base: Path, *, prefix: str = "model.", seed: int = 1
+    folder: Path,
+    recipe: Recipe,
+    base: Path,
+    *,
+    prefix: str = "model.",
+    seed: int = 1,
+    channels: int = tiny.CHANNELS,
+    flat: bool = False,
 ) -> tuple[Any, Path]:
     """Write weights as ``recipe`` says, and a recipe file that finds them.
 
@@ -92,11 +100,13 @@ def publish(
         base: from `base_folder`.
         prefix: put before every tensor's name.
         seed: of the weights.
+        channels: C of its latents.
+        flat: whether the file holds the network's tensors and nothing else.
 
     Returns:
         the model that the weights are of (low-rank update merged), and the recipe file.
     """
-    model = model_of(seed)
+    model = model_of(seed, channels)
     state = original_names(model.state_dict())
     files = folder / "weights"
     if recipe.lora is not None:
@@ -106,14 +116,17 @@ def publish(
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         save_file(named, path)
+    elif flat:
+        torch.save(named, path)
     else:
         other = {name: torch.randn_like(value) for name, value in named.items()}
         # every key but the first one that counts holds another network
-        content: dict[str, Any] = dict.fromkeys(("critic", *reversed(recipe.keys)), other)
+        keys = [key for key in reversed(recipe.keys) if key]
+        content: dict[str, Any] = dict.fromkeys(("critic", *keys), other)
         content = {**content, recipe.keys[0]: named} if recipe.keys else dict(named)
         torch.save(content, path)
     table = folder / "recipes.toml"
-    table.write_text(_toml(recipe, files, base), encoding="utf-8")
+    table.write_text(recipe_toml(recipe, files, base), encoding="utf-8")
     return model, table
 
 
@@ -134,29 +147,15 @@ def _publish_lora(path: Path, state: dict[str, Tensor], model: Any, scale: float
     torch.save({"generator_lora": lora, "critic_lora": {}, "step": 7}, path)
 
 
-def _toml(recipe: Recipe, files: Path, base: Path) -> str:
-    fields = {
-        "title": recipe.title,
-        "repo": str(files),
-        "file": recipe.file,
-        "keys": list(recipe.keys),
-        "base": str(base),
-        "steps": list(recipe.steps),
-        "warp": recipe.warp,
-        "shift": recipe.shift,
-        "block": recipe.block,
-        "window": recipe.window,
-        "sink": recipe.sink,
-        "edit_window": recipe.edit_window,
-        "edit_sink": recipe.edit_sink,
-        "positions": recipe.positions,
-    }
-    if recipe.edit_steps is not None:
-        fields["edit_steps"] = list(recipe.edit_steps)
-    if recipe.lora is not None:
-        fields |= {"lora": recipe.lora, "lora_scale": recipe.lora_scale}
+def recipe_toml(recipe: Recipe, files: Path, base: Path) -> str:
+    """A recipe's table, its weights and its base in these folders."""
+    given = {f.name: getattr(recipe, f.name) for f in fields(recipe)}
+    given |= {"repo": str(files), "base": str(base)}
+    for left_out in ("name", "folder"):
+        del given[left_out]
     # TOML's strings, numbers, lists and truth values are written as JSON's are
-    lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+    told = {key: value for key, value in given.items() if value is not None}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in told.items()]
     return "\n".join([f"[{recipe.name}]", *lines, ""])
 
 

@@ -6,13 +6,18 @@ outside are those that there were then: what is read from others later is missed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+from stillframe.backbones.fused import lengths
+from stillframe.kernels import graphs
+from stillframe.kernels.graphs import Replay
 
 
 class _Recorder(TorchDispatchMode):
@@ -29,46 +34,50 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
-class RecordedGraphs:
-    """In place of ``graphs.Graphs``.
+class Recordings:
+    """Recordings in place of CUDA graphs; see `record`.
 
     Attributes:
-        replays: how often a recording stood in for work.
+        made, replays: how often work was recorded, and a recording stood in for it.
     """
 
-    replays = 0
-
     def __init__(self) -> None:
-        self._known: dict[Hashable, tuple[_Recorder, Any]] = {}
+        self.made = self.replays = 0
 
-    @property
-    def count(self) -> int:
-        return len(self._known)
-
-    def forget(self) -> None:
-        self._known.clear()
-
-    def run(self, key: Hashable, work: Callable[[], Any]) -> Any:
-        if key in self._known:
-            RecordedGraphs.replays += 1
-            return self._replayed(*self._known[key])
+    def __call__(self, work: Callable[[], Any]) -> tuple[Any, Replay]:
+        """In place of ``graphs.capture``."""
         with _Recorder() as recorder:
             out = work()
-        self._known[key] = recorder, out
-        return out
+        self.made += 1
 
-    def _replayed(self, recorder: _Recorder, last: Any) -> Any:
-        made: dict[int, Tensor] = {}
+        def replay() -> Any:
+            self.replays += 1
+            return _replayed(recorder, out)
 
-        def now(tensor: Tensor) -> Tensor:
-            return made.get(id(tensor), tensor)
+        return out, replay
 
-        for func, args, kwargs, out in recorder.done:
-            again = func(*tree_map_only(Tensor, now, args), **tree_map_only(Tensor, now, kwargs))
-            for old, new in zip(_tensors(out), _tensors(again), strict=True):
-                if old is not new:
-                    made[id(old)] = new
-        return tree_map_only(Tensor, now, last)
+
+def record(monkeypatch: pytest.MonkeyPatch) -> Recordings:
+    """Have streams on a CPU share workplaces, and graphs recorded at once."""
+    recordings = Recordings()
+    monkeypatch.setattr(graphs, "capture", recordings)
+    monkeypatch.setattr(lengths, "_EAGER", 0)
+    monkeypatch.setattr("stillframe.engine.state.StreamState._captures", True)
+    return recordings
+
+
+def _replayed(recorder: _Recorder, last: Any) -> Any:
+    made: dict[int, Tensor] = {}
+
+    def now(tensor: Tensor) -> Tensor:
+        return made.get(id(tensor), tensor)
+
+    for func, args, kwargs, out in recorder.done:
+        again = func(*tree_map_only(Tensor, now, args), **tree_map_only(Tensor, now, kwargs))
+        for old, new in zip(_tensors(out), _tensors(again), strict=True):
+            if old is not new:
+                made[id(old)] = new
+    return tree_map_only(Tensor, now, last)
 
 
 def _tensors(value: Any) -> list[Tensor]:

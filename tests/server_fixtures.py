@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,6 +32,7 @@ __all__ = [
     "WAIT",
     "Client",
     "Server",
+    "alive",
     "frame_message",
     "get",
     "jpeg",
@@ -90,6 +92,14 @@ class Server:
             if hello != {}:
                 client.say("hello", **{"prompt": "oil", "width": 96, "height": 64, **(hello or {})})
             yield client
+
+
+def alive(pid: int | None) -> bool:
+    """Whether a process is there, one that nobody has waited for excluded."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def get(server: Server, path: str, **options: Any) -> httpx.Response:

@@ -10,6 +10,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("parts", {"attention", "autoencoders", "detection", "whole_file"}),
     ("choices", {"recovery", "methods"}),
     ("models of others", {"backbones"}),
+    ("pipelines of others", {"hooks"}),
     ("controls", {"controls"}),
     ("configuration", {"config"}),
     ("engine", {"engine"}),
@@ -47,6 +49,7 @@ LAYERS: list[tuple[str, set[str]]] = [
     ("jobs", {"jobs"}),
     ("applications", {"evaluation", "live"}),
     ("server", {"server"}),
+    ("study", {"study"}),
     ("command line", {"cli", "__main__"}),
 ]
 LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in names}
@@ -65,6 +68,7 @@ WEB = {"fastapi", "starlette", "uvicorn", "websockets", "httpx"}
 REPORTS = {"jinja2", "markupsafe", "matplotlib", "scipy"}
 
 
+@cache
 def files() -> dict[str, Path]:
     """Every module by dotted name, ``stillframe`` itself excluded."""
     found = {}
@@ -76,6 +80,7 @@ def files() -> dict[str, Path]:
     return found
 
 
+@cache
 def imported(path: Path) -> list[str]:
     """Dotted names a file imports, in functions and under conditions as well."""
     names = []
@@ -89,6 +94,7 @@ def imported(path: Path) -> list[str]:
     return names
 
 
+@cache
 def imported_at_once(path: Path) -> list[str]:
     """Dotted names that a file imports when it is imported: of no function, of no condition."""
     found = []
@@ -172,7 +178,7 @@ def test_the_house_has_few_rooms() -> None:
     loose = {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__", "errors"}
     assert len(loose) <= 5, sorted(loose)
     rooms = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()}
-    assert len(rooms) <= 21, sorted(rooms)
+    assert len(rooms) <= 23, sorted(rooms)
 
 
 def test_the_pipeline_and_below_know_nothing_about_files_and_terminals() -> None:
@@ -205,11 +211,12 @@ def test_the_walk_sees_a_model_family() -> None:
 
 def test_only_the_server_knows_web_frameworks() -> None:
     for name, path in files().items():
-        if top(name) != "server" and name != "cli.serve":
+        if top(name) != "server" and name not in ("study.app", "cli.serve"):
             found = WEB & {top(i) for i in imported(path)}
             assert not found, f"{name} imports {found}"
     # which is an extra: without it, the commands that do not serve still start
-    assert not {top(i) for i in imported_at_once(SOURCE / "cli" / "serve.py")} & WEB
+    for command in ("serve", "study", "listening"):
+        assert not {top(i) for i in imported_at_once(SOURCE / "cli" / f"{command}.py")} & WEB
 
 
 def test_only_evaluation_knows_what_reports_are_made_with() -> None:
@@ -220,6 +227,26 @@ def test_only_evaluation_knows_what_reports_are_made_with() -> None:
             assert not found, f"{name} imports {found}"
             found = {other for other in imported_at_once(path) if "stillframe.evaluation" in other}
             assert not found, f"{name} imports {found} when it is imported"
+
+
+def test_only_a_batch_knows_clusters_and_stores() -> None:
+    """And imports neither before it is asked for workers or an address: Ray is an extra."""
+    known = {"ray": "jobs.batch.on_ray", "fsspec": "jobs.batch.stores"}
+    for name, path in files().items():
+        found = {top(i) for i in imported(path)} & set(known)
+        assert found <= {package for package, home in known.items() if home == name}, name
+        assert not {top(i) for i in imported_at_once(path)} & set(known), name
+
+
+def test_only_a_group_knows_how_processes_reach_each_other() -> None:
+    """And only what starts or is such processes knows of a group: the engine sees a `Backbone`."""
+    for name, path in files().items():
+        if name != "backbones.parallel.group":
+            found = {other for other in imported(path) if other.startswith("torch.distributed")}
+            assert not found, f"{name} imports {found}"
+        if not name.startswith(("backbones.parallel", "jobs.parallel", "cli.parallel")):
+            users = {other for other in own_imports(path) if other.startswith("backbones.parallel")}
+            assert not users, f"{name} imports {users}"
 
 
 def test_the_package_does_not_know_its_training_or_tests() -> None:

@@ -10,6 +10,7 @@ import torch
 from tests.incremental import Products, SlowAutoencoder
 from torch import Tensor, nn
 
+from stillframe.autoencoders import tiny_program
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.autoencoders.tiny_incremental import IncrementalDecoder, IncrementalEncoder
 from stillframe.autoencoders.tiny_stream import TinyStream
@@ -33,6 +34,7 @@ BETWEEN = {
     "latents_std": [0.5, 0.4, 1.5],
     "frames_to_trim": 0,
 }
+WAN22 = {**PUBLISHED, "patch_size": 2}
 KINDS: dict[str, dict[str, Any]] = {
     "bundled": BUNDLED,
     "published": PUBLISHED,
@@ -45,6 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def _partial_whatever_the_share(monkeypatch: pytest.MonkeyPatch) -> None:
     for coder in (IncrementalEncoder, IncrementalDecoder):
         monkeypatch.setattr(coder, "dense_from", (2.0, 2.0))
+    monkeypatch.setattr(tiny_program, "WIDE", 0)
 
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -52,7 +55,8 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 
 def autoencoder(kind: str) -> TinyVideoAutoencoder:
     torch.manual_seed(0)
-    vae = TinyVideoAutoencoder(latent_channels=3, **KINDS[kind])
+    known = {**KINDS, "wan 2.2": WAN22}
+    vae = TinyVideoAutoencoder(latent_channels=3, **known[kind])
     for module in vae.modules():
         # the usual initialisation would let the picture fade in favour of the biases
         if isinstance(module, nn.Conv2d):
@@ -80,9 +84,13 @@ def equal(got: Tensor, expected: Tensor) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("wide", [0, 1000], ids=["by tiles", "by rows"])
 @kinds
-def test_what_is_active_is_as_slow_layers_have_it(kind: str, batch: int, count: int) -> None:
+def test_what_is_active_is_as_slow_layers_have_it(
+    kind: str, wide: int, batch: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Dense and partial blocks in any order, some with nothing active, or everything."""
+    monkeypatch.setattr(tiny_program, "WIDE", wide)
     h, w = 5, 7
     vae = autoencoder(kind)
     stream, slow = TinyStream(vae, count), SlowAutoencoder(vae)
@@ -99,7 +107,7 @@ def test_what_is_active_is_as_slow_layers_have_it(kind: str, batch: int, count: 
 
 
 @torch.no_grad()
-@kinds
+@pytest.mark.parametrize("kind", [*KINDS, "wan 2.2"])
 def test_everything_active_is_dense_whatever_was_before(kind: str) -> None:
     vae = autoencoder(kind)
     stream, whole = TinyStream(vae, 3), TinyStream(vae, 3)
@@ -180,9 +188,9 @@ def test_above_a_share_everything_is_computed(monkeypatch: pytest.MonkeyPatch) -
     vae = autoencoder("between")
     stream, whole = TinyStream(vae, 2), TinyStream(vae, 2)
     for number in range(3):
-        frames, latents = source(stream, 1, 6, 6)
-        asked = torch.zeros(1, 2, 6, 6, dtype=torch.bool)
-        asked[..., 1:5, 1 + (number == 2) : 5] = True  # grown by one all of it, or nearly
+        frames, latents = source(stream, 1, 9, 9)
+        asked = torch.zeros(1, 2, 9, 9, dtype=torch.bool)
+        asked[..., 1:8, 1 + (number == 2) : 8] = True  # grown by one all of it, or nearly
         equal(stream.encode_block(frames, asked), whole.encode_block(frames))
         equal(stream.decode(latents, asked), whole.decode(latents))
 

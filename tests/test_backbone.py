@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from tests import tiny
 from torch import Tensor, nn
 
-from stillframe.attention.block import Attend, BlockAttention
+from stillframe.attention.block import Attend, BlockAttention, Provides
+from stillframe.attention.cache import KeyValueCache
 from stillframe.attention.rotary import rotary_table
 from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.backbones.base import Backbone, FusedPasses, TextCache
@@ -55,11 +56,16 @@ class Toy(nn.Module):
         turns = torch.polar(torch.ones_like(angles), angles)
         return rotary_table((turns, turns, turns), frames, height, width)
 
+    def block_attention(
+        self, cache: KeyValueCache, recovery: Provides, limit: int, context_sink: bool
+    ) -> BlockAttention:
+        return BlockAttention(cache, self.rotary, recovery, limit, context_sink)
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         yield
 
-    def fused(self, attention: BlockAttention, *, graphs: bool, fp8: bool) -> FusedPasses | None:
+    def fused(self, attention: BlockAttention, *, fp8: bool) -> FusedPasses | None:
         return None
 
     def projected(self, layer: int, x: Tensor) -> tuple[Tensor, ...]:

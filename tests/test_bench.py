@@ -94,7 +94,11 @@ def test_a_share_keeps_as_many_tokens_as_it_says() -> None:
 
 
 def test_shapes_are_wans() -> None:
-    assert {name: len(config) for name, config in SHAPES.items()} == {"1.3b": 12, "14b": 12}
+    assert {name: len(config) for name, config in SHAPES.items()} == {
+        "1.3b": 12,
+        "14b": 12,
+        "5b": 12,
+    }
     with torch.device("meta"):
         from stillframe.backbones.wan import empty_transformer
 
@@ -134,7 +138,10 @@ def test_a_model_runs_with_its_own_number_of_passes() -> None:
     own = json.loads((bundled_models()["tiny"] / "model_index.json").read_text())["edit_sigmas"]
     assert strict(done.stdout)["settings"]["sigmas"] == own
     for name, recipe in load_recipes().items():
-        assert _shape(name) == ("14b" if name == "krea-14b" else "1.3b", recipe.edit_sigmas)
+        shape, numbers = _shape(name)
+        assert shape == {"14B": "14b", "5B": "5b"}.get(recipe.base.split("-")[-2], "1.3b")
+        assert len(numbers["edit_sigmas"]) == len(recipe.edit_sigmas)
+        assert numbers["block_frames"] == (recipe.edit_block or recipe.block)
 
 
 def test_shares_take_turns_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:

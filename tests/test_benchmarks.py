@@ -57,6 +57,33 @@ def test_a_tiny_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(0 <= row["computed"] <= 1 for row in rows)
 
 
+def test_streams_are_driven_to_their_end(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--model", "tiny", "--device", "cpu", "--size", "96x64", "--frames", "30"]
+    run("streams", *given, "--streams", "2", "--together", "2", "--warm")
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(lines[-1])
+    assert [row["stream"] for row in found["streams"]] == [0, 1]
+    assert any(line.startswith("stream 1: 30 frames") for line in lines)
+    assert found["together"]["total_fps"] > 0
+    assert found["warm"]["width"], found["warm"]["height"] == (96, 64)
+    # nothing is captured on a CPU
+    assert sum(found["streams"][0]["captured"]) == found["together"]["captured"] == 0
+
+
+@pytest.mark.parametrize("cards", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_one_stream_on_several_processes(cards: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """One is a group of its own: the same messages and exchanges, with nobody to hear them."""
+    given = ["--shapes", "tiny", "--device", "cpu", "--size", "96x64", "--cards", str(cards)]
+    run("parallel", *given, "--kept", "1", "0.5", "--warm", "1", "--blocks", "1")
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [(row["share"], row["cards"]) for row in rows] == [
+        *[(share, 1) for share in (1.0, 1.0, 0.5, 0.5)],
+        *[(share, cards) for share in (1.0, 0.5)],
+    ]
+    assert all(row["grey_levels"] < 0.01 for row in rows)
+    assert 1 <= rows[-1]["kept_bytes"] * cards / rows[0]["kept_bytes"] < 1.02
+
+
 def test_ways_of_running_are_compared_with_the_same_masks() -> None:
     with torch.inference_mode(False):
         pipe = tiny.pipeline()

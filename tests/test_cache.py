@@ -97,10 +97,12 @@ def test_holes_follow_their_frames(size: int, sink: int, window: int) -> None:
             frames[block * size + j] = keep[:, j * N : (j + 1) * N]
 
 
+@pytest.mark.parametrize("at_once", [1, 2**28])
 @pytest.mark.parametrize(("size", "sink", "window"), SHAPES)
 def test_repeating_the_last_frame_is_committing_copies_of_it(
-    size: int, sink: int, window: int
+    size: int, sink: int, window: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("stillframe.attention.cache._COPIED_AT_ONCE", at_once)
     left, right = cache(size, sink, window), cache(size, sink, window)
     for block in range(7):
         torch.manual_seed(block)

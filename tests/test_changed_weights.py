@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from tests import tiny
-from tests.recorded_graphs import RecordedGraphs
+from tests.recorded_graphs import record
 from tests.test_fused import RandomMask
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from stillframe.backbones.fused import blocks
 from stillframe.backbones.fused.blocks import FusedBlocks
 from stillframe.backbones.fused.transformer import unsupported
-from stillframe.backbones.wan import WanDenoiser
 from stillframe.engine.stream import EditStream
 from stillframe.kernels.weights import WeightWatch
 from stillframe.methods.full import Full
@@ -276,17 +274,10 @@ def test_graphs_are_made_anew(
     """As recordings on a CPU, which read the tensors that there were when they were made."""
     case = CASES["load_state_dict, assigned"]
     plain = across(case, "fused", fused_blocks, method=Full())
-    offered = WanDenoiser.fused
-
-    def with_graphs(self: WanDenoiser, attention: Any, *, graphs: bool, fp8: bool) -> Any:
-        return offered(self, attention, graphs=True, fp8=fp8)
-
-    monkeypatch.setattr(WanDenoiser, "fused", with_graphs)
-    monkeypatch.setattr(blocks, "Graphs", RecordedGraphs)
-    before = RecordedGraphs.replays
+    recordings = record(monkeypatch)
     graphed = across(case, "fused", fused_blocks, method=Full())
     torch.testing.assert_close(graphed, plain, atol=1e-6, rtol=0)
-    assert RecordedGraphs.replays > before
+    assert recordings.replays
 
 
 def test_adapters_that_are_not_merged_are_said_once() -> None:
@@ -312,7 +303,7 @@ def test_two_pipelines_of_one_transformer_do_not_take_turns_in_copying() -> None
     for _ in range(2):
         assert [pipe.denoiser.fused_transformer() for pipe in pipes] == made
         assert [pipe.denoiser.revision() for pipe in pipes] == revisions
-    joined = {x._qkv[0][0].data_ptr() for x in made} | {
+    joined = {x._qkv[0].weight.data_ptr() for x in made} | {
         model.blocks[0].attn1.to_q.weight.data_ptr()
     }
     assert len(joined) == 1

@@ -207,6 +207,18 @@ def test_a_prompt_that_names_no_style_warns_and_goes_on(folder: Path, model_fold
     assert numbers["frames_out"] == 30
 
 
+def test_what_a_prompt_is_taken_for_is_said_and_reported(folder: Path, model_folder: Path) -> None:
+    report = folder / "taken.json"
+    prompt = ("--prompt", "painted quietly", "--report", report, "--frames", "12")
+    result = _edit(folder / "clip.mp4", folder / "taken.mp4", model_folder, *prompt)
+    assert result.exit_code == 0, result.output
+    assert "'painted quietly' is taken for the style oil, score 0.5" in result.stdout
+    numbers = json.loads(report.read_text())
+    assert (numbers["style"], numbers["style_score"]) == ("oil", 0.5)
+    quiet = _edit(folder / "clip.mp4", folder / "taken.mp4", model_folder, *prompt, "--quiet")
+    assert "taken for" not in quiet.output
+
+
 def test_a_corrupt_middle_is_edited_around(folder: Path, model_folder: Path) -> None:
     frames = [noise(i) for i in range(40)]
     source = scramble(make_video(folder / "in.mp4", frames, options=LOSSLESS), 0.4, 0.5)
@@ -290,7 +302,7 @@ def test_a_rate_reaches_the_method(folder: Path, model_folder: Path) -> None:
     for method in ("tomesd", "runlength", "prune"):
         result = _edit(
             folder / "clip.mp4", folder / "out.mp4", model_folder, "--prompt", "oil",
-            "--method", method, "--rate", "0.25", "--report", report,
+            "--method", method, "--rate", "0.25", "--report", report, "-y",
         )  # fmt: skip
         assert result.exit_code == 0, result.output
         numbers = json.loads(report.read_text())

@@ -36,7 +36,7 @@ from stillframe.cli.command import flag
 from stillframe.config import DENOISING, OPTIONS, EditConfig, edit_options
 from stillframe.controls import Controls, Cuts, Gop, Guard, Rate, Refresh
 from stillframe.controls.base import control_kinds
-from stillframe.engine.settings import EXECUTIONS, PRODUCTS, STORES
+from stillframe.engine.settings import CACHES, EXECUTIONS, PRODUCTS, STORES
 from stillframe.evaluation.variants import expand
 from stillframe.jobs.edit import edit_file
 from stillframe.live import SessionError, Worker
@@ -162,7 +162,12 @@ def test_options_declared_are_options_registered() -> None:
 
 
 def test_names_that_an_option_takes_are_those_of_a_stream() -> None:
-    for name, known in (("execution", EXECUTIONS), ("products", PRODUCTS), ("store", STORES)):
+    for name, known in (
+        ("execution", EXECUTIONS),
+        ("products", PRODUCTS),
+        ("store", STORES),
+        ("cache", CACHES),
+    ):
         assert DENOISING[name].choices == known
         assert getattr(EditConfig(), name) == DENOISING[name].default
     assert OPTIONS["motion"].choices == MOTIONS
@@ -197,7 +202,7 @@ def test_help_is_short_in_its_first_part_and_short_to_type() -> None:
     first = [p for p in COMMANDS[("edit",)].params if getattr(p, "rich_help_panel", None) is None]
     assert [p.name for p in first if p.param_type_name == "option"] == [
         "out", "prompt", "style", "model", "method", "tolerance", "strength", "height", "compare",
-        "quiet",
+        "yes", "quiet",
     ]  # fmt: skip
     for names in [(), ("models",), *COMMANDS]:
         shown = [CliRunner().invoke(app, [*names, word]) for word in ("-h", "--help")]
@@ -211,9 +216,10 @@ def test_a_server_takes_what_an_edit_takes_but_for_files() -> None:
         for name in ("edit", "serve")
     )
     files = {
-        "out", "prompt", "style", "compare", "quiet", "report", "frames", "crf", "map",
-        "input_format", "output_format", "input_timeout", "background", "cuts_by", "masks_in",
-        "masks_out", "two_pass", "rate_trace_in", "rate_trace_out",
+        "out", "prompt", "style", "compare", "preview", "yes", "quiet", "report", "frames", "crf",
+        "parallel",
+        "map", "input_format", "output_format", "input_timeout", "background", "cuts_by",
+        "masks_in", "masks_out", "two_pass", "rate_trace_in", "rate_trace_out",
     }  # fmt: skip
     assert edit - serve == files
     assert {"vae", "lora", "attention", "execution", "products", "store", "guard"} <= serve

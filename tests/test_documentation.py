@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+import yaml
 from tests import tiny
 from tests.published import base_folder, publish
 
@@ -31,10 +32,13 @@ PAGES += [ROOT / "training" / "README.md", ROOT / "src/stillframe/models/tiny/RE
 #: What a page's reader has: a model, frames of a clip, a camera, a place to show pictures.
 READERS = """
 import numpy as np, torch
-from tests import tiny
+from tests import stock_pipelines, tiny
 torch.set_num_threads(1)
 frames = tiny.clip(20)
 camera = [((x.permute(1, 2, 0) * 255).byte().numpy(), n / 25) for n, x in enumerate(frames[0])]
+stock, clip = stock_pipelines.MAKERS["wan-v2v"](), stock_pipelines.clip()
+call = dict(prompt_embeds=stock_pipelines.embeds(1), guidance_scale=1.0, num_inference_steps=2,
+            height=64, width=96, output_type="pt")
 shown = []
 show = shown.append
 """
@@ -127,6 +131,16 @@ def test_recipes_are_read(table: str, tmp_path: Path) -> None:
     path = tmp_path / "recipes.toml"
     path.write_text(table, encoding="utf-8")
     assert list(read_recipes(path)) == list(tomllib.loads(table))
+
+
+@pytest.mark.parametrize("content", fenced("yaml"))
+def test_settings_of_clusters_are_read_and_run_commands_that_there_are(content: str) -> None:
+    found = yaml.safe_load(content)
+    assert found
+    lines = re.findall(r"stillframe batch [^'\n]*", content)
+    assert lines
+    for line in lines:
+        parsed(shlex.split(line)[1:])
 
 
 # command lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -12,7 +12,9 @@ from tests import tiny
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from stillframe.backbones.fused.blocks import FusedBlocks, bucket_lengths
+from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.backbones.fused.blocks import FusedBlocks
+from stillframe.backbones.fused.lengths import bucket_lengths
 from stillframe.backbones.fused.transformer import unsupported
 from stillframe.detection.capture import SteppedMask
 from stillframe.detection.latents import CausalMask, MaskShape, RankedMask
@@ -26,6 +28,7 @@ from stillframe.methods.prune import InterFramePruning
 from stillframe.methods.tomesd import TokenMergingDiffusion
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.tokens.grid import Grid
+from stillframe.tokens.schedule import Pass
 from stillframe.tokens.source import SourceBlock
 
 BLOCKS = 7
@@ -292,3 +295,43 @@ def test_buckets_waste_little(tokens: int) -> None:
     if tokens >= 4680:
         used = range(tokens // 4, tokens + 1)
         assert sum(padded[k - 1] - k for k in used) <= 0.04 * sum(used)
+
+
+#: What published models do otherwise than Self Forcing, beside their numbers.
+TRAITS: dict[str, dict[str, Any]] = {
+    "told": {"told": (0.85, 0.4)},
+    "source at another level": {"source_noise": 0.95},
+    "source not normalised": {"source_scale": ((0.1, -0.2, 0.3, 0.0), (2.0, 1.5, 2.5, 1.0))},
+    "longer first block": {
+        "first": (Pass(1.0, 1.0, 1.0), Pass(0.8, 0.7, 0.8), Pass(0.4, 0.4, 0.4))
+    },
+    "context without sink": {"context_sink": False},
+    "sink an average": {"sink_frames": 3, "sink_average": 0.9},
+    "another prompt recomputes": {"recompute_context": True, "window_frames": 9},
+}
+
+
+@pytest.mark.parametrize("trait", TRAITS)
+@pytest.mark.parametrize("recovery", ["aligned", "clean"])
+def test_fused_equals_reference_for_what_models_do_otherwise(trait: str, recovery: str) -> None:
+    pipe = tiny.pipeline(position_limit=10)
+    latents = torch.randn(9, 1, tiny.CHANNELS, 3, 8, 12, generator=torch.Generator().manual_seed(6))
+
+    def frames(execution: str, **traits: Any) -> Tensor:
+        settings = replace(pipe.settings(sigmas=(0.9, 0.5), execution=execution), **traits)
+        stream = EditStream(
+            pipe.denoiser,
+            open_autoencoder(pipe.vae, 3),
+            pipe.text("oil"),
+            RandomMask(recovery=recovery),
+            settings,
+            torch.Generator().manual_seed(5),
+        )
+        out = [stream.edit_block(x) for x in latents[:5]]
+        stream.set_text(pipe.text("sepia"))
+        return torch.cat([*out, *(stream.edit_block(x) for x in latents[5:])], 1)
+
+    fused, reference = (frames(execution, **TRAITS[trait]) for execution in ("fused", "reference"))
+    torch.testing.assert_close(fused, reference, atol=2e-5, rtol=0)
+    frame_counts = {k: v for k, v in TRAITS[trait].items() if k.endswith("_frames")}
+    assert (reference - frames("reference", **frame_counts)).abs().max() > 1e-4

@@ -23,6 +23,12 @@ WIDTHS: list[dict[str, Any]] = [
     {"encoder_channels": 16, "decoder_channels": (32, 16, 48, 16)},
     {
         "encoder_channels": 16,
+        "decoder_channels": (16, 16, 32, 16),
+        "patch_size": 2,
+        "latent_channels": 48,
+    },
+    {
+        "encoder_channels": 16,
         "decoder_channels": (16, 32, 16, 16),
         "spatial_stages": 1,
         "patch_size": 4,
@@ -38,7 +44,9 @@ WIDTHS: list[dict[str, Any]] = [
         "latents_std": [1.5] * 16,
     },
 ]
-widths = pytest.mark.parametrize("options", WIDTHS, ids=["published kind", "patches", "bundled"])
+widths = pytest.mark.parametrize(
+    "options", WIDTHS, ids=["published kind", "wan 2.2 kind", "patches", "bundled"]
+)
 
 H, W = 4, 6  # cells
 
@@ -64,7 +72,8 @@ def test_whole_blocks_equal_the_model(options: dict[str, Any]) -> None:
     encoder, decoder = FusedEncoder(vae), FusedDecoder(vae)
     encoded: Memory | None = None
     decoded: Memory | None = None
-    for part in torch.rand(2, 24, 3, 8 * H, 8 * W).split(8, 1):
+    side = vae.spatial_factor
+    for part in torch.rand(2, 24, 3, side * H, side * W).split(8, 1):
         latents, encoded = vae.encode_chunk(part, encoded)
         pictures, decoded = vae.decode_chunk(latents, decoded)
         close(encoder(part, None), latents)
@@ -73,9 +82,11 @@ def test_whole_blocks_equal_the_model(options: dict[str, Any]) -> None:
 
 def blocks(vae: TinyVideoAutoencoder, batch: int, kinds: list[float | None]) -> Any:
     """Frames, latents and what changed: a share of the cells, None for a block that is whole."""
+    side, channels = vae.spatial_factor, vae.config["latent_channels"]
     for share in kinds:
         changed = None if share is None else torch.rand(batch, 2, H, W) < share
-        yield torch.rand(batch, 8, 3, 8 * H, 8 * W), torch.randn(batch, 16, 2, H, W), changed
+        frames = torch.rand(batch, 8, 3, side * H, side * W)
+        yield frames, torch.randn(batch, channels, 2, H, W), changed
 
 
 @widths

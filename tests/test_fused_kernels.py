@@ -14,8 +14,15 @@ import pytest
 pytest.importorskip("triton")
 
 
-# one process each, so that two workers share them
-parts = pytest.mark.parametrize("part", ["transformer", "autoencoders", "detection"])
+# one process each, so that two workers share them; the long ones by `make test-kernels`
+parts = pytest.mark.parametrize(
+    "part",
+    [
+        "transformer",
+        pytest.param("autoencoders", marks=pytest.mark.slow),
+        pytest.param("detection", marks=pytest.mark.slow),
+    ],
+)
 
 
 @parts

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 from tests.live_fixtures import BLOCK, embeds, levels, open_session, pipeline, pixels
-from tests.test_live_process import alive, one_thread, play
+from tests.server_fixtures import alive
+from tests.test_live_process import one_thread, play
 
 from stillframe.controls import Controls, Cuts
 from stillframe.engine.stream import EditStream

@@ -16,7 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tests.live_fixtures import BLOCK, embeds, file_path, levels, pipeline, pixels
-from tests.server_fixtures import Server, get, serving, wait_until
+from tests.server_fixtures import Server, alive, get, serving, wait_until
 
 from stillframe.controls import Controls, Gop
 from stillframe.errors import ModelError
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     keeper = ProcessSupervisor(one_thread)
+    keeper.start()
     with serving(keeper, max_sessions=2) as running:
         yield running
         pid = keeper.pid
@@ -46,14 +47,6 @@ def process(server: Server) -> Iterator[WorkerProcess]:
     assert process.sessions == 0
     yield process
     assert process.sessions == 0
-
-
-def alive(pid: int | None) -> bool:
-    """Whether a process is there, one that nobody has waited for excluded."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
 
 
 def play(session: RemoteSession, frames: Pixels) -> list[EditedFrame]:
@@ -145,7 +138,7 @@ def test_kill_9_ends_sessions_with_a_message_and_the_server_recovers(server: Ser
     with server.client() as client:
         client.works()
     wait_until(lambda: server.state.connections.open == 0)
-    before = descriptors(), keeper.failures
+    before = descriptors(), keeper.workers[0].failures
     shared = set(os.listdir("/dev/shm"))
     with server.client() as one, server.client() as two:
         one.works()

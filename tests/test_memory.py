@@ -283,20 +283,20 @@ def test_what_an_autoencoder_remembers_does_not_depend_on_the_block() -> None:
     assert one.decode < three.decode
 
 
-def test_maps_and_packed_weights_are_those_of_a_running_stream() -> None:
-    """The rest is what the stream was last given."""
+def test_buffers_and_packed_weights_are_those_of_a_running_stream() -> None:
+    """The rest is what the stream was last given. Edits code Wan's blocks whole."""
     vae, config = autoencoders("full")
     plan = plan_tiny(vae_config=config, vae_kind="full")
     stream = open_autoencoder(vae, 3)
+    some = torch.zeros(1, 3, 8, 12, dtype=torch.bool)
+    some[..., 2, 2] = True
+    size = 0
     with torch.no_grad():
-        for _ in range(3):
-            changed = torch.zeros(1, 3, 8, 12, dtype=torch.bool)
-            changed[..., 2, 2] = True
-            (latents,) = (
-                stream.encode_block(block, changed)
-                for block in stream.take(torch.rand(1, stream.next_frames, 3, 64, 96))
-            )
-            stream.decode(latents, changed)
+        for number in range(5):
+            changed = None if number < 3 else some  # on a CPU nobody else needs packed weights
+            (block,) = stream.take(torch.rand(1, stream.next_frames, 3, 64, 96))
+            stream.decode(stream.encode_block(block, changed), changed)
+            size = size if number > 2 else stream._coder.size  # type: ignore[attr-defined]
     layers = fused_wan(vae)
     packed = [
         size
@@ -304,7 +304,7 @@ def test_maps_and_packed_weights_are_those_of_a_running_stream() -> None:
         if size[0] not in {x.data_ptr() for x in vae.parameters()}
     ]
     assert len(packed) > 30
-    held = stream._coder.size + sum(size for _, size in packed)  # type: ignore[attr-defined]
+    held = size + sum(size for _, size in packed)
     frames = 4 * 12 * 3 * 64 * 96
     assert held <= plan.stream <= held + 2 * frames
 
@@ -379,6 +379,7 @@ print(plan.peak, peak_resident_bytes() - empty)
 """
 
 
+@pytest.mark.slow
 def test_a_process_on_a_cpu_stays_close_below_its_plan() -> None:
     """What the system says it held above an empty process is at least 75% of the plan."""
     done = subprocess.run(
@@ -396,9 +397,12 @@ def test_only_on_a_cpu_the_process_itself_is_planned() -> None:
     _, decoded = vae.decode_chunk(latents, None)
     remembered = sum(x.nbytes for x in (*encoded, *decoded))
     assert 2 * frames + remembered <= here.kept < 2 * frames + elsewhere.stream
-    on_cpu = {name: getattr(here, name) for name in ("motion", "kept", "process")}
+    on_cpu = {name: getattr(here, name) for name in ("motion", "kept", "process", "graphs")}
     assert here == replace(elsewhere, **on_cpu)
-    assert here.editing - elsewhere.editing == sum(on_cpu.values()) - elsewhere.motion
+    there = elsewhere.motion + elsewhere.graphs
+    assert here.editing - elsewhere.editing == sum(on_cpu.values()) - there
+    assert here.graphs == 0
+    assert elsewhere.graphs == max(here.activations, here.encode, here.decode)
 
 
 def test_the_meter_counts_from_making_to_forgetting() -> None:
@@ -430,8 +434,8 @@ def test_wan_at_480p_is_of_the_size_that_was_measured() -> None:
     assert plan.cache == pytest.approx((3 + 4 + 4 / 2) * frame, rel=0.001)
     # auto: one byte a number, where the cache has two
     assert plan.recovery == pytest.approx(3 * 3 * frame / 2, rel=0.002)
-    later = plan.motion + plan.stream
-    assert plan.editing - later <= 7.45 * GIB, "measured before there were motion and maps"
+    later = plan.motion + plan.stream + plan.graphs
+    assert plan.editing - later <= 7.45 * GIB, "measured before there were motion, maps and graphs"
     exact = plan_wan(settings=replace(SETTINGS, store="exact"))
     assert exact.recovery == pytest.approx(3 * 3 * frame, rel=0.001)
     assert replace(exact, recovery=plan.recovery) == plan

@@ -309,7 +309,8 @@ def test_edit_and_generate_by_name(published: Any, tmp_path: Path) -> None:
     assert len(decode(tmp_path / "out.mp4")) == 20
     result = run(
         "generate", "-o", tmp_path / "made.mp4", "--model", NAME, "--vae", path, "--prompt", PROMPT,
-        "--frames", 10, "--height", 64, "--width", 96, "--report", report, "--device", "cpu",
+        "--frames", 10, "--height", 64, "--width", 96, "--report", report, "-y",
+        "--device", "cpu",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert json.loads(report.read_text())["sigmas"] == pytest.approx(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stillframe.detection.flow import OpticalFlow
 from stillframe.detection.motion import Motion, Settled
-from stillframe.detection.pixels import TOLERANCE, Anchors, VisibleChange
+from stillframe.detection.pixels import TOLERANCE, Anchors, VisibleChange, VisibleMask
 from stillframe.detection.traces import LONGEST, middle
 from stillframe.evaluation.motion_cases import CASES, BuiltMotion, built_motion, texture
 from stillframe.evaluation.motion_following import PATCH, TEMPORAL, Followed, follow
@@ -299,6 +299,33 @@ def test_a_stricter_limit_holds_when_more_is_computed_than_was_asked_for() -> No
     held = anchors.advance(pixels, drawn)[0]
     stale = torch.where(settled.moved, settled.stale, held)[~drawn[0]]
     assert 0 < stale.max() <= 0.5 * TOLERANCE + 0.01
+
+
+@torch.inference_mode()
+def test_what_has_to_stay_is_held_at_its_place_or_computed() -> None:
+    """All of it: as without motion. Half of it: the other half still moves."""
+    video = torch.from_numpy(built("pan 1").frames).permute(0, 3, 1, 2).float() / 255
+    anchors, tokens = Anchors(), torch.zeros(1, GRID.frames, GRID.frame_tokens, 1)
+    whole = torch.ones(1, GRID.frames, GRID.height, GRID.width, dtype=torch.bool)
+    first = torch.cat([video[:1].expand(TEMPORAL, -1, -1, -1), video[:BLOCK]]).unsqueeze(0)
+    anchors.advance(first, whole)
+    start = SourceBlock(tokens, tokens[:, 0], tokens[:, 0], GRID, first)
+    block = start._replace(
+        pixels=video[BLOCK - TEMPORAL : 2 * BLOCK].unsqueeze(0), anchor=anchors.pixels
+    )
+    moved, keeps = [], []
+    for columns in (0, GRID.width // 2, GRID.width):
+        follower, staying = Motion("full", VisibleChange(TOLERANCE)), torch.zeros_like(whole[:, 0])
+        staying[..., :columns] = True
+        follower.restart(start)
+        follower.begin(block, staying)
+        keeps.append(follower.mask(1.0))
+        assert torch.equal(follower.complete(keeps[-1], ~whole), keeps[-1])
+        moved.append(follower.settle(keeps[-1].flatten(2))[0].moved)
+        assert not moved[-1][..., :columns].any()
+    assert moved[1].any()
+    assert moved[0][..., : GRID.width // 2].any(), "it would move if it might"
+    assert torch.equal(keeps[2], VisibleMask(TOLERANCE)(block))
 
 
 def test_a_pan_that_lasts_is_computed_whole_now_and_then() -> None:

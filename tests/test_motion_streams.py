@@ -11,7 +11,9 @@ from tests.test_engine import edit, embeds, open_stream
 from tests.tiny import clip
 from torch import Tensor
 
+from stillframe.autoencoders.activity import active
 from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.autoencoders.tiny_stream import TinyStream
 from stillframe.backbones.wan import WanDenoiser
 from stillframe.controls import (
     Box,
@@ -25,6 +27,7 @@ from stillframe.controls import (
     Refresh,
     Region,
 )
+from stillframe.detection.motion import Motion
 from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
 from stillframe.evaluation.motion_cases import built_motion
 from stillframe.methods.prune import InterFramePruning
@@ -261,3 +264,60 @@ def test_all_controls_go_together_with_motion() -> None:
     assert torch.equal(torch.cat([x for x in parts if x is not None], 1), whole.frames)
     assert_same(blocks, whole.blocks)
     assert any(block.moved_share > 0 for block in blocks)
+
+
+def test_the_less_moves_the_less_often_it_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, looked = Motion.begin, list[object]()
+
+    def counted(self: Motion, *given: Any) -> None:
+        looked.append(given)
+        begin(self, *given)
+
+    monkeypatch.setattr(Motion, "begin", counted)
+    video = clip(1, H, W).repeat(1, 26 * 12, 1, 1, 1)
+    random = torch.Generator().manual_seed(0)
+    # a corner that flickers is like nothing before it
+    video[..., :16, :16] = torch.rand(video[..., :16, :16].shape, generator=random)
+    denoiser = WanDenoiser(tiny.transformer())
+    vae, text = open_autoencoder(tiny.autoencoder(), 3), denoiser.text(embeds())
+    stream = EditStream(denoiser, vae, text, MOVES, StreamSettings((0.7,)))
+    numbers = []
+    for number, block in enumerate(video.split(12, 1)):
+        before = len(looked)
+        stream.push(block)
+        numbers += [number] * (len(looked) - before)
+    assert numbers == [1, 9, 25]
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_nothing_that_is_shown_was_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch, even: bool
+) -> None:
+    """Pictures that nobody asked the decoder for may be anything, but where new ones meet them."""
+    decode, left_out = TinyStream.decode, list[float]()
+    limits = (1000.0, 2000.0) if even else (-2.0, -1.0)
+    for name, limit in zip(("_EVEN", "_UNEVEN"), limits, strict=True):
+        monkeypatch.setattr(f"stillframe.engine.results.{name}", limit)
+
+    def whole(self: TinyStream, latents: Tensor, changed: Tensor | None = None) -> Tensor:
+        return decode(self, latents)
+
+    def noisy(self: TinyStream, latents: Tensor, changed: Tensor | None = None) -> Tensor:
+        frames = decode(self, latents)
+        if changed is None:
+            return frames
+        seen = active(active(changed))
+        left_out.append(float((~changed).float().mean()))
+        spatial, times = self.timeline.spatial, self.timeline.temporal
+        seen = seen.repeat_interleave(spatial, 2).repeat_interleave(spatial, 3)
+        seen = seen.repeat_interleave(times, 1).unsqueeze(2)[:, : frames.shape[1]]
+        return torch.where(seen, frames, torch.rand_like(frames))
+
+    video = pan(72)
+    monkeypatch.setattr(TinyStream, "decode", whole)
+    expected = run(video)
+    monkeypatch.setattr(TinyStream, "decode", noisy)
+    shown = run(video)
+    assert all(block.moved_share > 0.4 for block in shown.blocks[1:])
+    assert even or min(left_out) > 0.1
+    torch.testing.assert_close(shown.frames, expected.frames, rtol=0, atol=1e-6)

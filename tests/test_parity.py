@@ -1,32 +1,40 @@
 """Every built-in recipe, from a published file to a rollout, against the stock model under a mask.
 
 A small random checkpoint is written as each publication has it, loaded by the recipe's name, and
-run through the pipeline. The reference never sees the loaded model, a cache, or the loop: it is
-diffusers' transformer with the weights that were written, run for every pass over the whole
-sequence so far, under a mask made from the definition of block, window and sink.
+run through the pipeline, 36 latent frames or more. The reference (``rollouts.py``) never sees the
+loaded model, a cache, or the loop.
 
-Where frames and positions part. Positions are absolute up to `limit` frames; past it the latest
-frame stays at the last position. Without a sink that is no difference, since rotary attention knows
-only distances, and the plain masked model is the reference at any length. With one it is: the only
-rollout here that gets there is Rolling Forcing's text-to-video, whose first eviction comes after 21
-frames, and its reference is `Saturating`. All others are the masked model.
+Where frames and positions part. Positions are absolute up to a limit; past it the latest frame
+stays at the last position. Without a sink that is no difference, since rotary attention knows only
+distances, and the plain masked model is the reference at any length. With one it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLWan
 from tests import tiny
 from tests.published import base_folder, publish
-from tests.tiny import Masked, Saturating, causal_mask, set_self_attention, stock, visible_frames
+from tests.rollouts import (
+    LATENT,
+    Level,
+    Rollout,
+    Rules,
+    levels,
+    of_editing,
+    of_generating,
+    prompt,
+    reference,
+    source,
+)
 from torch import Tensor
 
 from stillframe.autoencoders.base import StreamingAutoencoder
@@ -34,7 +42,6 @@ from stillframe.loading import recipes
 from stillframe.loading.load import load_pipeline
 from stillframe.loading.recipes import RECIPES_VARIABLE, Recipe, read_recipes
 from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.tokens.grid import Grid, patchify
 
 BUILT_IN = read_recipes(Path(recipes.__file__).with_suffix(".toml"))
 PREFIXES = (
@@ -44,148 +51,43 @@ PREFIXES = (
     "model._orig_mod.",
     "model._fsdp_wrapped_module._checkpoint_wrapped_module.",
 )
-HEIGHT, WIDTH = 32, 48
-LATENT = (HEIGHT // 8, WIDTH // 8)
-TRAINED_POSITIONS, TINY_POSITIONS = 21, 64
+HEIGHT, WIDTH = 8 * LATENT[0], 8 * LATENT[1]
 EXACT, DIFFERENT = 1e-5, 1e-3
 
-# sigmas as they are stated by the authors and the pruning papers, where they are
-SELF_FORCING = (1.0, 0.9375, 0.8333, 0.625)
-PAPERS_EDIT = (0.769, 0.729, 0.625)
-STATED: dict[str, tuple[tuple[float, ...] | None, tuple[float, ...] | None]] = {
-    "self-forcing": (SELF_FORCING, PAPERS_EDIT),
-    "causvid": ((1.0, 0.757, 0.522), (0.757, 0.522)),
-    "streamdiffusionv2": ((1.0, 0.75, 0.5, 0.25), (0.7, 0.5, 0.4, 0.2)),
-    "longlive": (SELF_FORCING, PAPERS_EDIT),
-    "rolling-forcing": (None, PAPERS_EDIT),
-    "causal-forcing": (SELF_FORCING, PAPERS_EDIT),
-    "krea-14b": (SELF_FORCING, PAPERS_EDIT),
+# what the authors' own code and configurations say: sigmas, and frames of block, window and sink,
+# of text-to-video; sigmas of video-to-video, where they have one
+SELF_FORCING = (1.0, 0.9375, 0.833333, 0.625)
+CAUSVID = (1.0, 0.756757, 0.521739)
+STREAM = (1.0, 0.750258, 0.499719, 0.25)
+PAPERS_EDIT = (0.769231, 0.729167, 0.625)
+STATED: dict[str, tuple[tuple[float, ...], tuple[int, int, int], tuple[float, ...]]] = {
+    "self-forcing": (SELF_FORCING, (3, 21, 0), PAPERS_EDIT),
+    "self-forcing-10s": (SELF_FORCING, (3, 21, 0), PAPERS_EDIT),
+    "causvid": (CAUSVID, (3, 21, 0), CAUSVID[1:]),
+    "causvid-4step": (
+        (1.0, 0.96, 0.888889, 0.727273),
+        (3, 21, 0),
+        (0.842105, 0.811594, 0.727273),
+    ),
+    "streamdiffusionv2": (STREAM, (3, 18, 3), (0.700232, 0.499719)),
+    "streamdiffusionv2-14b": (STREAM, (1, 3, 3), (0.700232, 0.499719, 0.400260, 0.198347)),
+    "longlive": (SELF_FORCING, (3, 9, 3), PAPERS_EDIT),
+    "rolling-forcing": (
+        (1.0, 0.952381, 0.882353, 0.769231, 0.555556),
+        (3, 18, 3),
+        PAPERS_EDIT,
+    ),
+    "causal-forcing": (SELF_FORCING, (3, 21, 0), PAPERS_EDIT),
+    "causal-forcing-frame": (SELF_FORCING, (1, 21, 0), PAPERS_EDIT),
+    "causal-forcing-2step": ((1.0, 0.833333), (1, 21, 0), PAPERS_EDIT),
+    "causal-forcing-1step": ((1.0,), (1, 21, 0), PAPERS_EDIT),
+    "one-forcing": ((1.0,), (1, 21, 0), PAPERS_EDIT),
+    "reward-forcing": (SELF_FORCING, (3, 6, 3), PAPERS_EDIT),
+    "self-gradient-forcing": (SELF_FORCING, (3, 9, 3), PAPERS_EDIT),
+    "self-gradient-forcing-frame": (SELF_FORCING, (1, 17, 4), PAPERS_EDIT),
+    "krea-14b": ((*SELF_FORCING, 0.004980), (3, 6, 0), PAPERS_EDIT),
+    "longlive-2": (SELF_FORCING, (8, 24, 8), PAPERS_EDIT),
 }
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a rollout has to keep to.
-
-    Attributes:
-        levels: sigma of each denoising pass.
-        block, window, sink: in latent frames.
-        blocks: how many to run.
-        limit: temporal positions in use.
-        context: sigma at which finished frames are seen.
-    """
-
-    levels: tuple[float, ...]
-    block: int
-    window: int
-    sink: int
-    blocks: int
-    limit: int
-    context: float = 0.0
-
-
-def rules_for(recipe: Recipe, sigmas: tuple[float, ...], window: int, sink: int) -> Rules:
-    """As many blocks as it takes for at least the last two to see less than all before them, and,
-    where positions go on past 21, to get there."""
-    blocks = max(6, (window + sink) // recipe.block + 2)
-    if recipe.positions > TRAINED_POSITIONS:
-        blocks = max(blocks, -(-(TRAINED_POSITIONS + 3) // recipe.block))
-    limit = max(min(recipe.positions, TINY_POSITIONS), window + sink)
-    return Rules(sigmas, recipe.block, window, sink, blocks, limit)
-
-
-def levels(steps: Sequence[float], warp: bool, shift: float) -> tuple[float, ...]:
-    """Sigmas of timesteps of 1000, as Wan's sampler has them."""
-    shares = [step / 1000 for step in steps]
-    return tuple(shift / (shift + 1 / u - 1) if warp else u for u in shares)
-
-
-def of_generating(recipe: Recipe) -> Rules:
-    sigmas = levels(recipe.steps, recipe.warp, recipe.shift)
-    return rules_for(recipe, sigmas, recipe.window, recipe.sink)
-
-
-def editing_steps(recipe: Recipe) -> tuple[tuple[float, ...], bool]:
-    """Timesteps of editing and whether they are warped: the pruning papers' are."""
-    if recipe.edit_steps is None:
-        return (400, 350, 250), True
-    return recipe.edit_steps, recipe.warp
-
-
-def of_editing(recipe: Recipe) -> Rules:
-    sigmas = levels(*editing_steps(recipe), recipe.shift)
-    return rules_for(recipe, sigmas, recipe.edit_window, recipe.edit_sink)
-
-
-@dataclass
-class Rollout:
-    """Predictions (1, S*N, P) of every pass, context passes included; clean latents by block."""
-
-    passes: list[Tensor] = field(default_factory=list)
-    latents: list[Tensor] = field(default_factory=list)
-
-    def difference(self, other: Rollout) -> float:
-        """The largest difference between two rollouts of the same length."""
-        both = [
-            *zip(self.passes, other.passes, strict=True),
-            *zip(self.latents, other.latents, strict=True),
-        ]
-        return max((ours - theirs).abs().max().item() for ours, theirs in both)
-
-
-def prompt() -> Tensor:
-    return torch.randn(1, 5, tiny.TEXT_DIM, generator=torch.Generator().manual_seed(5))
-
-
-def source(rules: Rules) -> list[Tensor]:
-    """Random source latents of every block."""
-    shape = (rules.blocks, 1, tiny.CHANNELS, rules.block, *LATENT)
-    return list(torch.randn(shape, generator=torch.Generator().manual_seed(6)))
-
-
-def processor(model: Any, rules: Rules, blocks: int) -> Any:
-    """The reference's self-attention over so many blocks."""
-    grid = Grid(rules.block, LATENT[0] // 2, LATENT[1] // 2)
-    if rules.sink and blocks * rules.block > rules.limit:
-        return Saturating(model.rope, grid, rules.sink, rules.window, rules.limit)
-    return Masked(causal_mask(blocks, rules.block, grid.frame_tokens, rules.sink, rules.window))
-
-
-def reference(model: Any, rules: Rules, given: Sequence[Tensor] | None = None) -> Rollout:
-    """The rollout by definition: every pass is a forward over the whole sequence so far.
-
-    Args:
-        model: the stock transformer.
-        rules: to keep to.
-        given: source latents by block; None makes video from the prompt alone.
-    """
-    text, generator, made = prompt(), torch.Generator().manual_seed(0), Rollout()
-    size = rules.block
-    nothing = torch.zeros(1, tiny.CHANNELS, size, *LATENT)
-    for number in range(rules.blocks):
-        set_self_attention(model, processor(model, rules, number + 1))
-        # all noise of a block is drawn first, one pass after the other
-        noise = [torch.randn(nothing.shape, generator=generator) for _ in rules.levels]
-        x0 = nothing if given is None else given[number]
-        for eps, level in zip(noise, rules.levels, strict=True):
-            x = (1 - level) * x0 + level * eps
-            v = newest(model, rules, made, x, level, text)
-            x0 = x - level * v
-        newest(model, rules, made, x0, 0.0, text)
-        made.latents.append(x0)
-    return made
-
-
-def newest(
-    model: Any, rules: Rules, made: Rollout, x: Tensor, level: float, text: Tensor
-) -> Tensor:
-    """What the model predicts for the newest block, with clean frames before it; noted."""
-    sequence = torch.cat([*made.latents, x], 2)
-    sigma = torch.full((sequence.shape[2],), rules.context, dtype=torch.float64)
-    sigma[-rules.block :] = level
-    v = stock(model, sequence, sigma, text)[:, :, -rules.block :]
-    made.passes.append(patchify(v, 2))
-    return v
 
 
 @contextmanager
@@ -209,7 +111,8 @@ def recorded(pipe: CausalWanPipeline) -> Iterator[Rollout]:
 
 def by_block(made: Rollout, rules: Rules) -> Rollout:
     """A recorded rollout, checked to have all its passes."""
-    assert len(made.passes) == rules.blocks * (len(rules.levels) + 1)
+    count = sum(len(rules.of(block)) + 1 for block in range(rules.blocks))
+    assert len(made.passes) == count
     assert len(made.latents) == rules.blocks
     return made
 
@@ -239,6 +142,14 @@ class Published:
         return by_block(made, rules)
 
     @cached_property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the autoencoder's latents, (C, 1, 1, 1)."""
+        config = tiny.wan_autoencoder().config
+        numbers = (config.latents_mean, config.latents_std)
+        mean, deviation = (torch.tensor(x).view(-1, 1, 1, 1) for x in numbers)
+        return mean, deviation
+
+    @cached_property
     def edited(self) -> Rollout:
         """The pipeline's video-to-video of `source`."""
         rules = of_editing(self.recipe)
@@ -252,6 +163,8 @@ class Published:
 
 Loaded = Callable[[str], Published]
 EachRecipe = pytest.mark.parametrize("name", BUILT_IN)
+# one of each that are edited alike
+EDITED = {of_editing(recipe): name for name, recipe in reversed(BUILT_IN.items())}
 
 
 def load(name: str, table: Path) -> CausalWanPipeline:
@@ -292,57 +205,113 @@ def loaded(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 @EachRecipe
 def test_text_to_video_is_the_stock_model_under_a_mask(name: str, loaded: Loaded) -> None:
-    """Rolling Forcing passes the last position with its sink in view: see the top of the file."""
     here = loaded(name)
     rules = of_generating(here.recipe)
-    assert evicting(rules) >= 2
-    saturating = rules.sink > 0 and rules.blocks * rules.block > rules.limit
-    assert saturating == (name == "rolling-forcing")
+    assert rules.evicting >= 2
+    assert rules.blocks * rules.block >= 36
     assert here.generated.difference(reference(here.model, rules)) <= EXACT
 
 
-@EachRecipe
+@pytest.mark.parametrize("name", EDITED.values())
 def test_video_to_video_is_the_stock_model_under_a_mask(name: str, loaded: Loaded) -> None:
     here = loaded(name)
     rules = of_editing(here.recipe)
-    assert evicting(rules) >= 2
-    assert rules.blocks * rules.block <= rules.limit
-    assert here.edited.difference(reference(here.model, rules, source(rules))) <= EXACT
+    assert rules.evicting >= 2
+    assert rules.blocks * rules.block >= 36
+    expected = reference(here.model, rules, source(rules), here.scale)
+    assert here.edited.difference(expected) <= EXACT
 
 
-def evicting(rules: Rules) -> int:
-    """How many blocks do not see all that came before them."""
-    seen = [visible_frames(n, rules.block, rules.sink, rules.window) for n in range(rules.blocks)]
-    return sum(len(frames) < (n + 1) * rules.block for n, frames in enumerate(seen))
+def at_told(rules: Rules) -> dict[str, Any]:
+    """Denoised at what the model is told."""
+    return {"levels": tuple(Level(told, told, told) for _, told, _ in rules.levels)}
 
 
+def told_sigmas(rules: Rules) -> dict[str, Any]:
+    """Told what it is denoised at, to the thousandth: the other way to make them one."""
+    return {"levels": tuple(Level(sigma, sigma, noise) for sigma, _, noise in rules.levels)}
+
+
+def fewer(rules: Rules) -> dict[str, Any]:
+    """Without the last step."""
+    return {"levels": rules.levels[:-1], "first": rules.first[:-1]}
+
+
+def no_first(rules: Rules) -> dict[str, Any]:
+    """The first block like any other."""
+    return {"first": rules.levels}
+
+
+def four_steps(rules: Rules) -> dict[str, Any]:
+    """StreamDiffusionV2's larger model's steps."""
+    four = levels((700, 500, 400, 200), warp=False, shift=8.0, nearest=True)
+    four = (four[0]._replace(noise=0.8), *four[1:])
+    return {"levels": four, "first": four}
+
+
+def source_at_told(rules: Rules) -> dict[str, Any]:
+    """The source noised to what the model is told."""
+    first = rules.levels[0]
+    plain = (first._replace(noise=first.sigma), *rules.levels[1:])
+    return {"levels": plain, "first": plain}
+
+
+# what each difference from the authors' code that was found is worth, on these weights at least
 @pytest.mark.parametrize(
-    ("name", "changes"),
+    ("name", "changes", "least"),
     [
-        ("longlive", {"window": 8}),
-        ("longlive", {"sink": 2}),
-        ("longlive", {"context": 0.1}),
-        ("longlive", {"limit": 21}),
-        ("self-forcing", {"window": 20}),
-        ("rolling-forcing", {"window": 19}),
-        ("rolling-forcing", {"sink": 0}),
-        ("rolling-forcing", {"limit": 22}),
+        ("causvid", at_told, 1e-4),
+        ("causvid", told_sigmas, 1e-4),
+        ("streamdiffusionv2", at_told, 1e-4),
+        ("streamdiffusionv2", {"window": 21, "sink": 0}, DIFFERENT),
+        ("krea-14b", fewer, DIFFERENT),
+        ("causal-forcing-2step", no_first, DIFFERENT),
+        ("causal-forcing-1step", no_first, DIFFERENT),
+        ("rolling-forcing", {"window": 20, "sink": 1}, DIFFERENT),
+        ("rolling-forcing", {"context_sink": True}, 1e-4),
+        ("rolling-forcing", {"limit": 64}, DIFFERENT),
+        ("reward-forcing", {"average": None}, 1e-4),
+        ("reward-forcing", {"average": 0.99}, 1e-4),
+        ("reward-forcing", {"limit": 21}, DIFFERENT),
+        ("self-gradient-forcing", {"limit": 12}, DIFFERENT),
+        ("self-gradient-forcing-frame", {"sink": 1}, DIFFERENT),
+        ("longlive", {"window": 8}, DIFFERENT),
+        ("longlive", {"sink": 2}, DIFFERENT),
+        ("longlive", {"context": 0.1}, DIFFERENT),
+        ("longlive", {"limit": 12}, DIFFERENT),
+        ("self-forcing", {"window": 20}, DIFFERENT),
     ],
 )
 def test_text_to_video_by_other_rules_differs(
-    name: str, changes: dict[str, Any], loaded: Loaded
+    name: str, changes: Any, least: float, loaded: Loaded
 ) -> None:
     """So that the comparison above can fail: every rule counts."""
     here = loaded(name)
-    other = replace(of_generating(here.recipe), **changes)
-    assert here.generated.difference(reference(here.model, other)) > DIFFERENT
+    rules = of_generating(here.recipe)
+    other = replace(rules, **(changes(rules) if callable(changes) else changes))
+    assert here.generated.apart(reference(here.model, other)) > least
 
 
-@pytest.mark.parametrize("changes", [{"window": 5}, {"sink": 0}, {"levels": (0.8, 0.7, 0.6)}])
-def test_video_to_video_by_other_rules_differs(changes: dict[str, Any], loaded: Loaded) -> None:
-    here = loaded("causal-forcing")
-    other = replace(of_editing(here.recipe), **changes)
-    assert here.edited.difference(reference(here.model, other, source(other))) > DIFFERENT
+@pytest.mark.parametrize(
+    ("name", "changes", "least"),
+    [
+        ("causal-forcing", {"window": 5}, DIFFERENT),
+        ("causal-forcing", {"sink": 0}, DIFFERENT),
+        ("causvid", at_told, 1e-4),
+        ("streamdiffusionv2", at_told, DIFFERENT),
+        ("streamdiffusionv2", {"normalised": True}, DIFFERENT),
+        ("streamdiffusionv2", four_steps, DIFFERENT),
+        ("streamdiffusionv2", source_at_told, DIFFERENT),
+        ("streamdiffusionv2-14b", told_sigmas, 1e-4),
+    ],
+)
+def test_video_to_video_by_other_rules_differs(
+    name: str, changes: Any, least: float, loaded: Loaded
+) -> None:
+    here = loaded(name)
+    rules = of_editing(here.recipe)
+    other = replace(rules, **(changes(rules) if callable(changes) else changes))
+    assert here.edited.apart(reference(here.model, other, source(other), here.scale)) > least
 
 
 def test_the_low_rank_update_counts(base: Path, tmp_path: Path) -> None:
@@ -360,25 +329,30 @@ def test_the_low_rank_update_counts(base: Path, tmp_path: Path) -> None:
 # schedules
 
 
-def scheduled(steps: Sequence[float], warp: bool, shift: float) -> Tensor:
-    """What diffusers' scheduler makes of timesteps."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift if warp else 1.0)
-    scheduler.set_timesteps(sigmas=[step / 1000 for step in steps])
-    sigmas = scheduler.sigmas
-    assert sigmas[-1] == 0
-    return sigmas[:-1]
-
-
 @EachRecipe
-def test_schedules_are_the_schedulers_own_and_as_stated(name: str, loaded: Loaded) -> None:
+def test_schedules_and_windows_are_as_stated(name: str, loaded: Loaded) -> None:
     recipe, pipe = loaded(name).recipe, loaded(name).pipe
-    both = (
-        (pipe.generation_settings().sigmas, (recipe.steps, recipe.warp)),
-        (pipe.settings().sigmas, editing_steps(recipe)),
-    )
-    for (sigmas, steps), stated in zip(both, STATED[name], strict=True):
-        expected = scheduled(*steps, recipe.shift)
-        torch.testing.assert_close(torch.tensor(sigmas), expected, rtol=0, atol=1e-7)
-        if stated is not None:
-            assert sigmas == pytest.approx(stated, rel=0, abs=5e-4)
+    generating, editing = pipe.generation_settings(), pipe.settings()
+    sigmas, frames, edit_sigmas = STATED[name]
+    assert generating.sigmas == pytest.approx(sigmas, rel=0, abs=6e-7)
+    assert editing.sigmas == pytest.approx(edit_sigmas, rel=0, abs=6e-7)
+    seen = generating.block_frames, generating.window_frames, generating.sink_frames
+    assert seen == frames
     assert pipe.scheduler.config.shift == recipe.shift
+
+
+@pytest.mark.parametrize("name", ["causvid", "self-forcing"])
+def test_other_strengths_and_steps_go_by_the_same_rule(name: str, loaded: Loaded) -> None:
+    """Whatever is asked for is what the model is told."""
+    pipe = loaded(name).pipe
+    asked = (0.9, 0.3331)
+    given, settings = (
+        pipe.settings(sigmas=asked),
+        pipe.settings(strength=0.3, num_inference_steps=2),
+    )
+    shift = loaded(name).recipe.shift
+    expected = levels([1000 * x for x in asked], warp=False, shift=shift, nearest=name == "causvid")
+    for ours, theirs in zip(given.passes(), expected, strict=True):
+        assert ours == pytest.approx(theirs)
+    # on the grid of 1000 both are one
+    assert settings.sigmas[0] == pytest.approx(shift * 0.3 / (1 + (shift - 1) * 0.3))

@@ -9,16 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import AutoencoderKLWan
 from huggingface_hub import constants
+from transformers import UMT5Config, UMT5EncoderModel
 from typer.testing import CliRunner
 
+from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.backbones.wan import empty_transformer
 from stillframe.cli.app import app
 from stillframe.errors import ModelError
-from stillframe.loading.bases import known_base
+from stillframe.loading.bases import known_base, stored_sizes
 from stillframe.loading.load import plan_pipeline
 from stillframe.loading.memory import MemoryPlan
 from stillframe.loading.recipes import RECIPES_VARIABLE, load_recipes
+from stillframe.loading.taehv import TAEW_CONFIGS
 
 WAN = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
@@ -46,7 +51,8 @@ def planned(name: str, vae: str | None = None) -> MemoryPlan:
 @pytest.mark.parametrize("name", load_recipes())
 def test_every_recipe_is_planned_from_nothing(name: str) -> None:
     recipe = load_recipes()[name]
-    billions = 14.3 if "14B" in recipe.base else 1.42  # of parameters, as the models' pages count
+    # of parameters, as the models' pages count
+    billions = {"14B": 14.3, "5B": 5.0}.get(recipe.base.split("-")[-2], 1.42)
     plan = planned(name)
     assert plan.transformer == pytest.approx(2e9 * billions, rel=0.01)
     assert plan.text_encoder == pytest.approx(2 * 5.68e9, rel=0.01)
@@ -56,6 +62,13 @@ def test_wan_s_own_autoencoder_is_planned_from_nothing() -> None:
     plan = planned("krea-14b", "full")
     assert plan.vae_kind == "full"
     assert plan.autoencoder == pytest.approx(2 * 127e6, rel=0.01)
+
+
+def test_wan_2_2_s_autoencoders_are_planned_from_nothing() -> None:
+    """Sizes in bytes as their weight files have them: 1.41 GB of 16 bits, and 22.8 MB."""
+    for vae, size in (("full", 1.41e9), ("tiny", 22.8e6)):
+        plan, _ = plan_pipeline("longlive-2", 64, 64, vae=vae, device="cpu")
+        assert plan.autoencoder == pytest.approx(size, rel=0.01)
 
 
 def test_the_command_needs_nothing_either() -> None:
@@ -92,6 +105,37 @@ def test_what_is_on_disk_counts_and_the_table_says_what_it_says(nothing_there: P
     path.write_text("{")
     with pytest.raises(ModelError, match=r"broken transformer/config\.json"):
         planned("self-forcing")
+
+
+@pytest.mark.parametrize("base", sorted({recipe.base for recipe in load_recipes().values()}))
+def test_sizes_to_download_are_those_of_the_shapes(base: str) -> None:
+    parts = known_base(base)
+    shape = parts["transformer"]
+    text = UMT5Config(**parts["text_encoder"])
+    with init_empty_weights():
+        encoder = UMT5EncoderModel(text)
+        encoder.encoder.embed_tokens = None
+        coder = AutoencoderKLWan(**{k: v for k, v in parts["vae"].items() if k[0] != "_"})
+        tiny = TinyVideoAutoencoder(**TAEW_CONFIGS[shape["out_channels"]])
+    models = {
+        "weights": empty_transformer(shape), "text_encoder": encoder, "vae": coder, "tiny": tiny
+    }  # fmt: skip
+    sizes = stored_sizes(base)
+    assert sizes.keys() == models.keys()
+    for name, model in models.items():
+        bytes_each = sizes[name] / sum(p.numel() for p in model.parameters())
+        assert bytes_each in (2, 4)
+
+
+@pytest.mark.usefixtures("nothing_there")
+def test_the_list_says_about_how_much_there_is_to_download() -> None:
+    """The sum of weights, text encoder and tiny autoencoder, in GB."""
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["models"])
+    assert done.exit_code == 0, done.output
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if "about " in line}
+    assert rows.keys() == load_recipes().keys()
+    for name, size in (("self-forcing", 28.4), ("krea-14b", 51.3), ("longlive-2", 21.4)):
+        assert f"nothing  about {size} GB" in rows[name]
 
 
 def test_a_base_at_a_commit_or_of_somebody_else_is_not_known() -> None:

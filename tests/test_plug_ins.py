@@ -11,21 +11,17 @@ from typing import Any
 import pytest
 import torch
 from tests import plug_ins, tiny
-from tests.recorded_graphs import RecordedGraphs
+from tests.recorded_graphs import record
 from torch import Tensor
 
-from stillframe.backbones.base import FusedPasses
-from stillframe.backbones.fused import blocks
 from stillframe.backbones.fused.blocks import FusedBlocks
-from stillframe.backbones.wan import WanDenoiser
 from stillframe.detection.capture import Stateful, SteppedMask, captured
 from stillframe.detection.latents import CausalMask
 from stillframe.detection.pixels import VisibleChange
-from stillframe.kernels import graphs
+from stillframe.engine import state
+from stillframe.kernels.shared import Step
 from stillframe.methods import Selector, find_method
-from stillframe.methods import base as method_registry
 from stillframe.methods.prune import InterFramePruning
-from stillframe.recovery import base as recovery_registry
 from stillframe.recovery import recoveries
 from stillframe.tokens.grid import Grid
 from stillframe.tokens.source import SourceBlock
@@ -33,13 +29,8 @@ from stillframe.tokens.source import SourceBlock
 
 @pytest.fixture(autouse=True)
 def _registered() -> Iterator[None]:
-    registries: list[Any] = [method_registry._REGISTRY._kinds, recovery_registry._REGISTRY._kinds]
-    before = [dict(registry) for registry in registries]
-    plug_ins.register()
-    yield
-    for registry, known in zip(registries, before, strict=True):
-        registry.clear()
-        registry.update(known)
+    with plug_ins.registered():
+        yield
 
 
 @pytest.fixture
@@ -56,6 +47,7 @@ def fused_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return ran
 
 
+@pytest.mark.slow
 def test_kernels_read_what_the_plain_way_reads() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -63,6 +55,11 @@ def test_kernels_read_what_the_plain_way_reads() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("equal") == len(plug_ins.RECOVERIES)
+
+
+def plainly(step: Step) -> Step:
+    """A step as it is."""
+    return step
 
 
 @pytest.mark.parametrize("recovery", sorted({*recoveries(), *plug_ins.RECOVERIES} - {"none"}))
@@ -78,18 +75,11 @@ def test_every_recovery_runs_fused_and_captured(
     fused, _ = plug_ins.edited(method, "fused")
     torch.testing.assert_close(fused, plain, atol=2e-5, rtol=0)
     assert len(fused_blocks) == plug_ins.BLOCKS
-    offered = WanDenoiser.fused
-
-    def with_graphs(self: WanDenoiser, attention: Any, *, graphs: bool, fp8: bool) -> Any:
-        passes: FusedPasses | None = offered(self, attention, graphs=True, fp8=fp8)
-        return passes
-
-    monkeypatch.setattr(WanDenoiser, "fused", with_graphs)
-    monkeypatch.setattr(blocks, "Graphs", RecordedGraphs)
-    before = RecordedGraphs.replays
+    recordings = record(monkeypatch)
+    monkeypatch.setattr(state, "_faster", lambda *_: plainly)
     assert torch.equal(plug_ins.edited(method, "fused")[0], fused)
     # two blocks fill the window; of the others' passes, the first of either kind is recorded
-    assert RecordedGraphs.replays - before == 3 * (plug_ins.BLOCKS - 2) - 2
+    assert recordings.replays == 3 * (plug_ins.BLOCKS - 2) - 2
 
 
 def blocks_of(latents: Tensor, pixels: Tensor | None, grid: Grid) -> Iterator[SourceBlock]:
@@ -130,21 +120,21 @@ SELECTORS: dict[str, Callable[[], Selector]] = {
 def test_a_selector_is_captured_wherever_it_is_kept(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "Graphs", RecordedGraphs)
+    recordings = record(monkeypatch)
     plain, fast = SELECTORS[name](), captured(SELECTORS[name]())
     grid, g = Grid(3, 4, 6), torch.Generator().manual_seed(0)
     latents = torch.randn(2, 1, 24, 16, generator=g) + torch.zeros(2, 18, 1, 1)
     latents += 0.4 * torch.randn(2, 18, 24, 1, generator=g) * (torch.rand(2, 18, 24, 1) < 0.3)
     pixels = torch.rand(2, 1, 1, 3, 64, 96, generator=g).repeat(1, 18, 4, 1, 1, 1)
     pixels[:, :, :, :, :32] += 0.3 * torch.rand(2, 18, 1, 1, 32, 96, generator=g)
-    before, shares = RecordedGraphs.replays, []
+    shares = []
     for block in blocks_of(latents, pixels.clamp(0, 1) if "pixels" in name else None, grid):
         keep = plain(block)
         assert torch.equal(fast(block), keep)
         shares.append(keep.float().mean().item())
     assert 0 < min(shares) < 1
     # the first block has no memory, the second one is recorded
-    assert RecordedGraphs.replays - before == len(shares) - 2
+    assert recordings.replays == len(shares) - 2
 
 
 def test_what_offers_nothing_stays_as_it_is() -> None:
@@ -164,8 +154,7 @@ def test_what_offers_nothing_stays_as_it_is() -> None:
 
 def test_a_stream_on_a_gpu_takes_its_selector_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is said of selectors is what streams do: the step is asked for, not the detector."""
-    monkeypatch.setattr(graphs, "Graphs", RecordedGraphs)
-    monkeypatch.setattr("stillframe.engine.state.StreamState._captures", True)
+    record(monkeypatch)
     steps: list[type] = []
     plain = SteppedMask.__call__
 

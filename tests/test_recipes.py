@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 import typer
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from stillframe.config import EditConfig
 from stillframe.errors import ModelError
 from stillframe.loading.recipes import (
     RECIPES_VARIABLE,
@@ -23,9 +24,13 @@ from stillframe.loading.recipes import (
     read_recipes,
     user_recipes,
 )
+from stillframe.methods.prune import InterFramePruning
 
-KNOWN = ["self-forcing", "causvid", "streamdiffusionv2", "longlive", "rolling-forcing"]
-KNOWN += ["causal-forcing", "krea-14b"]
+KNOWN = ["self-forcing", "self-forcing-10s", "causvid", "causvid-4step", "streamdiffusionv2"]
+KNOWN += ["streamdiffusionv2-14b", "longlive", "rolling-forcing", "causal-forcing"]
+KNOWN += ["causal-forcing-frame", "causal-forcing-2step", "causal-forcing-1step", "one-forcing"]
+KNOWN += ["reward-forcing", "self-gradient-forcing", "self-gradient-forcing-frame", "krea-14b"]
+KNOWN += ["longlive-2"]
 #: Everything that a recipe must say.
 FIELDS: dict[str, Any] = {
     "title": "Mine",
@@ -85,7 +90,8 @@ def test_every_known_model_has_a_recipe_that_holds_together() -> None:
     assert list(recipes) == KNOWN
     for name, recipe in recipes.items():
         assert recipe.name == name
-        assert min(recipe.window, recipe.edit_window) >= recipe.block >= 1
+        assert recipe.window >= recipe.block >= 1
+        assert recipe.edit_window >= recipe.edited >= 1
         for sigmas in (recipe.generate_sigmas, recipe.edit_sigmas):
             assert all(a > b for a, b in pairwise([*sigmas, 0.0]))
         assert recipe.generate_sigmas[0] == 1 > recipe.edit_sigmas[0]
@@ -97,13 +103,71 @@ def test_every_known_model_has_a_recipe_that_holds_together() -> None:
             assert recipe.place(repo) == repo
 
 
+def scheduled(shares: Sequence[float], shift: float) -> torch.Tensor:
+    """What diffusers' scheduler makes of shares of 1."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=list(shares))
+    return scheduler.sigmas[:-1]
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_noise_levels_are_those_of_diffusers_scheduler(name: str) -> None:
     recipe = load_recipes()[name]
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=recipe.shift if recipe.warp else 1.0)
-    scheduler.set_timesteps(sigmas=[step / 1000 for step in recipe.steps])
-    expected = scheduler.sigmas[:-1]
+    shares = [step / 1000 for step in recipe.steps]
+    told = scheduled(shares, recipe.shift if recipe.warp else 1.0)
+    torch.testing.assert_close(torch.tensor(recipe.generate_levels), told, rtol=0, atol=1e-6)
+    expected = told
+    if recipe.nearest:
+        grid = scheduled([1 - i / 1000 for i in range(1000)], recipe.shift)
+        expected = grid[(grid - told[:, None]).abs().argmin(1)]
     torch.testing.assert_close(torch.tensor(recipe.generate_sigmas), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "told", "sigmas"),
+    [
+        ("causvid", "generate", (1.0, 0.757, 0.522), (1.0, 0.756757, 0.521739)),
+        ("causvid", "edit", (0.757, 0.522), (0.756757, 0.521739)),
+        ("streamdiffusionv2", "edit", (0.7, 0.5), (0.700232, 0.499719)),
+        (
+            "streamdiffusionv2-14b",
+            "edit",
+            (0.7, 0.5, 0.4, 0.2),
+            (0.700232, 0.499719, 0.400260, 0.198347),
+        ),
+        ("streamdiffusionv2", "generate", (1.0, 0.75, 0.5, 0.25), (1.0, 0.750258, 0.499719, 0.25)),
+        (
+            "krea-14b",
+            "generate",
+            (1.0, 0.9375, 0.833333, 0.625, 0.0),
+            (1.0, 0.9375, 0.833333, 0.625, 0.004980),
+        ),
+    ],
+)
+def test_what_is_told_and_what_it_is_denoised_at(
+    name: str, way: str, told: tuple[float, ...], sigmas: tuple[float, ...]
+) -> None:
+    """As the authors' own schedulers have been seen to do."""
+    recipe = load_recipes()[name]
+    assert getattr(recipe, f"{way}_levels") == pytest.approx(told, abs=1e-6)
+    assert getattr(recipe, f"{way}_sigmas") == pytest.approx(sigmas, abs=6e-7)
+
+
+def test_sinks_can_be_counted_in_blocks(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.toml", toml(sink="1 block", edit_sink="2 blocks", edit_block=2))
+    recipe = read_recipes(path)["mine"]
+    assert (recipe.sink, recipe.edit_sink) == (3, 4)
+    write(path, toml(sink="1 block", edit_sink="2 blocks"))
+    assert read_recipes(path)["mine"].edit_sink == 6
+
+
+def test_latent_thresholds_are_nobodys_default() -> None:
+    """They are the papers', of the latents of one model: pixels are alike for all."""
+    for options in ({}, {"steps": 2}, {"conditioning": "sdedit"}):
+        method = EditConfig.from_options(options).method
+        assert isinstance(method, InterFramePruning)
+        assert (method.detector, method.tau1, method.visible) == ("pixels", None, True)
+    assert not any("detector" in name or "tau" in name for name in vars(load_recipes()["causvid"]))
 
 
 def test_editing_has_steps_of_its_own_or_the_papers(tmp_path: Path) -> None:
@@ -293,6 +357,17 @@ def test_an_unknown_field_is_named_with_those_that_are_known(tmp_path: Path) -> 
         ("keys", [1]),
         ("lora", False),
         ("lora", 1),
+        ("first_steps", 1000),
+        ("nearest", 1),
+        ("edit_noise", "800"),
+        ("edit_normalised", "no"),
+        ("edit_block", 1.0),
+        ("sink", "1 frame"),
+        ("sink", "one block"),
+        ("edit_sink", "-1 blocks"),
+        ("context_sink", 0),
+        ("sink_average", "0.999"),
+        ("prompt_change", True),
     ],
 )
 def test_a_field_of_another_type_is_named(tmp_path: Path, name: str, value: Any) -> None:
@@ -325,6 +400,23 @@ def test_numbers_are_finite(tmp_path: Path, name: str, value: str) -> None:
         ({"steps": [1001, 500]}, "has steps out of order: sigmas must fall"),
         ({"steps": []}, "has steps out of order: sigmas must fall"),
         ({"edit_steps": [200, 400]}, "has steps out of order: sigmas must fall"),
+        ({"edit_block": 0}, "has a number out of bounds: edit_block"),
+        ({"edit_block": 7}, "has a window smaller than its block of 7"),
+        ({"edit_noise": 0}, "has a number out of bounds: edit_noise"),
+        ({"edit_noise": 1001}, "has a number out of bounds: edit_noise"),
+        ({"first_steps": [1000, 250, 500]}, "has steps out of order: sigmas must fall"),
+        ({"first_steps": [1000]}, "has 1 first_steps, and later blocks have 2"),
+        ({"first_steps": [900, 500]}, "has steps that start at 900, and text-to-video starts"),
+        ({"nearest": True, "steps": [1000, 0, 0]}, "has steps out of order: sigmas must fall"),
+        ({"nearest": True, "steps": [1000, -1]}, "has steps out of order: sigmas must fall"),
+        ({"nearest": True, "steps": [1001, 500]}, "has steps out of order: sigmas must fall"),
+        ({"sink_average": 1.5}, "has sink_average = 1.5, not within 0 and 1"),
+        ({"sink_average": 0.9}, "has sink_average and sink 1, window 6: it needs a sink of 3"),
+        (
+            {"sink_average": 0.9, "sink": 3, "edit_sink": 3, "edit_window": 5},
+            "has sink_average and edit_sink 3, edit_window 5: it needs a sink of 3 and a window",
+        ),
+        ({"prompt_change": "reset"}, "has prompt_change = 'reset', and known are keep and recomp"),
         (
             {"steps": [750, 500]},
             "has steps that start at 750, and text-to-video starts from noise, at 1000",

@@ -19,6 +19,7 @@ from tests.server_fixtures import WAIT, Server, get, serving, wait_until
 from typer.testing import CliRunner
 
 from stillframe.cli.app import app as command_line
+from stillframe.cli.listening import _token as token_asked_for
 from stillframe.server.access import (
     AccessPolicy,
     TokenCheck,
@@ -282,28 +283,37 @@ def test_a_page_may_call_the_server_it_came_from_and_no_other(server: Server) ->
 # the command
 
 
-def test_the_token_is_no_argument_and_is_in_no_request(tmp_path: Path) -> None:
-    assert address("10.0.0.1", 80, KEY).partition("#")[0] == "http://10.0.0.1:80/"
+def test_a_token_is_the_files_else_the_variables_else_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = tmp_path / "token"
     secret.write_text(f"{KEY}\n")
+    monkeypatch.setenv("STILLFRAME_TOKEN", "a token of the environment")
+    assert token_asked_for("0.0.0.0", secret) == KEY
+    assert token_asked_for("0.0.0.0", None) == "a token of the environment"
+    monkeypatch.setenv("STILLFRAME_TOKEN", "")
+    made, other = (token_asked_for("0.0.0.0", None) for _ in range(2))
+    assert made is not None
+    assert len(made) >= 16
+    assert made != other
+    assert token_asked_for("127.0.0.1", None) is None
+
+
+def test_the_token_is_no_argument_and_is_in_no_request() -> None:
+    assert address("10.0.0.1", 80, KEY).partition("#")[0] == "http://10.0.0.1:80/"
     command = [sys.executable, "-m", "stillframe", "serve", "--host", "0.0.0.0", "--port", "0"]
-    for given, variable in (([], KEY), (["--token-file", str(secret)], "other"), ([], "")):
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "STILLFRAME_TOKEN": variable}
-        with subprocess.Popen(
-            [*command, *given], stdout=subprocess.PIPE, text=True, env=environment
-        ) as process:
-            try:
-                assert process.stdout is not None
-                line = process.stdout.readline()
-                shown = line.partition("#token=")[2].split()[0]
-                assert (shown == KEY) == bool(given or variable)
-                assert len(shown) >= 16
-                arguments = Path(f"/proc/{process.pid}/cmdline")
-                if arguments.exists():
-                    assert shown not in arguments.read_text()
-            finally:
-                process.terminate()
-                process.wait(WAIT)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "STILLFRAME_TOKEN": KEY}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.partition("#token=")[2].split()[0] == KEY
+            arguments = Path(f"/proc/{process.pid}/cmdline")
+            if arguments.exists():
+                assert KEY not in arguments.read_text()
+        finally:
+            process.terminate()
+            process.wait(WAIT)
 
 
 @pytest.mark.parametrize(

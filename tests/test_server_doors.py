@@ -52,8 +52,10 @@ def test_the_page_and_the_listings(server: Server, tmp_path: Path) -> None:
     assert status["sessions"] == {"open": 0, "max": 3}
     assert status["limits"]["picture_pixels"] == 1920 * 1088
     schema = get(server, "/openapi.json").json()
-    listed = {"/healthz", "/api/models", "/api/styles", "/api/status"}
-    assert set(schema["paths"]) == listed | {"/webrtc/offer", "/webrtc/{name}"}
+    listed = {"/healthz"} | {f"/api/{name}" for name in ("models", "status", "speed")}
+    listed |= {"/api/styles", "/api/styles/pictures"}
+    one_way = {f"/{name}{end}" for name in ("whip", "whep") for end in ("", "/{name}")}
+    assert set(schema["paths"]) == listed | one_way | {"/webrtc/offer", "/webrtc/{name}"}
     for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static//etc/passwd",
                  "/static/nothing.js", "/static/..%2fapp.py", "/static/%00"):  # fmt: skip
         answer = get(server, path)

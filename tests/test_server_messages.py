@@ -18,9 +18,9 @@ from tests.server_fixtures import frame_message, jpeg
 
 from stillframe.server import messages, protocol
 from stillframe.server.access import AccessPolicy, is_loopback, new_token
-from stillframe.server.app import packaged_file
 from stillframe.server.limits import ConnectionLimit, Limits, RateLimit, RefusedError
 from stillframe.server.messages import Command, Hello, Update, parse_text
+from stillframe.server.pages import packaged_file
 from stillframe.server.pictures import decode_picture, encode_picture, picture_size
 from stillframe.server.protocol import ProtocolError
 from stillframe.server.serving import address

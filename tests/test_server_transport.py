@@ -121,6 +121,8 @@ def test_a_session_over_any_transport_is_the_edit_of_the_file(pipe: Any) -> None
         for number, pixels in enumerate(clip):
             transport.show(pixels, 1e6 + number / 10)
         await transport.until(lambda: len(transport.told("telemetry")) == 3)
+        # what is said of a block comes before its pictures
+        await transport.until(lambda: len(transport.frames) == len(clip))
         transport.incoming.put_nowait(UnusableFrameError("it is torn"))
         transport.show(clip[0], 0.0)
         transport.say("update", tolerance=-1)

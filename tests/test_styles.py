@@ -25,7 +25,7 @@ from training.tokenizer import MAX_LENGTH, VOCABULARY, build_tokenizer, save_tok
 from transformers import PreTrainedTokenizerFast
 
 from stillframe.errors import ModelError
-from stillframe.loading.styles import STYLES_FILE, Style, find, load_styles, place
+from stillframe.loading.styles import STYLES_FILE, Style, find, load_styles, match, place
 
 UNRELATED = (
     "a cat on a sofa",
@@ -260,3 +260,32 @@ def test_find_by_name(styles: tuple[Style, ...]) -> None:
 def test_find_names_the_closest(name: str, closest: str, styles: tuple[Style, ...]) -> None:
     with pytest.raises(ValueError, match=f"known are photo, .* did you mean '{closest}'"):
         find(name, styles)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name", "score"),
+    [
+        ("oil painting", "oil", 1.0),
+        ("in the style of van Gogh", "oil", 1.0),
+        ("a village by van Gogh", "oil", 2 / 3),
+        ("painted like van Gogh, of two houses, quiet", "oil", 3 / 6),
+    ],
+)
+def test_a_match_tells_how_much_of_the_prompt_it_goes_by(
+    prompt: str, name: str, score: float, styles: tuple[Style, ...]
+) -> None:
+    found = match(prompt, styles)
+    assert found is not None
+    assert found.style.name == name
+    assert found.score == pytest.approx(score)
+    # words that no style knows make it less sure, and little words do not
+    more, same = match(f"{prompt} quokka", styles), match(f"{prompt} in the", styles)
+    assert more is not None
+    assert same is not None
+    assert 0 < more.score < found.score
+    assert same.score == found.score
+
+
+def test_no_match_without_a_word_that_is_known(styles: tuple[Style, ...]) -> None:
+    assert match("a cat on a sofa", styles) is None
+    assert match("in the style of", styles) is None

@@ -9,6 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
+from training.bidirectional import sibling
 from training.evaluate import latent_change, whole_blocks
 from training.rollout import Rollout
 from training.teacher_forcing import TeacherForcing
@@ -219,3 +220,18 @@ def test_changes_are_those_after_the_first_two() -> None:
     assert latent_change(latents).tolist() == [0.0, 0.5, 0.25, 0.0]
     with pytest.raises(ValueError, match="takes 4 latent frames, got 3"):
         latent_change(latents[:, :, :3])
+
+
+def test_a_sibling_is_the_model_that_is_shown_no_source() -> None:
+    model = tiny()
+    given = inputs(2)
+    rest = {
+        "timestep": torch.tensor([500.0, 20.0]),
+        "encoder_hidden_states": given["text"],
+        "return_dict": False,
+    }
+    unseen = torch.cat([given["noisy"], torch.zeros_like(given["source"])], 1)
+    with torch.no_grad():
+        expected = model(hidden_states=unseen, **rest)[0]
+        found = sibling(model).eval()(hidden_states=given["noisy"], **rest)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

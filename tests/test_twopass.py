@@ -162,7 +162,8 @@ def test_rates_from_the_command_line_to_the_report(tmp_path: Path, model_folder:
     assert control["guard"]["low"] <= control["guard"]["error"] <= control["guard"]["high"]
     text = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for part in ("rate", "guard") for name in control[part])
-    done = _edit(clip, "-o", tmp_path / "o.mkv", "--model", model_folder, "--target-fps", "1e6")
+    again = "-y", "--model", model_folder, "--target-fps", "1e6"
+    done = _edit(clip, "-o", tmp_path / "o.mkv", *again)
     assert done.exit_code == 0, done.output
     assert "1e+06 FPS was out of reach in" in done.stderr
 

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from tests import tiny
 from tests.tiny import Drive, Masked, Saturating, causal_mask, set_self_attention, stock, whole
 from torch import Tensor, nn
@@ -239,12 +238,7 @@ def test_processors_return_after_use_and_after_an_exception(transformer: Any) ->
     assert list(transformer.attn_processors.values()) == before
 
 
-def test_the_attention_backend_of_the_model_is_kept(
-    transformer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # diffusers makes it that of every model as well: put back after the test
-    everybody, _ = _AttentionBackendRegistry.get_active_backend()
-    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", everybody)
+def test_the_attention_backend_of_the_model_is_kept(transformer: Any) -> None:
     transformer.set_attention_backend("_native_math")
     with WanDenoiser(transformer).attached():
         backends = {p._attention_backend for p in transformer.attn_processors.values()}

@@ -110,7 +110,7 @@ def test_what_changed_equals_everything_of_which_that_is_taken(
 
 def test_all_active_is_dense() -> None:
     vae = tiny.wan_autoencoder().double()
-    shares = [None, None, 1.1, 1.1, 0.05, 1.1, 1.1, 1.1, 1.1]
+    shares = [None, None, 0.05, 1.1, 0.05, 1.1, 1.1, 1.1, 1.1]
     dense = [None if share == 1.1 else share for share in shares]
     close(coded(WanStream(vae, 1), shares, 2), coded(WanStream(vae, 1), dense, 2), 1e-12)
 
@@ -153,7 +153,7 @@ def test_where_nothing_changes_nothing_is_convolved_and_all_stays(
 def test_far_from_what_changes_nothing_moves() -> None:
     """And what does is the changed cells and one around them."""
     stream = WanStream(tiny.wan_autoencoder(), 3)
-    latents, pictures = coded(stream, [None, None])[2:]
+    latents, pictures = coded(stream, [None, None, 0.1])[4:]  # maps are kept from the third on
     changed = torch.zeros(1, 3, *PLACES, dtype=torch.bool)
     changed[:, :, 0, 1] = True
     reached = torch.zeros(PLACES, dtype=torch.bool)
@@ -178,9 +178,9 @@ def test_mostly_changed_blocks_are_computed_whole(monkeypatch: pytest.MonkeyPatc
         gather(*given)
 
     monkeypatch.setattr(causal_convolution, "_convolve_rows", counted)
-    coded(WanStream(tiny.wan_autoencoder(), 1), [None, None, 0.9])
+    coded(WanStream(tiny.wan_autoencoder(), 1), [None, None, 0.1, 0.9])
     assert not rows
-    coded(WanStream(tiny.wan_autoencoder(), 1), [None, None, 0.05])
+    coded(WanStream(tiny.wan_autoencoder(), 1), [None, None, 0.1, 0.05])
     assert rows
 
 
@@ -214,7 +214,7 @@ def test_maps_may_be_written_in_and_out_of_inference_mode() -> None:
     blocks([0.1, None])
 
 
-def test_memory_does_not_grow() -> None:
+def test_memory_grows_once_when_less_than_everything_is_asked_for() -> None:
     stream = WanStream(tiny.wan_autoencoder(), 1)
     sizes: list[int] = []
 
@@ -224,8 +224,10 @@ def test_memory_does_not_grow() -> None:
         sizes.append(coder.size)
 
     coded(stream, MIXED, before=measured)
-    assert sizes[2] > 0
-    assert len(set(sizes[2:])) == 1
+    assert MIXED[2] is not None
+    # buffers of layers that a first latent frame has no use for come with the second
+    assert 0 < sizes[1] <= sizes[2] < sizes[3]
+    assert len(set(sizes[3:])) == 1
 
 
 def residual() -> Any:
@@ -286,7 +288,9 @@ def test_on_a_gpu_what_changed_equals_everything_of_which_that_is_taken(
     block_frames: int,
 ) -> None:
     vae = published()
-    ours = coded(WanStream(vae, block_frames), MIXED, 2)
-    with reference(), patch.object(Graphs, "run", lambda _self, _key, work: work()):
-        expected = coded(WanStream(vae, block_frames), MIXED, 2)
-    close(ours, expected, 1e-3)
+    # cuDNN's products are rounded to 10 bits unless that is forbidden
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        ours = coded(WanStream(vae, block_frames), MIXED, 2)
+        with reference(), patch.object(Graphs, "run", lambda _self, _key, work: work()):
+            expected = coded(WanStream(vae, block_frames), MIXED, 2)
+    close(ours, expected, 1e-4)

@@ -77,9 +77,10 @@ def test_an_offer_has_bounds(sdp: str) -> None:
     assert "32768 characters" in refused(sdp + "a=" + "x" * 40_000 + "\r\n")
     # and what fits into them is read in no time
     worst = "".join(f"a=rtpmap:97 V{n}/9\r\na=fmtp:97 x\r\na=rtcp-fb:* x\r\n" for n in range(220))
-    begun = time.process_time()
+    # of this thread: others may still be ending
+    begun = time.thread_time()
     checked_offer(section("video", "0") + worst + sdp[sdp.index("m=application") :])
-    assert time.process_time() - begun < 0.5
+    assert time.thread_time() - begun < 0.5
 
 
 @pytest.mark.parametrize(

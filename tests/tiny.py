@@ -30,15 +30,22 @@ from stillframe.tokens.grid import Grid, Plan, patchify, take
 CHANNELS, HEADS, HEAD_DIM, TEXT_DIM = 4, 2, 24, 16
 
 
-def transformer(*, source: bool = False, layers: int = 2, positions: int = 64) -> Any:
+def transformer(
+    *,
+    source: bool = False,
+    layers: int = 2,
+    positions: int = 64,
+    channels: int = CHANNELS,
+    heads: int = HEADS,
+) -> Any:
     """A random Wan transformer; with ``source``, it takes 2C channels."""
     torch.manual_seed(1)
     model = WanTransformer3DModel(
         patch_size=(1, 2, 2),
-        num_attention_heads=HEADS,
+        num_attention_heads=heads,
         attention_head_dim=HEAD_DIM,
-        in_channels=CHANNELS * (2 if source else 1),
-        out_channels=CHANNELS,
+        in_channels=channels * (2 if source else 1),
+        out_channels=channels,
         text_dim=TEXT_DIM,
         freq_dim=32,
         ffn_dim=64,
@@ -81,6 +88,37 @@ def wan_autoencoder() -> Any:
         latents_mean=[0.1, -0.1, 0.0, 0.2],
         latents_std=[0.5, 0.4, 0.5, 0.3],
     )
+    return vae.eval().requires_grad_(False)
+
+
+def wan22_autoencoder(channels: int = 48) -> Any:
+    """A random ``AutoencoderKLWan`` of Wan 2.2's kind: 16x16x4, residual, patches of 2."""
+    torch.manual_seed(3)
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        decoder_base_dim=6,
+        z_dim=channels,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=torch.linspace(-0.3, 0.3, channels).tolist(),
+        latents_std=torch.linspace(0.4, 1.2, channels).tolist(),
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+    )
+    return vae.eval().requires_grad_(False)
+
+
+def taew22() -> TinyVideoAutoencoder:
+    """A random tiny autoencoder in the layout of ``taew2_2``: 48 channels, patches of 2 pixels."""
+    torch.manual_seed(5)
+    vae = TinyVideoAutoencoder(48, 8, (12, 8, 8, 6), patch_size=2)
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
     return vae.eval().requires_grad_(False)
 
 
@@ -177,6 +215,17 @@ def stock(model: Any, latents: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
 
 def stock_table(rope: Any, frames: Sequence[int], grid: Grid) -> tuple[Tensor, Tensor]:
     """cos and sin (T, head_dim) of some frames, picked from the stock rotary module's output."""
+    # every model here has the same rotations
+    key = rope.attention_head_dim, tuple(frames), grid
+    if key not in _TABLES:
+        _TABLES[key] = _stock_table(rope, frames, grid)
+    return _TABLES[key]
+
+
+_TABLES: dict[Any, tuple[Tensor, Tensor]] = {}
+
+
+def _stock_table(rope: Any, frames: Sequence[int], grid: Grid) -> tuple[Tensor, Tensor]:
     whole = torch.empty(1, 1, max(frames) + 1, 2 * grid.height, 2 * grid.width)
     rows = torch.arange(len(whole[0, 0]) * grid.frame_tokens).view(-1, grid.frame_tokens)
     picked = rows[list(frames)].flatten()
@@ -190,36 +239,82 @@ def stock_rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Saturating:
-    """Self-attention over a whole sequence, block by block, positions held at ``limit`` by hand.
+    """Self-attention over a whole sequence, block by block, by the rules of a published model.
 
-    No cache: every block's keys are rotated afresh from where the block stands.
+    No cache: every block's keys are rotated afresh from where the block stands, up to ``limit``
+    positions, and a sink that is an average is worked out from the start for every block.
+
+    Args:
+        rope: the stock model's.
+        grid: of a block.
+        sink, window, limit: see `visible_frames`; positions in use.
+        context_sink: whether finished blocks saw the sink after frames had left the window.
+        average: share that the sink keeps of itself whenever frames leave the window.
+        finished: whether the newest block is a finished one, too.
     """
 
     _attention_backend = None
     _parallel_config = None
 
-    def __init__(self, rope: Any, grid: Grid, sink: int, window: int, limit: int) -> None:
+    def __init__(
+        self,
+        rope: Any,
+        grid: Grid,
+        sink: int,
+        window: int,
+        limit: int,
+        *,
+        context_sink: bool = True,
+        average: float | None = None,
+        finished: bool = False,
+    ) -> None:
         self.rope, self.grid = rope, grid
         self.sink, self.window, self.limit = sink, window, limit
+        self.context_sink, self.average, self.finished = context_sink, average, finished
 
     def __call__(self, attn: Any, hidden_states: Tensor, *rest: Any) -> Tensor:
         q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1))
         k = attn.norm_k(attn.to_k(hidden_states)).unflatten(2, (attn.heads, -1))
         v = attn.to_v(hidden_states).unflatten(2, (attn.heads, -1))
         size, n = self.grid.frames, self.grid.frame_tokens
+        blocks = q.shape[1] // (size * n)
         out = []
-        for block in range(q.shape[1] // (size * n)):
-            frames = visible_frames(block, size, self.sink, self.window)
+        for block in range(blocks):
+            finished = block < blocks - 1 or self.finished
+            frames = self.seen(block, finished)
             rows = torch.cat([torch.arange(f * n, (f + 1) * n) for f in frames])
             last = min((block + 1) * size, self.limit) - 1  # where the block's last frame stands
             newest = (block + 1) * size - 1
             at = [f if f < self.sink else last - (newest - f) for f in frames]
             own = slice(block * size * n, (block + 1) * size * n)
             query = stock_rotate(q[:, own], stock_table(self.rope, at[-size:], self.grid))
-            key = stock_rotate(k[:, rows], stock_table(self.rope, at, self.grid))
-            qh, kh, vh = (x.transpose(1, 2) for x in (query, key, v[:, rows]))
+            keys, values = (self.averaged(x, block)[:, rows] for x in (k, v))
+            key = stock_rotate(keys, stock_table(self.rope, at, self.grid))
+            qh, kh, vh = (x.transpose(1, 2) for x in (query, key, values))
             out.append(F.scaled_dot_product_attention(qh, kh, vh).transpose(1, 2))
         return attn.to_out[0](torch.cat(out, 1).flatten(2))
+
+    def seen(self, block: int, finished: bool) -> list[int]:
+        """Frames that a block sees: a finished one as it saw them in its context pass."""
+        frames = visible_frames(block, self.grid.frames, self.sink, self.window)
+        some_left = len(frames) < (block + 1) * self.grid.frames
+        if finished and some_left and not self.context_sink:
+            frames = [f for f in frames if f >= self.sink]
+        return frames
+
+    def averaged(self, x: Tensor, block: int) -> Tensor:
+        """Keys or values of the sequence as a block finds them."""
+        if self.average is None:
+            return x
+        size, n = self.grid.frames, self.grid.frame_tokens
+        found = x.clone()
+        for comes in range(block + 1):
+            # it comes, and frames leave for it: the sink moves towards the block before it
+            if (comes + 1) * size > self.sink + self.window:
+                before = x[:, (comes - 1) * size * n : comes * size * n]
+                sink = found[:, : self.sink * n]
+                found[:, : self.sink * n] = self.average * sink + (1 - self.average) * before
+        return found
 
 
 class Drive:

@@ -1,8 +1,9 @@
 """What a trained model folder reaches: reconstruction, edits against their filters, still patches.
 
-Three tables: peak signal-to-noise ratio of the autoencoder on each clip; of edits against the
-filter's own result, style by style and for several noise schedules; and by how much the latents
-of unchanged footage move, which decides what the engine can prune.
+Peak signal-to-noise ratio of the autoencoder on each clip; of edits against the filter's own
+result, style by style and for several noise schedules; by how much the latents of unchanged
+footage move, which decides what the engine can prune; and, with ``--faults``, what means over
+pictures hide (`training.patterns`), of the autoencoder and of every style.
 
 Inference is ``training.rollout``: block-causal, nothing pruned. It knows nothing of training.
 
@@ -29,12 +30,14 @@ from training.captions import canonical
 from training.data import decode
 from training.filters import FILTERS, apply_style
 from training.loop import say
+from training.patterns import grid_ratio, line_correlation, still_change
 from training.rollout import Rollout
 from training.transformer import BLOCK, TEXT_LENGTH, encode_text
 
 __all__ = ["Model", "latent_change", "psnr", "reconstruct", "whole_blocks"]
 
 _SIZE = (240, 416)
+_TOKEN = 16  # pixels
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -168,6 +171,45 @@ def edit_table(
     say(f"{'mean':14s} " + "  ".join(f"{x:9.2f}" for x in means))
 
 
+def _said(name: str, rows: Sequence[Sequence[float]]) -> None:
+    """A line of means over clips."""
+    means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
+    say(f"{name:14s} " + "  ".join(f"{x:9.3f}" for x in means))
+
+
+def fault_table(
+    model: Model, clips: dict[str, Tensor], styles: Sequence[str], sigmas: Sequence[float]
+) -> None:
+    """Print grid ratios, correlation of lines, and what a still clip changes by, style by style.
+
+    The still clips are the middle frame of each, shown again and again.
+    """
+    titles = (f"grid {_TOKEN}", f"grid {_TOKEN // 2}", "lines", "still")
+    say(f"{'':14s} " + "  ".join(f"{title:>9s}" for title in titles))
+    decoded: list[list[float]] = []
+    rows: dict[str, list[list[float]]] = {style: [] for style in styles}
+    for frames in clips.values():
+        still = frames[len(frames) // 2].expand_as(frames)
+        targets = [frames, *(apply_style(style, frames) for style in styles)]
+        moving = [reconstruct(model.vae, frames), *edits(model, frames, styles, sigmas)]
+        standing = [reconstruct(model.vae, still), *edits(model, still, styles, sigmas)]
+        told = [
+            [
+                grid_ratio(made, _TOKEN, target),
+                grid_ratio(made, _TOKEN // 2, target),
+                line_correlation(made, target),
+                still_change(stood),
+            ]
+            for made, target, stood in zip(moving, targets, standing, strict=True)
+        ]
+        decoded.append(told[0])
+        for style, row in zip(styles, told[1:], strict=True):
+            rows[style].append(row)
+    _said("autoencoder", decoded)
+    for style in styles:
+        _said(style, rows[style])
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure a model folder.")
     parser.add_argument("--model", type=Path, required=True)
@@ -176,6 +218,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--styles", nargs="*", default=list(FILTERS))
     parser.add_argument("--schedules", nargs="*", default=["1", "1,.6"], help="sigmas, by commas")
     parser.add_argument("--sdedit", action="store_true", help="give the model no source channels")
+    parser.add_argument("--faults", action="store_true", help="grids, lines, still clips instead")
     parser.add_argument("--autoencoder-only", action="store_true")
     parser.add_argument("--sheets", type=Path, help="folder for pictures: target, edit")
     parser.add_argument("--device", default="cpu")
@@ -217,9 +260,12 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     model = Model(options.model, torch.device(options.device), parts=not options.autoencoder_only)
+    schedules = [[float(s) for s in one.split(",")] for one in options.schedules]
+    if options.faults:
+        fault_table(model, clips, options.styles, schedules[0])
+        return
     reconstruction_table(model, clips)
     if not options.autoencoder_only:
-        schedules = [[float(s) for s in one.split(",")] for one in options.schedules]
         edit_table(model, clips, options.styles, schedules, options.sdedit, options.sheets)
 
 

@@ -46,6 +46,7 @@ def model_index(tokenizer: Any) -> dict[str, Any]:
         "num_inference_steps": 2,
         # a second pass near the end takes away what the first left of its noise
         "edit_sigmas": [1.0, 0.4],
+        "generates": False,
     }
 
 

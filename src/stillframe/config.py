@@ -140,15 +140,24 @@ DENOISING = {
     ),
     "products": Option(
         "str",
-        "Multiply matrices in the weights' format, or in FP8 (Hopper and later).",
-        default="exact",
-        choices=("exact", "fp8"),
+        "Multiply matrices in the weights' format, or in FP8 (Hopper and later); auto: in FP8 "
+        "where --fit has stored weights so.",
+        default="auto",
+        choices=("auto", "exact", "fp8"),
         group=_SPEED,
     ),
     "store": Option(
         "str",
         "Store what recovery needs in the weights' format, in FP8, or in FP8 for weights of 16 "
         "bits (auto).",
+        default="auto",
+        choices=("auto", "exact", "fp8"),
+        group=_SPEED,
+    ),
+    "cache": Option(
+        "str",
+        "Keep keys and values of earlier frames in the weights' format, in FP8, or as --fit has "
+        "chosen (auto).",
         default="auto",
         choices=("auto", "exact", "fp8"),
         group=_SPEED,
@@ -161,7 +170,7 @@ OPTIONS: dict[str, Option] = {**METHOD, **DENOISING}
 # what pipelines call an option, where that is something else
 _ARGUMENTS = {"steps": "num_inference_steps"}
 # what matters where there is no source
-_GENERATION = ("num_inference_steps", "sigmas", "execution", "products")
+_GENERATION = ("num_inference_steps", "sigmas", "execution", "products", "cache")
 # what the detector of a method may be; the others are a control's
 _OWN_DETECTORS = ("pixels", "latent")
 
@@ -203,7 +212,7 @@ class EditConfig:
         num_inference_steps: denoising passes a block.
         sigmas: noise level of each pass, falling, instead of the two above.
         conditioning: "source" or "sdedit".
-        store, execution, products: see `StreamSettings`.
+        store, cache, execution, products: see `StreamSettings`.
         seed: of the noise; None is 0 for files and sessions, and torch's own generator elsewhere.
     """
 
@@ -214,6 +223,7 @@ class EditConfig:
     sigmas: Sequence[float] | None = None
     conditioning: str | None = None
     store: str = DENOISING["store"].default
+    cache: str = DENOISING["cache"].default
     execution: str = DENOISING["execution"].default
     products: str = DENOISING["products"].default
     seed: int | None = None
@@ -268,7 +278,7 @@ class EditConfig:
         """`of` for text-to-video, which has no source: other fields of ``config`` do not matter.
 
         Raises:
-            TypeError: a value is none of steps, sigmas, execution, products and seed.
+            TypeError: a value is none of steps, sigmas, execution, products, cache and seed.
         """
         for name in values:
             if name not in (*_GENERATION, "seed"):

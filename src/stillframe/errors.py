@@ -4,7 +4,8 @@
     ├── InputError              a file or frame that cannot be used: missing, not a video, corrupt
     ├── OutputError             a result that cannot be written: no permission, disk full
     │   └── OutputClosedError   nobody reads the result any more
-    └── ModelError              a model that cannot be loaded or is not of a supported kind
+    ├── ModelError              a model that cannot be loaded or is not of a supported kind
+    └── WorkerError             a process that works for this one has gone
 
 Wrong *arguments* raise ``ValueError`` (or ``TypeError``), as everywhere in Python. Every message is
 one sentence with the numbers in it; the command line prints it and exits with code 2.
@@ -12,7 +13,14 @@ one sentence with the numbers in it; the command line prints it and exits with c
 
 from __future__ import annotations
 
-__all__ = ["InputError", "ModelError", "OutputClosedError", "OutputError", "StillframeError"]
+__all__ = [
+    "InputError",
+    "ModelError",
+    "OutputClosedError",
+    "OutputError",
+    "StillframeError",
+    "WorkerError",
+]
 
 
 class StillframeError(Exception):
@@ -33,3 +41,7 @@ class OutputClosedError(OutputError):
 
 class ModelError(StillframeError):
     """A model that cannot be loaded, or that this engine does not support."""
+
+
+class WorkerError(StillframeError):
+    """A process that works for this one, and has gone."""

@@ -79,6 +79,25 @@ class Option:
             raise ValueError(f"{name} is {self.described}, got {value!r}")
         return float(value) if self.kind == "float" else value
 
+    def parsed(self, name: str, text: str) -> Any:
+        """The value that a text stands for, as a table's cell; an empty one is not given.
+
+        Raises:
+            ValueError: see `checked`.
+        """
+        word = text.strip()
+        if not word:
+            return None
+        value: Any = text
+        if self.kind == "bool":
+            value = {"true": True, "false": False}.get(word.lower(), word)
+        elif self.kind in ("int", "float"):
+            try:
+                value = (int if self.kind == "int" else float)(word)
+            except ValueError:
+                value = word
+        return self.checked(name, value)
+
     def _numbers(self, name: str, value: Any) -> tuple[float, ...]:
         number = int if self.kind == "ints" else float
         try:

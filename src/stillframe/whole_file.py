@@ -4,6 +4,10 @@ What grows does so under its final name in a hidden folder of its own beside its
 has that folder's name or may write in it, so no link can have been planted there and nothing of
 others is in it; and unlike ``mkstemp``'s files, what is made in it gets the permissions that the
 user's files usually have. Does not know formats nor which names are allowed.
+
+Files of lines grow where they are, a line at a time, by one process at a time (`LineFile`). Lines
+outlive a kill at once, and a power cut once they are synced; a last line that was torn by a kill or
+a full disk is left out, and written over by the next one.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -23,12 +27,14 @@ from typing import BinaryIO
 from stillframe.errors import OutputError
 
 __all__ = [
+    "LineFile",
     "WholeFile",
     "check_name",
     "forget_left_behind",
     "open_whole",
     "own_folder",
     "whole_folder",
+    "whole_lines",
     "write_whole",
 ]
 
@@ -193,3 +199,97 @@ def _runs(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
+
+
+def whole_lines(path: Path, longest: int) -> Iterator[bytes]:
+    """The lines of a file, without a torn last one.
+
+    Args:
+        path: the file.
+        longest: bytes of a line; what is longer comes in parts.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as lines:
+        for line in iter(lambda: lines.readline(longest), b""):
+            if not line.endswith(b"\n") and len(line) < longest:
+                return
+            yield line
+
+
+class LineFile:
+    """A file of lines, open for this process alone.
+
+    Args:
+        path: of the file; made if need be.
+        longest: see `whole_lines`.
+        owner: what has the file open, for messages: "batch".
+        take: is given each line that is there, in order.
+
+    Raises:
+        OutputError: it cannot be opened, or another process has it.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, longest: int, owner: str, take: Callable[[bytes], None]) -> None:
+        self.path = path
+        try:
+            # lines of a file that is opened for appending cannot be taken back
+            self._file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise self.explained(error) from error
+        self._end = 0
+        try:
+            self._lock(owner)
+            for line in whole_lines(path, longest):
+                take(line)
+                self._end += len(line)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _lock(self, owner: str) -> None:
+        try:
+            import fcntl
+        except ImportError:  # not a Unix
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(f"{self.path} is in use by another {owner}") from error
+
+    def append(self, lines: bytes, *, sync: bool = False) -> None:
+        """Add whole lines: all of them, or none.
+
+        Args:
+            lines: each with its end.
+            sync: whether they have to be on the disk.
+
+        Raises:
+            OSError: they cannot be written, or not be synced.
+        """
+        self._file.seek(self._end)
+        self._file.truncate()
+        rest = memoryview(lines)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        if sync:
+            self.sync()
+        self._end += len(lines)
+
+    def sync(self) -> None:
+        """Have all lines on the disk.
+
+        Raises:
+            OSError: that cannot be done.
+        """
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Let another process have it."""
+        self._file.close()
+
+    def explained(self, error: OSError) -> OutputError:
+        """The error as a sentence."""
+        return OutputError(f"{self.path} cannot be written: {error.strerror}")

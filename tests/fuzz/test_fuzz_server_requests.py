@@ -40,7 +40,8 @@ PATHS = [
     "/", "/live", "/healthz", "/api/models", "/api/styles", "/api/status", "/openapi.json",
     "/static/app.js", "/static/../app.py", "/static/%2e%2e/app.py", "/webrtc/offer", "/webrtc/x",
     "//", "/\\", "/%00", "/static/%ff", "*", "http://evil.example/", "/static/" + "a" * 3000,
-    "/api/status?token=x", "/webrtc/%F0%9F%98%80", "/docs",
+    "/api/status?token=x", "/webrtc/%F0%9F%98%80", "/docs", "/view", "/view?session=%00", "/watch",
+    "/whip", "/whip?prompt=%00", "/whip?width=9e9&x=1", "/whip/x", "/whep", "/whep?session=%ff",
 ]  # fmt: skip
 HOSTS = [
     "localhost", "127.0.0.1", "[::1]:80", "evil.example", "", "a b", "localhost:99999", "[", "%",
@@ -48,7 +49,7 @@ HOSTS = [
 ]  # fmt: skip
 ORIGINS = ["null", "http://localhost", "http://evil.example", "file://", "http://[", "x", "\xe9://"]
 TOKENS = ["", "x", "Bearer", "\xff" * 20, "%E9%8D%B5", "a" * 5000, "\x80", ";", "=", '"']
-STATUS = {100, 200, 400, 401, 403, 404, 405, 408, 413, 426, 429, 431, 503, 101}
+STATUS = {100, 200, 201, 400, 401, 403, 404, 405, 408, 413, 415, 426, 429, 431, 503, 101}
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +223,39 @@ def test_offers_that_were_right_once_leave_nothing(server: Server, fuzz_scale: i
     print(codes)  # noqa: T201 - shown with a failure
     assert longest < 5.0
     assert codes[400] > codes[503]
+
+
+async def one_way_offer() -> str:
+    """An offer as programs that stream make it: video and sound, and no data channel."""
+    aiortc = pytest.importorskip("aiortc")
+    peer = aiortc.RTCPeerConnection(aiortc.RTCConfiguration(iceServers=[]))
+    peer.addTransceiver("video")
+    peer.addTransceiver("audio")
+    try:
+        await peer.setLocalDescription(await peer.createOffer())
+        return str(peer.localDescription.sdp)
+    finally:
+        await peer.close()
+
+
+@pytest.mark.parametrize("path", ["/whip", "/whep"])
+def test_one_way_offers_that_were_right_once_leave_nothing(
+    server: Server, path: str, fuzz_scale: int
+) -> None:
+    sdp, codes = asyncio.run(one_way_offer()), Counter[int]()
+    app = server.app.state
+    with watched(server):
+        for rng in seeds(path, 25 * fuzz_scale):
+            body = spoiled_sdp(sdp, rng).encode("utf-8", "replace")
+            head = (
+                f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/sdp\r\n"
+                f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+            )
+            codes[check_answer(answer(server, head.encode() + body, WAIT))] += 1
+            for connections in (app.webrtc, app.whep):
+                for peer, task in list(connections._open.values()):
+                    task.get_loop().call_soon_threadsafe(peer.leave)
+            wait_until(lambda: not app.webrtc._open and not app.whep._open)
+    print(codes)  # noqa: T201 - shown with a failure
+    assert codes[400] > codes[503]
+    assert len(server.state.watchers) == 0

@@ -22,6 +22,7 @@ from stillframe.attention.cache import KeyValueCache
 from stillframe.attention.reuse import Reuse
 from stillframe.attention.rotary import frame_positions, rotate
 from stillframe.kernels.rows import packed
+from stillframe.kernels.shared import Memory
 from stillframe.tokens.grid import Plan, Slots, put
 from stillframe.tokens.merge import Merger, Merging
 
@@ -41,6 +42,9 @@ class Provides(Protocol):
     @property
     def complete(self) -> bool: ...
 
+    @property
+    def memory(self) -> Memory: ...
+
     def reuse(self, plan: Plan, cache: KeyValueCache) -> Reuse: ...
 
     def skip(self, plan: Plan) -> None: ...
@@ -57,6 +61,7 @@ class BlockAttention:
         rotary: the backbone's rotations.
         recovery: what stands in for pruned tokens.
         position_limit: see `rotary.frame_positions`.
+        context_sink: see `StreamSettings`.
 
     Attributes:
         step: the denoising pass, None for the context pass.
@@ -64,9 +69,15 @@ class BlockAttention:
     """
 
     def __init__(
-        self, cache: KeyValueCache, rotary: Rotary, recovery: Provides, position_limit: int
+        self,
+        cache: KeyValueCache,
+        rotary: Rotary,
+        recovery: Provides,
+        position_limit: int,
+        context_sink: bool = True,
     ) -> None:
         self.cache = cache
+        self._context_sink = context_sink
         self.recovery = recovery
         self.rotary = rotary
         self.step: int | None = 0
@@ -94,8 +105,25 @@ class BlockAttention:
         if context:
             self.cache.place(self.rotary(context, grid.height, grid.width))
         self._visible, self._mask = self._visibility(plan)
+        self._seen_in_context = self._without(self.hidden_rows)
         self._denoising = self.recovery.reuse(plan, self.cache)
         self._context = self.context_reuse(plan)
+
+    @property
+    def hidden_rows(self) -> slice:
+        """Rows of the prefix that the coming block's context pass does not see."""
+        rows = self.cache.sink_rows()
+        return slice(rows.start, rows.start) if self._context_sink else rows
+
+    def _without(self, hidden: slice) -> tuple[Tensor | None, Tensor | None]:
+        """`_visibility` with some rows of the prefix left out."""
+        if hidden.start == hidden.stop:
+            return self._visible, self._mask
+        rows = torch.arange(self.cache.visible_rows(), device=self.table.device)
+        if self._visible is not None:
+            rows = self._visible
+        rows = rows[(rows < hidden.start) | (rows >= hidden.stop)]
+        return rows, None if self._mask is None else self._mask[..., rows]
 
     def context_reuse(self, plan: Plan) -> Reuse:
         """Where keys and values come from in the context pass: everything is clean then, so pruned
@@ -152,14 +180,15 @@ class BlockAttention:
         Returns:
             (B, K, heads, head_dim).
         """
+        self.cache.open(layer)
         key, value = self._placed(layer, key, value)
         rows = self.cache.visible_rows()
         keys, values = self.cache.keys(layer)[:, :rows], self.cache.values(layer)[:, :rows]
-        if self._visible is not None:
-            keys = keys.index_select(1, self._visible)
-            values = values.index_select(1, self._visible)
+        seen, mask = self._seen_in_context if self.step is None else (self._visible, self._mask)
+        if seen is not None:
+            keys, values = keys.index_select(1, seen), values.index_select(1, seen)
         out = dispatch_attention_fn(
-            rotate(query, self._own_table), keys, values, attn_mask=self._mask, backend=backend
+            rotate(query, self._own_table), keys, values, attn_mask=mask, backend=backend
         )
         if self.step is None:
             # only now: committing overwrites the frames that leave the window, which were just read
@@ -205,6 +234,7 @@ class BlockAttention:
         Rows stand where their destinations do. Nothing is written: the context pass will be whole.
         """
         self._merged_rows.append(query.shape[1])
+        self.cache.open(layer)
         table = self.table[merging.slots]
         context = slice(self.cache.block_rows, self.cache.visible_rows())
         keys, values = self.cache.keys(layer)[:, context], self.cache.values(layer)[:, context]
@@ -227,6 +257,10 @@ class BlockAttention:
     def end_block(self) -> None:
         """Count the block as committed, after the context pass."""
         self.cache.advance(self._holes(self.plan))
+
+    def rewind(self, blocks: int) -> None:
+        """Forget the latest blocks, see `KeyValueCache.rewind`."""
+        self.cache.rewind(blocks)
 
     def skip_block(self, plan: Plan) -> None:
         """Commit a block of which nothing is computed: every token repeats its predecessor, from

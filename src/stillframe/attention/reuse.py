@@ -64,7 +64,7 @@ class Reuse(NamedTuple):
         new: (B, S, N) int64 row of the pass's own projections, which are those of the computed
             tokens in order (`Plan.rows`); -1: another's stands in.
         old: (B, S, N) int64 row of the bank where ``new`` is -1; with both -1 the token is absent.
-        bank: what is taken from and written to; graphs are captured anew where it has moved.
+        bank: what is taken from and written to.
         out: (B, S, N) int64 row of the bank that what stands at a slot is written to after all have
             been read, -1: none; None: nothing is written.
         displaced: whether slots may take entries of other places than their own, which then have

@@ -175,17 +175,23 @@ class StreamingAutoencoder(ABC):
         return derived(self.vae, "gains", self._found_gains)
 
     def _found_gains(self) -> Tensor:
-        channels = self.latent_channels
+        channels, frames = self.latent_channels, min(self.timeline.block_frames, _PROBE_FRAMES)
         steps = torch.cat([torch.zeros(1, channels), torch.eye(channels) * _PROBE])
-        latents = steps.view(-1, channels, 1, 1, 1).expand(-1, -1, self.timeline.block_frames, 6, 6)
-        fresh = type(self)(self.vae, self.timeline.block_frames)
-        frames = fresh.decode(latents.to(self.vae.device).contiguous())
-        frames = frames[:, -self.timeline.temporal :]
-        moved = (frames[1:] - frames[:1]).float().flatten(1) * (255 / _PROBE)
-        form = (moved @ moved.T / moved.shape[1]).double()
+        latents = steps.view(-1, channels, 1, 1, 1).expand(-1, -1, frames, 6, 6)
+        fresh = type(self)(self.vae, frames)
+        pictures = fresh.decode(latents.to(self.vae.device).contiguous())
+        pictures = pictures[:, -self.timeline.temporal :]
+        moved = (pictures[1:] - pictures[:1]).float().flatten(1) * (255 / _PROBE)
+        # on the CPU: the first such call on a GPU loads a library of hundreds of MB
+        form = (moved @ moved.T / moved.shape[1]).double().cpu()
         values, vectors = torch.linalg.eigh(form)
         root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-        return (root * channels**0.5).float()
+        return (root * channels**0.5).float().to(moved.device)
+
+    @property
+    def captured(self) -> bool:
+        """Whether its work on a GPU is CUDA graphs."""
+        return True
 
     @property
     @abstractmethod
@@ -201,3 +207,5 @@ class StreamingAutoencoder(ABC):
 
 # standard deviations by which `channel_gains` moves a channel
 _PROBE = 0.5
+# latent frames of which the last one is looked at
+_PROBE_FRAMES = 3

@@ -27,9 +27,9 @@ from stillframe.autoencoders.tiny import (
     TinyVideoAutoencoder,
 )
 from stillframe.kernels.convolution import Convolution, available, convolve
-from stillframe.kernels.graphs import Graphs
 from stillframe.kernels.maps import CellList, Map, list_cells
 from stillframe.kernels.redraw import Change, Pictures, redraw
+from stillframe.kernels.shared import Memory, captures_on, shared_workplace
 from stillframe.kernels.wavefront import Step, run_in_turn
 
 __all__ = ["FusedAutoencoder", "FusedDecoder", "FusedEncoder", "fused_autoencoder"]
@@ -76,11 +76,14 @@ class FusedAutoencoder:
 
 
 class _FusedCoder(ABC):
-    """One direction of one stream: its maps, and its graphs on a GPU.
+    """One direction of one stream. On a GPU maps and graphs are those of all streams of a size.
 
     Args:
         vae: `FusedAutoencoder.supports` says yes to it.
         overlap: of latent frames, see `kernels.wavefront`.
+
+    Attributes:
+        memory: what the stream leaves where it is coded.
     """
 
     #: steps after which no step of a latent frame reads what one wrote
@@ -88,8 +91,8 @@ class _FusedCoder(ABC):
 
     def __init__(self, vae: TinyVideoAutoencoder, overlap: bool = True) -> None:
         self._fused, self._overlap = fused_autoencoder(vae), overlap
-        self._graphs = Graphs()
         self._shape: torch.Size | None = None
+        self.memory = Memory()
 
     def __call__(self, block: Tensor, changed: Tensor | None) -> Tensor:
         """Encode or decode the next block.
@@ -100,9 +103,8 @@ class _FusedCoder(ABC):
         """
         fresh = self._shape != block.shape
         if fresh:
-            # a tensor of inference mode could not be written to outside of it
-            with torch.inference_mode(False), torch.no_grad():
-                self._allocate(block)
+            self._allocate(block)
+        self.memory.enter()
         self._given.copy_(block)
         if changed is not None:
             self._changed.copy_(changed)
@@ -111,9 +113,10 @@ class _FusedCoder(ABC):
             self._work(changed is not None)
 
         with torch.no_grad():
+            graphs = self.memory.place.graphs()
             # a stream's first block is often its only one
-            if self._given.is_cuda and not fresh:
-                self._graphs.run(changed is None, work)
+            if graphs is not None and (not fresh or (changed is None) in graphs):
+                graphs.run(changed is None, work)
             else:
                 work()
         return self._out.clone()
@@ -139,12 +142,25 @@ class _FusedCoder(ABC):
 
     def _buffers(self, x: Tensor, out: tuple[int, ...], cells: tuple[int, ...]) -> Tensor:
         """Input, output and what changed; returns a tensor whose kind maps are of."""
-        self._graphs.forget()
-        like = x.new_empty(0, dtype=self._fused.vae.dtype, device=self._fused.vae.device)
-        self._given, self._out = like.new_empty(x.shape), like.new_empty(out)
-        self._changed = torch.ones(cells, dtype=torch.bool, device=like.device)
+        fused, device, dtype = self._fused, self._fused.vae.device, self._fused.vae.dtype
+        key = x.shape, device, dtype, self._overlap
+        kind, captures = type(self).__name__, captures_on(device)
+        self.memory = memory = Memory(shared_workplace(fused, kind, key, captures))
+        self._given = memory.zeros("given", x.shape, device, dtype, keep=False)
+        self._out = memory.zeros("out", out, device, dtype, keep=False)
+        self._changed = memory.zeros("changed", cells, device, torch.bool, keep=False)
         self._shape = x.shape
-        return like
+        return self._given.new_empty(0)
+
+    def _kept(
+        self, name: str, shape: tuple[int, int, int, int, int], layers: list[_Layer], like: Tensor
+    ) -> list[Map]:
+        """Maps of the input of some layers and of what each makes, as the stream leaves them."""
+        place = self.memory.place
+        maps = place.once(name, lambda: _maps(shape, layers, like))
+        for number, known in enumerate(maps):
+            place.keep((name, number), known.data)
+        return maps
 
 
 class FusedEncoder(_FusedCoder):
@@ -165,7 +181,7 @@ class FusedEncoder(_FusedCoder):
             x, (batch, channels, count // times, h, w), (batch, count // times, h, w)
         )
         shape = times, batch, height // patch, width // patch, 3 * patch**2
-        self._maps = _maps(shape, self._fused.encoder, like)
+        self._maps = self._kept("maps", shape, self._fused.encoder, like)
 
     def _steps(self, k: int, cells: CellList, around: CellList) -> list[Step]:
         vae = self._fused.vae
@@ -193,9 +209,9 @@ class FusedDecoder(_FusedCoder):
         times, factor = vae.temporal_factor, vae.spatial_factor
         height, width = h * factor, w * factor
         like = self._buffers(x, (batch, frames * times, 3, height, width), (batch, frames, h, w))
-        self._maps = _maps((1, batch, h, w, channels), self._fused.decoder, like)
-        shape = times, batch, height // 2, width // 2, 12
-        self._fine = _maps(shape, self._fused.refinement, like) if self._fused.refinement else []
+        self._maps = self._kept("maps", (1, batch, h, w, channels), self._fused.decoder, like)
+        shape, layers = (times, batch, height // 2, width // 2, 12), self._fused.refinement
+        self._fine = self._kept("fine", shape, layers, like) if layers else []
 
     def _steps(self, k: int, cells: CellList, around: CellList) -> list[Step]:
         fused, patch, times = (

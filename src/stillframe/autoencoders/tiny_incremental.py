@@ -152,7 +152,7 @@ class IncrementalEncoder(_Incremental):
     """Frames (B, T, 3, H, W) to normalised latents (B, C, S, h, w)."""
 
     direction = ENCODING
-    dense_from = 0.6, 0.4
+    dense_from = 0.62, 0.54
 
     def _chunk(self, part: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
         return self.vae.encode_chunk(part, memory)
@@ -189,7 +189,7 @@ class IncrementalDecoder(_Incremental):
     """Normalised latents (B, C, S, h, w) to frames (B, T, 3, H, W) in [0, 1]."""
 
     direction = DECODING
-    dense_from = 0.72, 0.6
+    dense_from = 0.85, 0.8
 
     def __init__(self, vae: TinyVideoAutoencoder, most: int) -> None:
         super().__init__(vae, most // (vae.temporal_factor * vae.spatial_factor**2))

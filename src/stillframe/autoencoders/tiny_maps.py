@@ -7,7 +7,16 @@ from torch import Tensor
 
 from stillframe.autoencoders.activity import Cells
 from stillframe.autoencoders.tiny import Memory
-from stillframe.autoencoders.tiny_program import MapShape, Product, Program
+from stillframe.autoencoders.tiny_lists import Lists
+from stillframe.autoencoders.tiny_program import (
+    BORDER,
+    TILE_BIAS,
+    TILE_IN,
+    TILE_OUT,
+    Product,
+    Program,
+    within,
+)
 
 __all__ = ["Maps"]
 
@@ -15,6 +24,8 @@ __all__ = ["Maps"]
 # rows, because narrow layers write as much as they read.
 _NUMBERS_AT_ONCE = 2**19
 _ROWS_AT_ONCE = 2048
+# The same for tiles: fewer and longer products pay more than caches that hold them all.
+_TILED_AT_ONCE = 2**19
 
 
 class Maps:
@@ -42,7 +53,7 @@ class Maps:
     def memory(self) -> Memory:
         """What memory blocks remember, as `TinyVideoAutoencoder` has it."""
         return [
-            data[-1, :, 1:-1, 1:-1].permute(0, 3, 1, 2).clone(memory_format=torch.channels_last)
+            within(data[-1]).permute(0, 3, 1, 2).clone(memory_format=torch.channels_last)
             for data, shape in zip(self._data, self._program.maps, strict=True)
             if shape.past
         ]
@@ -50,7 +61,7 @@ class Maps:
     def write(self, rows: Tensor, cells: Cells) -> None:
         """Set the input at cells: rows (phases * N * s * s, C), frame after frame."""
         shape = self._program.maps[0]
-        written = _Lists(cells).written(shape, shape.phases, 1, None)
+        written = Lists(cells).written(shape, shape.phases, 1, None)
         _put(self._data[0], written, rows)
 
     def compute(self, cells: Cells) -> Tensor:
@@ -61,9 +72,10 @@ class Maps:
         """
         self._keep_past()
         self._recent = cells
-        lists, out = _Lists(cells), torch.empty(0)
+        lists, out = Lists(cells), torch.empty(0)
         for product in self._program.products:
-            out = self._run(product, lists)
+            run = self._run_tiles if product.tiled else self._run
+            out = run(product, lists)
         shape = self._program.maps[-1]
         return out.view(shape.phases, len(cells), shape.scale, shape.scale, -1)
 
@@ -72,10 +84,10 @@ class Maps:
             if shape.past and self._recent is None:
                 data[0] = data[-1]
             elif shape.past and self._recent is not None:
-                pixels = self._recent.pixels(shape.scale, 1).flatten()
+                pixels = self._recent.pixels(shape.scale, BORDER).flatten()
                 _put(data[0], pixels, _flat(data[-1]).index_select(0, pixels))
 
-    def _run(self, product: Product, lists: _Lists) -> Tensor:
+    def _run(self, product: Product, lists: Lists) -> Tensor:
         """Compute a layer at cells; returns its rows if they go out of the program."""
         shapes = self._program.maps
         shape, source = shapes[product.source], self._data[product.source]
@@ -109,54 +121,42 @@ class Maps:
                 _put(kept, places, result)
         return out
 
-
-class _Lists:
-    """Where pixels of cells lie in maps that are seen as rows of channels."""
-
-    def __init__(self, cells: Cells) -> None:
-        self._cells = cells
-        self._known: dict[object, Tensor] = {}
-
-    def seen(self, shape: MapShape, product: Product) -> Tensor:
-        """Where runs begin, (groups of frames * pixels * runs)."""
-        layout = shape.scale, shape.past, shape.phases
-        key = ("seen", layout, product.stride, product.pool, product.runs)
-        if key not in self._known:
-            pixels = self._cells.pixels(shape.scale, 1)[:, :: product.stride, :: product.stride]
-            frame, across = self._sizes(shape.scale)
-            runs = [run.phase * frame + run.down * across + run.right for run in product.runs]
-            first = self._groups(shape, shape.phases // product.pool, product.pool)
-            self._known[key] = _sums(first, pixels.flatten(), pixels.new_tensor(runs))
-        return self._known[key]
-
-    def written(
-        self, shape: MapShape, groups: int, grow: int, corner: tuple[int, int] | None
-    ) -> Tensor:
-        """Where rows go, (groups of frames * pixels * grow)."""
-        key = ("written", shape.scale, shape.past, groups, grow, corner)
-        if key not in self._known:
-            pixels = self._cells.pixels(shape.scale, 1)
-            if corner is not None:
-                pixels = pixels[:, corner[0] :: 2, corner[1] :: 2]
-            frame, _ = self._sizes(shape.scale)
-            within = torch.arange(grow, device=pixels.device) * frame
-            self._known[key] = _sums(self._groups(shape, groups, grow), pixels.flatten(), within)
-        return self._known[key]
-
-    def _groups(self, shape: MapShape, groups: int, size: int) -> Tensor:
-        frames = torch.arange(groups, device=self._cells.numbers.device) * size + shape.past
-        return frames * self._sizes(shape.scale)[0]
-
-    def _sizes(self, scale: int) -> tuple[int, int]:
-        """Pixels of a frame of all videos, and of a line."""
-        batch, h, w = self._cells.shape
-        across = w * scale + 2
-        return batch * (h * scale + 2) * across, across
-
-
-def _sums(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
-    """Every sum of one each, the last changing fastest."""
-    return (first.view(-1, 1, 1) + second.view(-1, 1) + third).flatten()
+    def _run_tiles(self, product: Product, lists: Lists) -> Tensor:
+        """The same by tiles."""
+        shape, source = self._program.maps[product.source], self._data[product.source]
+        seen = lists.seen_by_tiles(shape, product)
+        total = seen.shape[1]
+        channels, width = product.weight.shape[1:]
+        most = _TILED_AT_ONCE // (16 * max(channels, width))
+        tiles = -(-total // -(-total // max(1, most)))
+        added = None
+        if product.target is None:
+            places = lists.listed_by_tiles(shape)
+            data = source.new_empty(lists.count(shape) + 1, width)
+        else:
+            target = self._program.maps[product.target]
+            places = lists.written_by_tiles(target, shape.phases, product.grow)
+            data = _flat(self._data[product.target])
+        if product.added is not None:
+            added = lists.written_by_tiles(self._program.maps[product.added], shape.phases, 1)
+        inwards, outwards = TILE_IN.to(source), TILE_OUT.to(source)
+        for start in range(0, total, tiles):
+            here = slice(start, min(start + tiles, total))
+            gathered = _flat(source).index_select(0, seen[:, here].flatten())
+            sums = torch.mm(inwards, gathered.view(16, -1)).view(16, -1, channels)
+            made = torch.bmm(sums, product.weight)
+            if product.bias is not None:
+                made[TILE_BIAS] += product.bias
+            result = torch.mm(outwards, made.view(16, -1)).view(-1, width)
+            if product.added is not None and added is not None:
+                result += _flat(self._data[product.added]).index_select(0, added[:, here].flatten())
+            if product.relu:
+                result.relu_()
+            data.index_copy_(0, places[:, here].flatten(), result.view(-1, data.shape[1]))
+        if product.target is None:
+            return data[:-1]
+        data[0] = 0
+        return data
 
 
 def _flat(data: Tensor) -> Tensor:

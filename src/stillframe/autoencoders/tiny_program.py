@@ -5,6 +5,9 @@ latent frame has 1, 2 or 4 of them, its *phases*) and a border of zeros around e
 that lie side by side are one run of memory, so what a 3x3 convolution sees of a map is three runs a
 pixel: a `Product` gathers them as rows of a matrix, multiplies that, and writes the rows back.
 
+Wide convolutions go by tiles instead (F(2x2, 3x3) of Lavin and Gray, arXiv:1509.09308): what 2x2
+pixels see are 4x4, and sums of those need 16 products for 36. It is less to gather, too.
+
 What is linear in a row is one product: growing time, enlarging the picture and the convolution
 after it; and mixing channels and the convolution after it. Weights are multiplied in double.
 """
@@ -27,7 +30,20 @@ from stillframe.autoencoders.tiny import (
     cheapest_order,
 )
 
-__all__ = ["MapShape", "Product", "Program", "Programs", "Run", "programs", "record"]
+__all__ = ["BORDER", "MapShape", "Product", "Program", "Programs", "Run", "programs", "record"]
+
+#: Pixels of zeros around maps: so far do tiles see that begin one before the picture.
+BORDER = 2
+#: Channels, in and out, from which on tiles pay. Sums of narrower ones cost more than they save.
+WIDE = 48
+
+_INWARDS = torch.tensor([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
+_OUTWARDS = torch.tensor([[1, 1, 1, 0], [0, 1, -1, -1]])
+_TAPS = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+#: What the 16 pixels that a tile sees become, before its products; and its 4 after them.
+TILE_IN, TILE_OUT = torch.kron(_INWARDS, _INWARDS), torch.kron(_OUTWARDS, _OUTWARDS)
+#: The one of the 16 to which a bias is added: all four pixels have it once.
+TILE_BIAS = 5
 
 
 @dataclass
@@ -47,12 +63,18 @@ class MapShape:
     past: bool = False
 
     def of(self, frames: Tensor, batch: int) -> Tensor:
-        """A map (frames, B, H + 2, W + 2, C) of frames (phases * B, C, H, W)."""
+        """A map (frames, B, H + 2 BORDER, W + 2 BORDER, C) of frames (phases * B, C, H, W)."""
         inner = frames.unflatten(0, (-1, batch)).permute(0, 1, 3, 4, 2)
         phases, _, height, width, channels = inner.shape
-        data = inner.new_zeros(phases + self.past, batch, height + 2, width + 2, channels)
-        data[self.past :, :, 1:-1, 1:-1] = inner
+        sides = height + 2 * BORDER, width + 2 * BORDER
+        data = inner.new_zeros(phases + self.past, batch, *sides, channels)
+        within(data)[self.past :] = inner
         return data
+
+
+def within(data: Tensor) -> Tensor:
+    """A map (..., H + 2 BORDER, W + 2 BORDER, C) without its border."""
+    return data[..., BORDER:-BORDER, BORDER:-BORDER, :]
 
 
 @dataclass(frozen=True)
@@ -75,7 +97,8 @@ class Product:
 
     Attributes:
         source, target: numbers of maps; the target is None where rows go out of the program.
-        weight: (runs * length * channels in, grow * channels out).
+        weight: (runs * length * channels in, grow * channels out); of tiles: (16, channels of all
+            frames seen, grow * channels out).
         bias: (grow * channels out) or None.
         runs: what is seen, ``length`` pixels each.
         stride: pixels of the source for each of the target, along a side.
@@ -85,6 +108,7 @@ class Product:
         grow: frames of the target from each row.
         relu: whether negative results become 0.
         added: the map that is added before that, None for none.
+        tiled: whether it is computed by tiles.
     """
 
     source: int
@@ -99,6 +123,12 @@ class Product:
     grow: int = 1
     relu: bool = False
     added: int | None = None
+    tiled: bool = False
+
+    @property
+    def seen_phases(self) -> list[int]:
+        """Frames that are seen, from the one that a row is computed for."""
+        return list(dict.fromkeys(run.phase for run in self.runs))
 
 
 _AROUND = tuple(Run(0, down, -1) for down in (-1, 0, 1))
@@ -127,6 +157,7 @@ class Program:
             position += self._add(order[position : position + 4])
         self.maps.pop()
         self.products[-1] = replace(self.products[-1], target=None)
+        self.products = [self._best(product) for product in self.products]
 
     def _add(self, ahead: list[nn.Module]) -> int:
         """Add what the next layers do; returns how many of them that is."""
@@ -143,6 +174,20 @@ class Program:
         elif isinstance(layer, nn.Conv2d):
             return self._convolve(ahead, None)
         return 1  # what stands alone is the caller's: the clamp of the input
+
+    def _best(self, product: Product) -> Product:
+        """A product by tiles, if that pays."""
+        width = self.maps[product.source].width
+        plain = product.length == 3 and product.stride == 1 and product.corner is None
+        if not plain or min(width, product.weight.shape[1]) < WIDE:
+            return product
+        if product.weight.dtype.itemsize < 4:
+            return product  # sums would be rounded
+        taps = product.weight.unflatten(0, (-1, 3, 3, width)).double()
+        sums = _TAPS.to(taps)
+        tiles = torch.einsum("ia,jb,fabcn->ijfcn", sums, sums, taps)
+        tiles = tiles.flatten(2, 3).flatten(0, 1).to(product.weight)
+        return replace(product, weight=tiles, tiled=True)
 
     def _new(self, **changed: int) -> int:
         """A map like the last one but for what changed."""

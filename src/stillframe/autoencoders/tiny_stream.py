@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from stillframe.autoencoders.base import StreamingAutoencoder
+from stillframe.autoencoders.derived import derived
 from stillframe.autoencoders.timeline import Timeline
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.autoencoders.tiny_blocks import DECODING, ENCODING, BlockCoder, WholeBlocks
 from stillframe.autoencoders.tiny_fused import FusedAutoencoder, FusedDecoder, FusedEncoder
 from stillframe.autoencoders.tiny_incremental import IncrementalDecoder, IncrementalEncoder
-from stillframe.kernels.graphs import CapturedStep
+from stillframe.kernels.shared import CapturedStep, shared_workplace
 
-__all__ = ["TinyStream"]
+__all__ = ["TinyStream", "captured_coders"]
 
 # More pixels than this at once make the widest layers the largest thing in memory by far, and are
 # no faster; less leaves a GPU idle. A block of 240x416 is below, one latent frame of 480x832 is.
@@ -41,15 +42,11 @@ class TinyStream(StreamingAutoencoder):
         vae, most = self.vae, _PIXELS_AT_ONCE
         self._encoder: BlockCoder
         self._decoder: BlockCoder
-        if vae.device.type == "cuda" and FusedAutoencoder.supports(vae):
+        on_gpu = next(vae.parameters()).is_cuda
+        if on_gpu and FusedAutoencoder.supports(vae):
             self._encoder, self._decoder = FusedEncoder(vae), FusedDecoder(vae)
-        elif vae.device.type == "cuda":
-            # launching a hundred small kernels is what costs there
-            encode, decode = CapturedStep(vae.encode_chunk), CapturedStep(vae.decode_chunk)
-            self._encoder = WholeBlocks(encode, ENCODING, most)
-            self._decoder = WholeBlocks(
-                decode, DECODING, most // (vae.temporal_factor * vae.spatial_factor**2)
-            )
+        elif on_gpu:
+            self._encoder, self._decoder = captured_coders(vae)
         else:
             self._encoder = IncrementalEncoder(vae, most)
             self._decoder = IncrementalDecoder(vae, most)
@@ -59,3 +56,20 @@ class TinyStream(StreamingAutoencoder):
 
     def _decode_block(self, latents: Tensor, changed: Tensor | None, first: bool) -> Tensor:
         return self._decoder(latents.to(self.vae.dtype), changed)
+
+
+def captured_coders(vae: TinyVideoAutoencoder) -> tuple[WholeBlocks, WholeBlocks]:
+    """The model's own modules as CUDA graphs: launching a hundred small kernels is what costs."""
+    encode, decode = (_captured(vae, name) for name in ("encode_chunk", "decode_chunk"))
+    latents = _PIXELS_AT_ONCE // (vae.temporal_factor * vae.spatial_factor**2)
+    return WholeBlocks(encode, ENCODING, _PIXELS_AT_ONCE), WholeBlocks(decode, DECODING, latents)
+
+
+class _Weights:
+    """An autoencoder's weights as they are now."""
+
+
+def _captured(vae: TinyVideoAutoencoder, name: str) -> CapturedStep:
+    """A method of the autoencoder as graphs that all its streams share."""
+    weights, step = derived(vae, "weights", _Weights), getattr(vae, name)
+    return CapturedStep(step, lambda shapes: shared_workplace(weights, name, shapes, captures=True))

@@ -67,11 +67,13 @@ class FusedCoder:
         self._vae: Any = vae
         self._encoder: WanCoder | None = None
         self._decoder: WanCoder | None = None
+        self._shared: dict[object, Frames] = {}
 
     @property
     def size(self) -> int:
-        """Bytes of all maps."""
-        return sum(x.maps.size for x in (self._encoder, self._decoder) if x is not None)
+        """Bytes of all buffers."""
+        own = sum(x.maps.size for x in (self._encoder, self._decoder) if x is not None)
+        return own + sum(x.base.nbytes for x in self._shared.values())
 
     @torch.no_grad()
     def encode(self, x: Tensor, changed: Tensor | None, first: bool) -> Tensor:
@@ -81,8 +83,9 @@ class FusedCoder:
             batch, _, _, height, width = x.shape
             side = fused.pixels.side
             shape = batch, height // side, width // side
-            self._encoder = WanCoder(fused.encoder, fused.pixels, shape, x)
+            self._encoder = WanCoder(fused.encoder, fused.pixels, shape, x, self._shared)
         moments = self._encoder(x.permute(0, 2, 3, 4, 1), changed)
+        self._release()
         return _mixed(self._vae.quant_conv, moments)[..., : self._vae.config.z_dim].permute(
             0, 4, 1, 2, 3
         )
@@ -93,9 +96,17 @@ class FusedCoder:
         if first or self._decoder is None:
             batch, _, _, h, w = latents.shape
             layers = fused_wan(self._vae).decoder
-            self._decoder = WanCoder(layers, Level(1, 1), (batch, h, w), latents)
+            shape = batch, h, w
+            self._decoder = WanCoder(layers, Level(1, 1), shape, latents, self._shared)
         x = _mixed(self._vae.post_quant_conv, latents.permute(0, 2, 3, 4, 1))
-        return self._decoder(x, changed).permute(0, 4, 1, 2, 3)
+        frames = self._decoder(x, changed).permute(0, 4, 1, 2, 3)
+        self._release()
+        return frames
+
+    def _release(self) -> None:
+        """Let shared buffers go when nobody uses them any more."""
+        if all(x is not None and x.maps.kept for x in (self._encoder, self._decoder)):
+            self._shared.clear()
 
 
 def _mixed(conv: Any, x: Tensor) -> Tensor:
@@ -117,13 +128,19 @@ class WanCoder:
         level: of what goes in.
         shape: B, h, w of latent frames.
         like: of dtype and on the device of the weights.
+        shared: see `Maps`.
     """
 
     def __init__(
-        self, layers: list[Layer], level: Level, shape: tuple[int, int, int], like: Tensor
+        self,
+        layers: list[Layer],
+        level: Level,
+        shape: tuple[int, int, int],
+        like: Tensor,
+        shared: dict[object, Frames],
     ) -> None:
         self._layers, self._level = layers, level
-        self.maps = Maps(shape, like.new_empty(0))
+        self.maps = Maps(shape, like.new_empty(0), shared)
         self._graphs, self._given = Graphs(), dict[object, tuple[Tensor, Tensor | None]]()
         with torch.inference_mode(False):
             # where the last latent frame was computed, and the one before
@@ -145,8 +162,13 @@ class WanCoder:
         if self._done < 2:
             changed = None
         started, frames = self._done > 0, x.shape[1]
+        begins = changed is not None and not self.maps.kept
+        if begins:
+            # this block is still computed whole: there are no maps before it
+            self.maps.kept = True
+            self._graphs, changed = Graphs(), None
         self._done += (frames if started else frames - 1 + self._level.frames) // self._level.frames
-        if not started or not x.is_cuda:
+        if not started or begins or not x.is_cuda:
             return self._work(x, changed, not started)
         return self._captured(x, changed).clone()
 

@@ -44,32 +44,59 @@ class Level:
 class Maps:
     """The buffers of one stream through an encoder or a decoder.
 
+    As long as everything is computed, layers of the same shape take turns with one buffer, and of
+    each only what the next latent frame sees of the past is kept.
+
     Attributes:
         shape: B, h, w of latent frames.
         like: nothing, of the dtype and on the device that buffers are made with.
+        shared: those buffers, which others that work at other times may share.
+        kept: whether every layer has a buffer of its own, which stays. The first latent frame after
+            this has become true has to be computed whole.
     """
 
     shape: tuple[int, int, int]
     like: Tensor
-    known: dict[object, Frames] = field(default_factory=dict)
+    shared: dict[object, Frames]
+    kept: bool = False
+    _known: dict[object, Frames] = field(default_factory=dict)
+    _pasts: dict[object, Tensor] = field(default_factory=dict)
 
     def buffer(
         self, key: object, level: Level, channels: int, past: int = 0, border: int = 0
     ) -> Frames:
         """The buffer of a layer, zeros before it is written."""
-        if key not in self.known:
-            batch, h, w = self.shape
-            height, width = (side * level.side + 2 * border for side in (h, w))
-            # whoever comes next may be in inference mode or not
-            with torch.inference_mode(False):
-                base = self.like.new_zeros(batch, past + level.frames, height, width, channels)
-            self.known[key] = Frames(base, past, border)
-        return self.known[key]
+        known = self._known if self.kept else self.shared
+        name = key if self.kept else (level, channels, past, border)
+        if name not in known:
+            base = self._zeros(level, channels, past + level.frames, border)
+            if self.kept and key in self._pasts:
+                base[:, -past:] = self._pasts.pop(key)
+            known[name] = Frames(base, past, border)
+        return known[name]
+
+    def past(
+        self, key: object, level: Level, channels: int, past: int, border: int
+    ) -> Tensor | None:
+        """What is kept of a layer's latest frames, as `Frames.base`; None where all of them are."""
+        if self.kept or not past:
+            return None
+        if key not in self._pasts:
+            self._pasts[key] = self._zeros(level, channels, past, border)
+        return self._pasts[key]
+
+    def _zeros(self, level: Level, channels: int, frames: int, border: int) -> Tensor:
+        batch, h, w = self.shape
+        height, width = (side * level.side + 2 * border for side in (h, w))
+        # whoever comes next may be in inference mode or not
+        with torch.inference_mode(False):
+            return self.like.new_zeros(batch, frames, height, width, channels)
 
     @property
     def size(self) -> int:
-        """Bytes of all buffers."""
-        return sum(x.base.numel() * x.base.element_size() for x in self.known.values())
+        """Bytes of all buffers but shared ones."""
+        tensors = [*(x.base for x in self._known.values()), *self._pasts.values()]
+        return sum(x.numel() * x.element_size() for x in tensors)
 
 
 @dataclass(frozen=True)
@@ -88,17 +115,35 @@ class Turn:
     first: bool = False
     cells: ChosenCells | None = None
     recent: ChosenCells | None = None
+    _pasts: dict[Frames, Tensor] = field(default_factory=dict)
 
     def buffer(
         self, key: object, level: Level, channels: int, past: int = 0, border: int = 0
     ) -> Frames:
         """The buffer of a layer that reads it in convolutions, as far as this latent frame goes."""
-        whole = self.maps.buffer(key, level, padded_channels(channels), past, border)
-        return whole.last(1) if self.first else whole
+        given = key, level, padded_channels(channels), past, border
+        whole = self.maps.buffer(*given)
+        frames = whole.last(1) if self.first else whole
+        kept = self.maps.past(*given)
+        if kept is not None:
+            self._pasts[frames] = kept
+        return frames
 
     def place(self, norm: Norm, x: Tensor | None, out: Frames, level: Level) -> None:
         """See `kernels.channel_norm.place`."""
+        kept = self._pasts.get(out)
+        if kept is not None:
+            out.base[:, : out.past] = kept
+            if x is None:
+                return
+            out = Frames(out.base[:, out.past :], 0, out.border)
         place(norm, x, out, self.cells, self.recent, level.side)
+
+    def end(self, frames: Frames) -> None:
+        """The frames of a buffer are there: keep what is their past later."""
+        kept = self._pasts.get(frames)
+        if kept is not None:
+            kept.copy_(frames.base[:, -frames.past :])
 
     def convolve(
         self,
@@ -109,7 +154,8 @@ class Turn:
         added: Frames | None = None,
         out: Frames | None = None,
     ) -> Frames:
-        """See `kernels.causal_convolution.convolve`."""
+        """See `kernels.causal_convolution.convolve`; ``x`` is there by now."""
+        self.end(x)
         return convolve(convolution, x, out, added, self.cells, level.side)
 
 
@@ -230,6 +276,7 @@ class _Shrink:
         turn.place(_COPY, None, past, self._small)
         turn.convolve(self._conv, source, self._small, out=past)
         if turn.first:  # not pooled, but what the second one is pooled with
+            turn.end(past)
             return Frames(past.latest.clone())
         return turn.convolve(self._time, past, self._small)
 

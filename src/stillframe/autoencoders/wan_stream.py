@@ -30,6 +30,10 @@ class WanStream(StreamingAutoencoder):
         return Timeline(*factors, block_frames, pad=factors[0] - 1)
 
     @property
+    def captured(self) -> bool:
+        return FusedWan.supports(self.vae)
+
+    @property
     def latent_channels(self) -> int:
         return int(self.vae.config.z_dim)
 

@@ -7,7 +7,7 @@ kernels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -15,8 +15,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from stillframe.attention.block import BlockAttention
+from stillframe.attention.block import BlockAttention, Provides
+from stillframe.attention.cache import KeyValueCache
 from stillframe.tokens.grid import Plan
+from stillframe.tokens.schedule import Pass
 
 __all__ = ["Backbone", "BlockInputs", "FusedPasses", "TextCache"]
 
@@ -40,14 +42,16 @@ class BlockInputs(NamedTuple):
     Attributes:
         source: (S*N, P) source latents.
         noise: (S*N, P) for each pass.
-        sigmas: noise level of each pass.
+        passes: noise levels of each pass.
+        kept: passes that a recovery has a store for, the last ones.
         timestep_scale: the model's timestep at sigma 1.
         shows_source: whether the model sees the source beside what it denoises.
     """
 
     source: Tensor
     noise: Sequence[Tensor]
-    sigmas: Sequence[float]
+    passes: Sequence[Pass]
+    kept: int
     timestep_scale: float
     shows_source: bool
 
@@ -64,7 +68,7 @@ class FusedPasses(Protocol):
 
     @property
     def captured(self) -> int:
-        """CUDA graphs so far."""
+        """CUDA graphs that were captured for blocks of the stream."""
 
     def can(self, plan: Plan) -> bool:
         """Whether a block can be run this way."""
@@ -75,6 +79,10 @@ class FusedPasses(Protocol):
 
     def commit(self) -> None:
         """The context pass: commit the block's clean keys and values."""
+
+    def warm(self, counts: Sequence[int] | None) -> Iterator[int]:
+        """Capture the lengths of some numbers of tokens, or of all, for blocks like the latest one,
+        in a stream that is made for this; yields each length."""
 
 
 class Backbone(Protocol):
@@ -120,6 +128,11 @@ class Backbone(Protocol):
     def rotary(self, frames: Sequence[int], height: int, width: int) -> Tensor:
         """Rotations (T, head_dim / 2) of frames at temporal positions, see `rotary_table`."""
 
+    def block_attention(
+        self, cache: KeyValueCache, recovery: Provides, position_limit: int, context_sink: bool
+    ) -> BlockAttention:
+        """Self-attention of a stream's blocks: `BlockAttention` with the model's rotations."""
+
     def attached(self) -> AbstractContextManager[None]:
         """Within the ``with`` block the model may be called; no other thread runs it."""
 
@@ -138,13 +151,12 @@ class Backbone(Protocol):
             (B, K, p*p*C): the model's velocity ``v`` for each token.
         """
 
-    def fused(self, attention: BlockAttention, *, graphs: bool, fp8: bool) -> FusedPasses | None:
+    def fused(self, attention: BlockAttention, *, fp8: bool) -> FusedPasses | None:
         """Passes of a stream in fewer kernels, None where there are none.
 
         They are of the weights as they are now: of another `revision`, ask again.
 
         Args:
-            attention: the stream's.
-            graphs: capture CUDA graphs.
+            attention: the stream's; its workplaces say whether CUDA graphs are captured.
             fp8: multiply in FP8 where it pays.
         """

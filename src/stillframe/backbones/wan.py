@@ -25,7 +25,8 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanRotar
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import Tensor
 
-from stillframe.attention.block import Attend, BlockAttention
+from stillframe.attention.block import Attend, BlockAttention, Provides
+from stillframe.attention.cache import KeyValueCache
 from stillframe.attention.rotary import rotary_table
 from stillframe.backbones.base import FusedPasses, TextCache
 from stillframe.backbones.finite import check_model
@@ -34,6 +35,7 @@ from stillframe.backbones.fused.transformer import UNMERGED, FusedTransformer, u
 from stillframe.backbones.meter import typed
 from stillframe.backbones.model_folder import check_numbers, check_part
 from stillframe.errors import ModelError
+from stillframe.kernels.offload import bring, expect, is_offloaded
 from stillframe.kernels.weights import WeightWatch
 from stillframe.turns import model_turn
 
@@ -274,8 +276,25 @@ class WanDenoiser:
         """See `Backbone.rotary`."""
         return rotary_table(rotary_axes(self.transformer.rope), frames, height, width)
 
+    def block_attention(
+        self, cache: KeyValueCache, recovery: Provides, position_limit: int, context_sink: bool
+    ) -> BlockAttention:
+        """See `Backbone.block_attention`."""
+        return BlockAttention(cache, self.rotary, recovery, position_limit, context_sink)
+
     def revision(self) -> int:
-        """See `Backbone.revision`; another attention kernel counts as other weights."""
+        """See `Backbone.revision`; another attention kernel counts as other weights.
+
+        Raises:
+            ModelError: adapters were merged into weights that are offloaded, which are brought
+                anew for every pass, without them.
+        """
+        away = [block for block in self.transformer.blocks if is_offloaded(block)]
+        if any(getattr(m, "merged_adapters", None) for block in away for m in block.modules()):
+            raise ModelError(
+                f"adapters were merged into {len(away)} layers whose weights stay on the CPU, and "
+                f"are lost there: merge them with --lora, or when the model is loaded"
+            )
         return self._watch.revision(self.transformer, self._kernels)
 
     @property
@@ -284,18 +303,26 @@ class WanDenoiser:
         blocks = self.transformer.blocks
         return tuple(block.attn1.processor._attention_backend for block in blocks)
 
-    def fused(self, attention: BlockAttention, *, graphs: bool, fp8: bool) -> FusedPasses | None:
+    def fused(self, attention: BlockAttention, *, fp8: bool) -> FusedPasses | None:
         """See `Backbone.fused`; for a batch of 1, and layers that are as diffusers makes them.
 
         Where adapters stand in the way it says so, once.
         """
         if attention.cache.shape.batch != 1 or self._unsupported():
             return None
+        return FusedBlocks(self.prepared(fp8), attention, self.shown_channels, fp8=fp8)
+
+    def prepared(self, fp8: bool) -> FusedTransformer:
+        """`fused_transformer`, ready to multiply in FP8 if that is asked for."""
         model = self.fused_transformer()
         if fp8:
             model.prepare_fp8()
-        channels = self.latent_channels if self.takes_source else None
-        return FusedBlocks(model, attention, channels, graphs=graphs, fp8=fp8)
+        return model
+
+    @property
+    def shown_channels(self) -> int | None:
+        """Latent channels of a source that the model sees beside its input, None for none."""
+        return self.latent_channels if self.takes_source else None
 
     def _unsupported(self) -> bool:
         reason = unsupported(self.transformer)
@@ -314,10 +341,14 @@ class WanDenoiser:
                 # the model's weights become views of what is made here: they must be ordinary
                 # tensors
                 with torch.inference_mode(False), torch.no_grad():
-                    made = FusedTransformer(self.transformer)
+                    made = self.fuse()
                 self._watch.settle(self.transformer, self._kernels)
                 self._fused = revision, made
             return self._fused[1]
+
+    def fuse(self) -> FusedTransformer:
+        """A fresh `FusedTransformer` of the weights."""
+        return FusedTransformer(self.transformer)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -343,6 +374,7 @@ class WanDenoiser:
         hidden = self.transformer.condition_embedder.text_embedder(embeds)
         keys, values = [], []
         for block in self.transformer.blocks:
+            bring(block)
             attn = block.attn2
             if attn.fused_projections:
                 key, value = attn.to_kv(hidden).chunk(2, dim=-1)
@@ -371,6 +403,7 @@ class WanDenoiser:
         # one text token is enough here: the text projections are in `text` already
         temb, modulation, _, _ = model.condition_embedder(timestep, text.embeds[:, :1])
         modulation = modulation.unflatten(1, (6, -1))
+        expect(model.blocks)
         for layer in model.blocks:
             hidden = layer(hidden, text, modulation, block)
         shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)

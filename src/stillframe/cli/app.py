@@ -1,8 +1,8 @@
 """The command line: arguments in, exit codes out.
 
 torch is imported by commands that need it, so that ``--help`` answers at once. Exit codes: 0 done
-(perhaps with a warning), 2 refused with one sentence, 130 interrupted, 141 stopped because nobody
-reads the output any more.
+(perhaps with a warning), 2 refused with one sentence, 3 a batch came to its end and some of its
+files could not be edited, 130 interrupted, 141 stopped because nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from stillframe.cli.batch import batch
 from stillframe.cli.bench import bench
 from stillframe.cli.demo import demo
 from stillframe.cli.edit import edit
 from stillframe.cli.eval import evaluate
 from stillframe.cli.generate import generate
+from stillframe.cli.live import live
 from stillframe.cli.methods import methods
 from stillframe.cli.models import models_app
+from stillframe.cli.plan_cluster import plan_cluster
 from stillframe.cli.reproduce import reproduce
 from stillframe.cli.screen import REFUSED, complain, say
 from stillframe.cli.serve import serve
+from stillframe.cli.study import study
 from stillframe.cli.styles import styles
+from stillframe.cli.warm import warm
 from stillframe.untrusted.printable import printable
 
 __all__ = ["app"]
@@ -91,7 +96,10 @@ def _options(
     """Restyle video, recomputing only what moves."""
 
 
-for command in (edit, generate, serve, bench, styles, methods, demo, reproduce):
+for command in (
+    edit, batch, generate, live, serve, warm, bench, styles, methods, demo, reproduce, study,
+):  # fmt: skip
     app.command()(command)
 app.command("eval")(evaluate)
+app.command("plan-cluster")(plan_cluster)
 app.add_typer(models_app, name="models")

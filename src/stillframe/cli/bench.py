@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from stillframe.cli.command import Given, takes
-from stillframe.cli.options import HARDWARE, MODEL, SIDE, load, part
+from stillframe.cli.options import FIT, HARDWARE, MODEL, SIDE, part
+from stillframe.cli.parallel import PARALLEL, loaded, only_follow, processes
 from stillframe.cli.screen import numbers_table, say
 from stillframe.config import OPTIONS
 from stillframe.options import Option
@@ -22,7 +24,7 @@ __all__ = ["bench"]
 
 #: The papers' editing schedule, for shapes that are no model's.
 _SIGMAS = (0.769, 0.729, 0.625)
-_STREAM = ("store", "execution", "products")
+_STREAM = ("store", "cache", "execution", "products")
 
 _OPTIONS = {
     **MODEL,
@@ -63,23 +65,28 @@ _OPTIONS = {
     "recovery": Option("str", "Recover pruned tokens: aligned or clean.", default="aligned"),
     **part(OPTIONS, ("sigmas", *_STREAM)),
     **HARDWARE,
+    **FIT,
+    **PARALLEL,
 }
 
 
 @takes(_OPTIONS)
 def bench(given: Given) -> None:
     """Measure passes, stages and frames a second against the share of tokens that is kept."""
+    if only_follow(given):
+        return
     from stillframe.jobs.bench import run_bench
     from stillframe.jobs.bench_result import read_result
 
     before = None if given["compare_to"] is None else read_result(given["compare_to"])
-    result = run_bench(
-        _pipeline(given), height=given["height"], width=given["width"], sigmas=given["sigmas"],
-        shares=given["kept"], recovery=given["recovery"], pixels=given["full_pipeline"],
-        repeats=given["repeats"], options=part(given, _STREAM),
-        model=given["model"] + (" with random weights" if given["random_weights"] else ""),
-        before=before,
-    )  # fmt: skip
+    with _pipeline(given) as pipe:
+        result = run_bench(
+            pipe, height=given["height"], width=given["width"], sigmas=given["sigmas"],
+            shares=given["kept"], recovery=given["recovery"], pixels=given["full_pipeline"],
+            repeats=given["repeats"], options=part(given, _STREAM),
+            model=given["model"] + (" with random weights" if given["random_weights"] else ""),
+            before=before,
+        )  # fmt: skip
     changes = None if before is None else result.changes(before)
     if not given["json"]:
         _show(result)
@@ -89,33 +96,51 @@ def bench(given: Given) -> None:
     typer.echo(json.dumps(found, allow_nan=False))
 
 
-def _pipeline(given: Mapping[str, Any]) -> CausalWanPipeline:
+@contextmanager
+def _pipeline(given: Mapping[str, Any]) -> Iterator[CausalWanPipeline]:
     if not given["random_weights"]:
-        return load(part(given, ("model", *HARDWARE)))
+        names = ("model", "height", "width", "recovery", "store", "cache", *HARDWARE, *FIT)
+        names = (*names, *PARALLEL)
+        told = {**part(given, names), "quiet": given["json"]}
+        with loaded(told, recovery=given["recovery"]) as pipe:
+            yield pipe
+        return
+    if given["fit"] is not None:
+        raise ValueError(
+            "--fit is for models that are loaded: python -m benchmarks.fit has random weights"
+        )
+    if processes(given) > 1:
+        raise ValueError(
+            f"--random-weights are those of 1 process, not of {processes(given)}: "
+            f"python -m benchmarks.parallel has them in several"
+        )
     from stillframe.loading.load import pick_device, pick_dtype
     from stillframe.loading.random_model import random_pipeline
 
-    shape, sigmas = _shape(given["model"])
+    shape, numbers = _shape(given["model"])
     where = pick_device(given["device"])
-    return random_pipeline(shape, str(where), pick_dtype(given["dtype"], where), sigmas)
+    yield random_pipeline(shape, str(where), pick_dtype(given["dtype"], where), **numbers)
 
 
-def _shape(model: str) -> tuple[str, Sequence[float]]:
-    """The shape of a model's transformer by its name, and its own schedule.
+def _shape(model: str) -> tuple[str, Mapping[str, Any]]:
+    """The shape of a model's transformer by its name, and the numbers that it is run with.
 
     Raises:
         ValueError: neither is known.
     """
+    from stillframe.loading.assemble import pipeline_numbers
     from stillframe.loading.bases import known_base
+    from stillframe.loading.load import find_source
     from stillframe.loading.random_model import SHAPES
     from stillframe.loading.recipes import load_recipes
 
     if model in SHAPES:
-        return model, _SIGMAS
+        return model, {"edit_sigmas": _SIGMAS}
     for name, recipe in load_recipes().items():
         config = known_base(recipe.base).get("transformer")
         if name == model and config is not None:
-            return next(shape for shape in SHAPES if SHAPES[shape] == config), recipe.edit_sigmas
+            shape = next(shape for shape in SHAPES if SHAPES[shape] == config)
+            return shape, pipeline_numbers(find_source(name))
     raise ValueError(
         f"--random-weights has the shapes {', '.join(SHAPES)} and of the models "
         f"{', '.join(load_recipes())}, not of {model!r}"

@@ -31,8 +31,11 @@ _TYPES: dict[str, Any] = {
 
 
 def flag(name: str) -> str:
-    """An option's name on the command line: ``--rate-mode`` for "rate_mode"."""
-    return f"--{name.replace('_', '-')}"
+    """An option's name on the command line: ``--rate-mode`` for "rate_mode".
+
+    A name that is a word of Python's has an underscore behind it: ``--in`` is "in_".
+    """
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 class Command:

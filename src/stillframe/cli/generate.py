@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING
 import typer
 
 from stillframe.cli.command import Given, takes
-from stillframe.cli.options import FRAMES, LOADING, MODEL, OUTPUT, QUIET, RESULT, SIZE, load, part
+from stillframe.cli.options import (
+    FRAMES,
+    LOADING,
+    MODEL,
+    OUTPUT,
+    QUIET,
+    RESULT,
+    SIZE,
+    YES,
+    part,
+)
+from stillframe.cli.parallel import PARALLEL, loaded, only_follow
+from stillframe.cli.replacing import ask_to_replace
 from stillframe.cli.screen import Interruption, edit_progress, say
 from stillframe.config import OPTIONS, EditConfig
 from stillframe.options import Option
@@ -18,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["generate"]
 
-_DENOISING = ("seed", "steps", "sigmas", "execution", "products")
+_DENOISING = ("seed", "steps", "sigmas", "execution", "products", "cache")
 
 _OPTIONS = {
     "out": Option("path", "Write this file.", metavar="OUT", required=True, short="o"),
@@ -29,6 +41,7 @@ _OPTIONS = {
     ),
     "seconds": Option("float", "Make so many seconds, instead of --frames.", above=0, most=86400),
     "height": SIZE["height"],
+    **YES,
     **QUIET,
     **part(OPTIONS, _DENOISING),
     "width": SIZE["width"],
@@ -43,31 +56,35 @@ _OPTIONS = {
     ),
     **OUTPUT,
     **LOADING,
+    **PARALLEL,
 }
 
 
 @takes(_OPTIONS)
 def generate(given: Given) -> None:
     """Make a video file from a prompt."""
+    if only_follow(given):
+        return
     from stillframe.jobs.outputs import check_outputs
 
     check_outputs(None, given["out"], None, given["report"])
+    ask_to_replace([given["out"], given["report"]], given["yes"])
     from stillframe.loading.prompts import clean_prompt
 
     prompt = clean_prompt(given["prompt"])
     config = EditConfig.from_options(part(given, _DENOISING))
     started = time.perf_counter()
-    pipe = load(given, generate=True, prompt=prompt)
-    loaded = time.perf_counter() - started
-    from stillframe.jobs.generate import generate_file
+    with loaded(given, generate=True, prompts=(prompt,)) as pipe:
+        load_seconds = time.perf_counter() - started
+        from stillframe.jobs.generate import generate_file
 
-    with Interruption() as interrupted, edit_progress(given["quiet"], "generating") as show:
-        done = generate_file(
-            pipe, given["out"], prompt=prompt, num_frames=given["frames"],
-            seconds=given["seconds"], fps=given["fps"], height=given["height"],
-            width=given["width"], crf=given["crf"], config=config, model=given["model"],
-            load_seconds=loaded, on_progress=show, stop=interrupted,
-        )  # fmt: skip
+        with Interruption() as interrupted, edit_progress(given["quiet"], "generating") as show:
+            done = generate_file(
+                pipe, given["out"], prompt=prompt, num_frames=given["frames"],
+                seconds=given["seconds"], fps=given["fps"], height=given["height"],
+                width=given["width"], crf=given["crf"], config=config, model=given["model"],
+                load_seconds=load_seconds, on_progress=show, stop=interrupted,
+            )  # fmt: skip
     if given["report"] is not None and done.frames_out:
         done.write(given["report"])
     if done.interrupted or not given["quiet"]:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stillframe.cli.check import check
 from stillframe.cli.command import Given, takes
 from stillframe.cli.downloads import fetch_shown
-from stillframe.cli.options import HARDWARE, SIDE, VAE, part
+from stillframe.cli.options import FIT, HARDWARE, OFFLOAD, SIDE, VAE, part
 from stillframe.cli.screen import names_table, numbers_table, one_sentence_errors, say
 from stillframe.config import OPTIONS
 from stillframe.options import Option
 
 if TYPE_CHECKING:
+    from stillframe.loading.fit import Fit
     from stillframe.loading.hub import RemoteFile, Wanted
+    from stillframe.loading.recipes import Recipe
 
 __all__ = ["models_app"]
 
 models_app = typer.Typer(help="List models, and fetch those that are on the Hugging Face hub.")
+models_app.command()(check)
 
 
 @models_app.callback(invoke_without_command=True)
@@ -64,8 +68,20 @@ def _list_recipes() -> None:
     for name, recipe in load_recipes().items():
         files = on_disk(wanted_by(recipe))
         size = sum(file.size or 0 for file in files if file.present)
-        rows.append((name, recipe.title, _share(files), size_text(size), recipe.licence))
-    names_table(("recipe", "title", "on disk", "size there", "licence"), rows)
+        there = f"{_share(files)}, {size_text(size)}" if size else _share(files)
+        rows.append((name, recipe.title, there, _missing(recipe), recipe.licence))
+    names_table(("recipe", "title", "on disk", "to download", "licence"), rows)
+
+
+def _missing(recipe: Recipe) -> str:
+    """How much of a model is to be downloaded, in words."""
+    from stillframe.loading.hub import size_text, to_download
+
+    found = to_download(recipe)
+    if found is None:
+        return "unknown"
+    size, recorded = found
+    return f"{'' if recorded else 'about '}{size_text(size)}" if size else "nothing"
 
 
 def _share(files: Sequence[RemoteFile]) -> str:
@@ -128,13 +144,7 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
         ModelError: it is no model's name.
     """
     from stillframe.errors import ModelError
-    from stillframe.loading.hub import (
-        TINY_VAE_FILE,
-        TINY_VAE_REPO,
-        Wanted,
-        wanted_by,
-        wanted_folder,
-    )
+    from stillframe.loading.hub import tiny_vae, wanted_by, wanted_folder
     from stillframe.loading.load import bundled_models
     from stillframe.loading.recipes import load_recipes
 
@@ -148,7 +158,7 @@ def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:
             f"unknown model {name!r}: it is no hub id (owner/name); recipes are "
             f"{', '.join(recipes)}"
         )
-    tiny = (Wanted(TINY_VAE_REPO, (TINY_VAE_FILE,)),) if vae == "tiny" else ()
+    tiny = (tiny_vae(name),) if vae == "tiny" else ()
     return (*wanted_folder(name), *tiny)
 
 
@@ -158,7 +168,10 @@ _PLAN = {
     "width": Option("int", "Edit frames so many pixels wide.", default=832, least=16, most=SIDE),
     "recovery": replace(OPTIONS["recovery"], default="aligned"),
     "store": OPTIONS["store"],
+    "cache": OPTIONS["cache"],
     **_WEIGHTS,
+    **OFFLOAD,
+    **FIT,
     "device": HARDWARE["device"],
 }
 
@@ -173,11 +186,32 @@ def plan(
     from stillframe.loading.load import plan_pipeline
 
     height, width = given["height"], given["width"]
-    rest = part(given, ("vae", "recovery", "store", "dtype", "device"))
+    title = f"{name} at {width}x{height}", given["dtype"]
+    if given["fit"] is not None:
+        fit = _fitted(name, given)
+        numbers_table(title, fit.plan.lines())
+        for line in fit.lines():
+            say(line)
+        return
+    rest = part(given, ("vae", "recovery", "store", "cache", "offload", "dtype", "device"))
     needs, free = plan_pipeline(name, height, width, **rest)
-    numbers_table((f"{name} at {width}x{height}", given["dtype"]), needs.lines())
+    numbers_table(title, needs.lines())
     if free is not None:
         say(f"free on this device: {free / 2**30:.2f} GiB")
+
+
+def _fitted(name: str, given: Mapping[str, Any]) -> Fit:
+    """How a model is to be run below a size, on a GPU that need not be there if none is named."""
+    import torch
+
+    from stillframe.loading.assemble import Task
+    from stillframe.loading.load import fit_pipeline
+
+    device = torch.device("cuda") if given["device"] == "auto" else given["device"]
+    size = given["height"], given["width"]
+    task = Task(*size, given["recovery"], store=given["store"], cache=given["cache"])
+    rest = part(given, ("vae", "dtype", "offload"))
+    return fit_pipeline(name, given["fit"], device=device, task=task, **rest)
 
 
 _CONVERT = {

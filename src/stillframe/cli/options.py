@@ -6,26 +6,34 @@ torch is imported when a model is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stillframe.cli.downloads import fetch_shown
+from stillframe.cli.screen import say
+from stillframe.config import edit_options
 from stillframe.options import Option
 
 if TYPE_CHECKING:
     from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = [
+    "FIT",
     "FRAMES",
     "HARDWARE",
     "LOADING",
     "MODEL",
     "OFFLOAD",
     "OUTPUT",
+    "PROMPT",
     "QUIET",
     "RESULT",
     "SIDE",
     "SIZE",
+    "STREAM",
     "VAE",
+    "YES",
+    "live_edits",
     "load",
     "part",
 ]
@@ -34,6 +42,11 @@ _T = TypeVar("_T")
 
 #: Headings in help.
 _LOADING, RESULT = "Model and device", "Source and result"
+_STREAMS = "Pictures, streams and pipes"
+
+# What needs the whole of a file; so does what reads or writes one.
+_FILES_ONLY = ("cuts_by", "two_pass")
+_LIVE_DETECTORS = ("pixels", "latent")
 
 #: Longest side of a picture, in pixels, and most frames that anybody asks for.
 SIDE, FRAMES = 16384, 10**9
@@ -81,6 +94,17 @@ OFFLOAD = {
         group=_LOADING,
     )
 }
+FIT = {
+    "fit": Option(
+        "float",
+        "Stay below so many GB (10^9 bytes), all included, by the mildest measures that are "
+        "enough, and say which.",
+        metavar="GB",
+        above=0,
+        most=10**6,
+        group=_LOADING,
+    )
+}
 #: How a model is loaded.
 LOADING = {
     **HARDWARE,
@@ -99,6 +123,7 @@ LOADING = {
         group=_LOADING,
     ),
     **OFFLOAD,
+    **FIT,
 }
 SIZE = {
     "height": Option(
@@ -125,6 +150,52 @@ OUTPUT = {
     ),
     "report": Option("path", "Write all numbers as JSON.", metavar="FILE", group=RESULT),
 }
+#: How streams are read and written.
+STREAM = {
+    "input_format": Option(
+        "str",
+        "Read a stream as this format of FFmpeg's where it cannot be told: y4m, v4l2.",
+        metavar="NAME",
+        group=_STREAMS,
+    ),
+    "output_format": Option(
+        "str",
+        "Write stdout or a URL in this format: y4m, mpegts, matroska or flv.",
+        metavar="NAME",
+        group=_STREAMS,
+    ),
+    "input_timeout": Option(
+        "float",
+        "Give up a URL after so many seconds of silence.",
+        default=10.0,
+        metavar="SECONDS",
+        above=0,
+        most=86400,
+        group=_STREAMS,
+    ),
+    "max_pixels": Option(
+        "int",
+        "Refuse larger pictures: 35389440 pixels (8192x4320) by default.",
+        metavar="PIXELS",
+        least=256,
+        most=2**31 - 1,
+        group=_STREAMS,
+    ),
+    "background": Option(
+        "str",
+        "Show transparent pictures on this colour.",
+        default="black",
+        choices=("black", "white"),
+        group=_STREAMS,
+    ),
+}
+PROMPT = {
+    "prompt": Option("str", "Say what the result should look like.", metavar="TEXT"),
+    "style": Option("str", "Use a style of the model: `stillframe styles` lists them."),
+}
+YES = {
+    "yes": Option("bool", "Replace files that are there without asking.", default=False, short="y"),
+}
 QUIET = {
     "quiet": Option("bool", "Print only warnings and errors.", default=False, short="q"),
 }
@@ -135,31 +206,47 @@ def part(options: Mapping[str, _T], names: Sequence[str]) -> dict[str, _T]:
     return {name: options[name] for name in names}
 
 
+def live_edits() -> dict[str, Option]:
+    """Options of an edit that need neither a file nor all of a video."""
+    found = {
+        name: each
+        for name, each in edit_options().items()
+        if each.kind != "path" and name not in _FILES_ONLY
+    }
+    return {**found, "detector": replace(found["detector"], choices=_LIVE_DETECTORS)}
+
+
 def load(
     given: Mapping[str, Any],
     *,
     recovery: str = "aligned",
     compare: bool = False,
     generate: bool = False,
-    prompt: str | None = None,
+    prompts: Sequence[str] = (),
+    frames: tuple[int, int] | None = None,
 ) -> CausalWanPipeline:
     """The model, in a process tuned for it.
 
     Args:
-        given: values of `MODEL`, `LOADING`, `SIZE` and the option store; those that are missing
-            are as usual.
-        recovery, compare, generate, prompt: what memory is planned for.
+        given: values of `MODEL`, `LOADING`, `SIZE` and the options store, cache and motion; those
+            that are missing are as usual.
+        recovery, compare, generate, prompts: what memory is planned for.
+        frames: width and height of the video to edit, where that is known.
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
         ValueError: an option is out of range.
     """
     from stillframe.loading.host import keep_freed_memory
-    from stillframe.loading.load import load_pipeline, missing_files, pick_device
+    from stillframe.loading.load import (
+        fit_pipeline,
+        load_pipeline,
+        missing_files,
+        pick_device,
+        working_size,
+    )
 
     model, device, vae = given["model"], given.get("device", "auto"), given.get("vae")
-    if missing := missing_files(model, vae):
-        fetch_shown(missing)
     if pick_device(device).type == "cpu":
         keep_freed_memory()
     if given.get("threads") is not None:
@@ -168,23 +255,43 @@ def load(
         torch.set_num_threads(given["threads"])
     from stillframe.loading.assemble import Task
 
-    prompts = () if prompt is None else (prompt,)
     store, motion = given.get("store", "auto"), given.get("motion") != "off"
+    dtype, offload = given.get("dtype", "auto"), given.get("offload", False)
+    fit = None
+    missing = missing_files(model, vae)
+    if missing and given.get("fit") is None:
+        fetch_shown(missing)
+    size = working_size(
+        model, vae=vae, frames=frames, height=given.get("height"), width=given.get("width"),
+        generate=generate,
+    )  # fmt: skip
+    task = Task(
+        *size,
+        recovery,
+        compare,
+        generate,
+        tuple(prompts),
+        store,
+        motion,
+        given.get("cache", "auto"),
+    )
+    if given.get("fit") is not None:
+        fit = fit_pipeline(
+            model, given["fit"], device=device, dtype=dtype, vae=vae, task=task, offload=offload
+        )
+        if not given.get("quiet"):
+            for line in fit.lines():
+                say(line, stderr=True)
+        if missing:
+            fetch_shown(missing)
     return load_pipeline(
         model,
         device=device,
-        dtype=given.get("dtype", "auto"),
+        dtype=dtype,
         vae=vae,
         loras=tuple(given.get("lora") or ()),
         attention=given.get("attention"),
-        offload=given.get("offload", False),
-        task=Task(*_size(given), recovery, compare, generate, prompts, store, motion),
+        offload=offload,
+        task=task,
+        fit=fit,
     )
-
-
-def _size(given: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width that were asked for, in whole tokens of any model."""
-    height, width = given.get("height"), given.get("width")
-    height = height or (480 if width is None else width * 9 // 16)
-    width = width or height * 16 // 9
-    return max(height // 32, 1) * 32, max(width // 32, 1) * 32

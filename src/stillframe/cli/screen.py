@@ -30,6 +30,7 @@ __all__ = [
     "REFUSED",
     "Interruption",
     "complain",
+    "counted_progress",
     "edit_progress",
     "names_table",
     "numbers_table",
@@ -52,7 +53,7 @@ def say(text: str, *, stderr: bool = False) -> None:
     from rich.console import Console
 
     Console(soft_wrap=True, stderr=stderr).print(
-        printable(text, _LONGEST_LINE), markup=False, highlight=False
+        printable(text, _LONGEST_LINE), markup=False, highlight=False, emoji=False
     )
 
 
@@ -189,6 +190,32 @@ def edit_progress(
                 fps=f"{progress.fps:.1f} FPS",
                 kept=_shares(progress),
             )
+
+        yield show
+
+
+@contextmanager
+def counted_progress(
+    label: str, unit: str, quiet: bool = False
+) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar on standard error that is told how many are done, and of how many."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.fields[of]} " + unit),
+        TimeElapsedColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(label, total=None, of="?")
+
+        def show(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total, of="?" if total is None else total)
 
         yield show
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from stillframe.kernels.graphs import CapturedStep, Step
+from stillframe.kernels.shared import CapturedStep, Step
 from stillframe.tokens.grid import Grid
 from stillframe.tokens.source import SourceBlock
 
@@ -27,6 +27,8 @@ Faster = Callable[[Step], Step]
 @runtime_checkable
 class Stateful(Protocol):
     """A selector that looks at a block's latents and remembers tensors, and no more than that.
+
+    Selectors of equal methods decide alike: the graph of one serves the others.
 
     Attributes:
         state_tensors: what it remembers, in a fixed order; none before its first block. What is set

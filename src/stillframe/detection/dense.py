@@ -8,6 +8,7 @@ it and this give the same verdicts.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,13 +27,61 @@ from stillframe.detection.traces import (
 )
 from stillframe.kernels import moving
 from stillframe.kernels.flow import searchable
-from stillframe.kernels.graphs import Graphs
+from stillframe.kernels.shared import Memory, Workplace
 from stillframe.kernels.snapshots import Ring
 from stillframe.kernels.visible import Limits
 
 __all__ = ["DenseVideo"]
 
 _Followed = tuple[moving.Found, moving.Known]
+
+
+class _Buffers(NamedTuple):
+    """What graphs read and write.
+
+    Attributes:
+        ring: snapshots of the source.
+        trace: what is known of the latest latent frame.
+        given: what a block is judged from.
+        numbers, places: see `moving.Found`.
+        here, own: places of pixels and of tokens.
+    """
+
+    ring: Ring
+    trace: Trace
+    given: moving.Given
+    numbers: Tensor
+    places: Tensor
+    here: Tensor
+    own: Tensor
+
+    @classmethod
+    def like(cls, pixels: Tensor, longest: Tensor, frames: int, patch: tuple[int, int]) -> _Buffers:
+        """For blocks of as many pixels (S, t, 3, H, W)."""
+        like, device = pixels[0, 0], pixels.device
+        y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in like.shape[-2:])
+        here = torch.stack(torch.broadcast_tensors(x, y.unsqueeze(1)), -1).contiguous()
+        own = torch.arange(len(longest), device=device)
+        blank = torch.zeros(like.shape, device=device)
+        patches = frames, len(longest), pixels.shape[1], *patch
+        given = moving.Given(
+            torch.zeros(frames, frames, len(longest), device=device),
+            torch.empty_like(pixels, memory_format=torch.contiguous_format),
+            torch.zeros((), device=device),
+            torch.zeros((), device=device),
+            torch.zeros((), dtype=torch.int64, device=device),
+            longest,
+            torch.zeros(frames, len(longest), dtype=torch.uint8, device=device),
+        )
+        return cls(
+            Ring(like, LONGEST + frames + 1),
+            Trace.still(blank, here.clone(), own.clone(), 0),
+            given,
+            torch.zeros(patches, dtype=torch.int32, device=device),
+            torch.zeros(*patches, 2, device=device),
+            here,
+            own,
+        )
 
 
 class DenseVideo:
@@ -44,7 +93,10 @@ class DenseVideo:
         pixels: (S, t, 3, H, W) of a block, for their size, format and device.
         longest: (h*w,) int64 latent frames that each patch may be moved for.
         shape: S, h, w.
-        graphs: whether to make CUDA graphs of the work.
+        place: where the work is done, as a CUDA graph if it captures.
+
+    Attributes:
+        memory: what the stream leaves there.
     """
 
     def __init__(
@@ -54,7 +106,7 @@ class DenseVideo:
         pixels: Tensor,
         longest: Tensor,
         shape: tuple[int, int, int],
-        graphs: bool,
+        place: Workplace,
     ) -> None:
         frames, *sides = shape
         self._flow = OpticalFlow(motion)
@@ -62,31 +114,19 @@ class DenseVideo:
         self.sides = sides[0], sides[1]
         like = pixels[0, 0]
         self._patch = like.shape[-2] // sides[0], like.shape[-1] // sides[1]
-        self._ring = Ring(like, LONGEST + frames + 1)
-        device = like.device
-        y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in like.shape[-2:])
-        self._here = torch.stack(torch.broadcast_tensors(x, y.unsqueeze(1)), -1).contiguous()
-        self._own = torch.arange(len(longest), device=device)
-        self.longest = longest
         # a flow that there are no kernels for is looked for on the CPU, which no graph can do
-        graphs = graphs and searchable(*like.shape[-2:])
-        self._graphs = Graphs() if graphs else None
-        # what graphs read and write never moves
-        blank = torch.zeros(like.shape, device=device)
-        self._trace = Trace.still(blank, self._here.clone(), self._own.clone(), 0)
-        self._known = False
-        patches = frames, len(longest), pixels.shape[1], *self._patch
-        self._numbers = torch.zeros(patches, dtype=torch.int32, device=device)
-        self._places = torch.zeros(*patches, 2, device=device)
-        self._given = moving.Given(
-            torch.zeros(frames, frames, len(longest), device=device),
-            torch.empty_like(pixels, memory_format=torch.contiguous_format),
-            torch.zeros((), device=device),
-            torch.zeros((), device=device),
-            torch.zeros((), dtype=torch.int64, device=device),
-            longest,
-            torch.zeros(frames, len(longest), dtype=torch.uint8, device=device),
+        self._graphs = place.graphs() if searchable(*like.shape[-2:]) else None
+        self.memory, self._known = Memory(place), False
+        self._buffers = place.once(
+            "buffers", lambda: _Buffers.like(pixels, longest, frames, self._patch)
         )
+        self._ring, self._trace, self._given = self._buffers[:3]
+        self._here, self._own = self._buffers.here, self._buffers.own
+        self.longest = self._given.longest
+        place.keep("ring", self._ring.pictures)
+        for name, x in zip(Trace._fields, self._trace, strict=True):
+            place.keep(name, x)
+        self.memory.enter()
         self.number = 1
 
     @property
@@ -155,8 +195,8 @@ class DenseVideo:
             new(frames, 3, places, dtype=torch.bool),
             new(frames, 4, places),
             new(frames, places, dtype=torch.int64),
-            self._numbers,
-            self._places,
+            self._buffers.numbers,
+            self._buffers.places,
         )
         anchor = torch.zeros(places, dtype=torch.int32, device=given.change.device)
         light = moving.brightness(given.pixels.flatten(0, 1), 255).unflatten(0, (frames, -1))

@@ -35,6 +35,7 @@ from stillframe.detection.traces import (
     COMPUTE,
     DECIDE,
     REUSE,
+    STAY,
     Frame,
     Moved,
     Trace,
@@ -42,6 +43,7 @@ from stillframe.detection.traces import (
     middle,
 )
 from stillframe.kernels import moving
+from stillframe.kernels.shared import Find, own_workplaces
 from stillframe.tokens.grid import Plan, plan_tokens
 from stillframe.tokens.source import SourceBlock
 
@@ -49,8 +51,8 @@ __all__ = ["Motion", "Settled"]
 
 _LONG_AGO = -(2**20)  # number of a latent frame that nothing is taken from
 # share of a block that has to move for the next one to be looked at; else it rests for so many,
-# unless so much more of one is computed
-_WORTH, _REST, _MUCH_MORE = 0.15, 7, 0.25
+# twice as many each time up to the most, unless so much more of one is computed
+_WORTH, _REST, _LONGEST_REST, _MUCH_MORE = 0.15, 7, 63, 0.25
 # blocks in a row of which so much moved, after which one is computed whole
 _LASTING = 11
 
@@ -101,12 +103,12 @@ class Motion:
     Args:
         motion: "full" or "global", see ``flow``.
         change: tells how patches changed at their places.
-        graphs: whether to make CUDA graphs of the work, where it is done by kernels.
+        find: the workplace, which may make CUDA graphs of the work that is done by kernels.
     """
 
-    def __init__(self, motion: str, change: VisibleChange, graphs: bool = False) -> None:
-        self._motion, self.change, self._graphs = motion, change, graphs
-        self._rest, self._kept_share = 0, 1.0
+    def __init__(self, motion: str, change: VisibleChange, find: Find | None = None) -> None:
+        self._motion, self.change, self._find = motion, change, find or own_workplaces()
+        self._rest, self._next_rest, self._kept_share = 0, _REST, 1.0
         self._limit = 1.0
         self._born: Tensor | None = None
         self._moving = torch.zeros(1, 1, dtype=torch.bool)
@@ -114,7 +116,14 @@ class Motion:
         self._videos: Sequence[SparseVideo | DenseVideo] = []
         self._block: SourceBlock | None = None
         self._changed: Tensor | None = None
+        self._orders = torch.zeros(0)
         self._proposed: tuple[Tensor, list[tuple[list[Frame], Trace]]] | None = None
+
+    def enter(self) -> None:
+        """Find what is known of the stream's pictures; call it first in every turn."""
+        for video in self._videos:
+            if isinstance(video, DenseVideo):
+                video.memory.enter()
 
     @property
     def due(self) -> bool:
@@ -127,8 +136,13 @@ class Motion:
         if kept_share > self._kept_share + _MUCH_MORE:
             self._rest = 0
 
-    def begin(self, block: SourceBlock) -> None:
-        """Take the next block, of which not everything may have to be computed."""
+    def begin(self, block: SourceBlock, staying: Tensor | None = None) -> None:
+        """Take the next block, of which not everything may have to be computed.
+
+        Args:
+            block: with pixels and anchors.
+            staying: (B, h, w) bool, patches that nothing from elsewhere may stand for.
+        """
         assert block.pixels is not None
         assert block.anchor is not None
         for video, anchor in zip(self._video(block), block.anchor, strict=True):
@@ -138,6 +152,10 @@ class Motion:
             video.remember()
         self._block, self._changed, self._proposed = block, None, None
         self._limit = block.leniency
+        orders = torch.full_like(block.tokens[..., 0], DECIDE, dtype=torch.uint8)
+        self._orders = orders
+        if staying is not None:
+            orders.masked_fill_(staying.flatten(1).unsqueeze(1), STAY)
 
     def _video(self, block: SourceBlock) -> Sequence[SparseVideo | DenseVideo]:
         """Every video of the batch."""
@@ -148,9 +166,17 @@ class Motion:
         pixels = block.pixels.unflatten(1, (grid.frames + 1, -1))[:, 1:]
         if moving.supported(pixels, *shape[1:]):
             longest = longest_moves(*shape[1:]).to(pixels.device)
+            key = self._motion, change.limits, pixels.shape[1:], pixels.dtype, pixels.device, shape
             self._videos = [
-                DenseVideo(self._motion, change.limits, video, longest, shape, self._graphs)
-                for video in pixels
+                DenseVideo(
+                    self._motion,
+                    change.limits,
+                    video,
+                    longest,
+                    shape,
+                    self._find("motion", (number, *key)),
+                )
+                for number, video in enumerate(pixels)
             ]
         else:
             self._videos = [
@@ -194,8 +220,9 @@ class Motion:
         assert self._block is not None
         if self._proposed is not None and torch.equal(self._proposed[0], keep.flatten(2)):
             return keep
-        orders = torch.where(barred, REUSE, DECIDE).masked_fill(keep, COMPUTE).to(torch.uint8)
-        followed = self._followed(self._limit, orders.flatten(2))
+        orders = self._orders.masked_fill(barred.flatten(2), REUSE)
+        orders.masked_fill_(keep.flatten(2), COMPUTE)
+        followed = self._followed(self._limit, orders)
         whole = torch.stack([torch.stack([x.keep for x in frames]) for frames, _ in followed])
         self._proposed = whole, followed
         return whole.view_as(keep)
@@ -239,7 +266,9 @@ class Motion:
         # that nothing moved in a block that was due as a whole says nothing of the next one
         if keep.device.type == "cpu" and not (lasted is not None and bool(lasted.any())):
             moved = float(torch.stack([found.moved for found in settled]).float().mean())
-            self._rest = 0 if moved >= _WORTH else _REST
+            self._rest = 0 if moved >= _WORTH else self._next_rest
+            longer = min(2 * self._next_rest + 1, _LONGEST_REST)
+            self._next_rest = _REST if moved >= _WORTH else longer
             self._kept_share = float(keep.float().mean()) + moved
         return settled, plan
 
@@ -253,8 +282,7 @@ class Motion:
         Where much of a picture moves, what looks the same at its place is not the same, as of an
         even wall: it is computed again as often as what moved is, in the block's first frame.
         """
-        assert self._block is not None
-        orders = torch.full_like(self._block.tokens[..., 0], DECIDE, dtype=torch.uint8)
+        orders = self._orders.clone()
         if self._born is not None:
             age = self._videos[0].number - self._born
             due = (age > self._videos[0].longest) & self._moving

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stillframe.kernels import visible as visible_kernels
-from stillframe.kernels.graphs import Step
+from stillframe.kernels.shared import Step
 from stillframe.kernels.visible import Limits
 from stillframe.tokens.source import SourceBlock
 
@@ -47,6 +47,7 @@ __all__ = [
     "appearance",
     "cells_of",
     "changed",
+    "clip_change",
     "difference",
     "enlarged",
     "sensor_noise",
@@ -68,6 +69,7 @@ _NOISE_LIMIT = 1.25**0.5
 _QUIET = 0.25  # quantile of the patches by their noise: some of a picture stands still
 _EVEN = 0.5  # noise of a sensor is alike everywhere, within such a factor of its variance
 _BLOCKS = 8  # whose least noise counts
+_TOGETHER = 3  # latent frames of a whole clip whose noise is estimated together
 _NEARLY = 0.95  # share computed from which a block is computed whole
 # tolerances, in units of the one asked for, at which `VisibleScore` looks what would be computed
 _LADDER = tuple(2.0 ** (k / 4) for k in range(-12, 25))
@@ -166,7 +168,7 @@ class VisibleChange:
         self._grid = (0, 0, 0)
 
     def captured(self, faster: Callable[[Step], Step]) -> VisibleChange:
-        """The same with what ``faster`` makes of its step, see ``graphs.CapturedStep``.
+        """The same with what ``faster`` makes of its step, see ``shared.CapturedStep``.
 
         Kernels, where there are any, are too few for that.
         """
@@ -300,6 +302,36 @@ def difference(
     for measure in measures[1:]:
         worst = torch.maximum(worst, measure)
     return worst / tolerance
+
+
+def clip_change(frames: Tensor, patch: tuple[int, int], tolerance: float) -> Tensor:
+    """Change of every pair of latent frames of a whole clip, in both directions of time.
+
+    Args:
+        frames: (F, t, 3, H, W) in [0, 1], the pixel frames of every latent frame.
+        patch: pixels of a patch.
+        tolerance: grey levels, above 0.
+
+    Returns:
+        (F, F, h, w) in units of the tolerance: at [a, t] that of frame t from frame a, by the same
+        measures as `VisibleChange`.
+    """
+    levels = frames.float() * 255
+    noises = [sensor_noise(part.unsqueeze(0), patch) for part in levels.split(_TOGETHER)]
+    noise = torch.stack(noises).amin().clamp(max=_most_noise(tolerance))
+    pair_noise = [scale * noise for scale in (2 / levels.shape[1], 2)]
+    means, cells = levels.mean(1), cells_of(levels, patch)
+    rows = [
+        difference(
+            (means - mean).unsqueeze(0),
+            (cells - last).unsqueeze(0),
+            pair_noise,
+            patch,
+            tolerance,
+        )
+        for mean, last in zip(means, cells[:, -1], strict=True)
+    ]
+    return torch.cat(rows)
 
 
 def changed(change: Tensor, limit: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from stillframe.detection.traces import (
     NOISE,
     REACH,
     SCALES,
+    STAY,
     Frame,
     Moved,
     Trace,
@@ -171,12 +172,14 @@ class SparseVideo:
     ) -> tuple[Frame, Tensor]:
         """What becomes of a latent frame, and the pictures of what moved."""
         still, noise, limit, orders = given
-        asked = (still > limit) & (orders != COMPUTE)
+        differs = still > limit
+        asked = differs & (orders != COMPUTE) & (orders != STAY)
         judged = self._judged(trace, number, now, noise, asked.nonzero().squeeze(1))
         index = judged.patches.index
         change = torch.full_like(still, torch.inf).index_copy(0, index, judged.change)
         keep = (orders == COMPUTE) | ((orders == DECIDE) & asked & (change > limit))
-        held = ~keep & ~((still > limit) & (change < still))
+        keep |= (orders == STAY) & differs
+        held = ~keep & ~(differs & (change < still))
         held &= still.isfinite()
         moved = ~keep & ~held & change.isfinite()
         stale = torch.zeros_like(still).index_copy(0, index, judged.stale)

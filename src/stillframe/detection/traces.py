@@ -19,6 +19,7 @@ __all__ = [
     "REACH",
     "REUSE",
     "SCALES",
+    "STAY",
     "Frame",
     "Moved",
     "Trace",
@@ -26,9 +27,10 @@ __all__ = [
     "middle",
 ]
 
-#: What is to become of a patch: it is not computed, whatever it looks like; it is; or it is if it
-#: looks like nothing that could stand for it. Kernels know the numbers.
-REUSE, COMPUTE, DECIDE = 0, 1, 2
+#: What is to become of a patch: it is not computed, whatever it looks like; it is; it is if it
+#: looks like nothing that could stand for it; or if it is not like what was at its own place.
+#: Kernels know the numbers.
+REUSE, COMPUTE, DECIDE, STAY = 0, 1, 2, 3
 #: Latent frames that a patch may be moved for, at most.
 LONGEST = 20
 #: Pixels beyond an edge, where it is repeated.

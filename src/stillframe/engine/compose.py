@@ -13,7 +13,7 @@ the two meet. Nothing old is mixed into new pixels: what moves leaves no trace.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from stillframe.detection.pixels import enlarged
 from stillframe.detection.traces import middle
-from stillframe.engine.moved import MovedPictures, Mover, Rings
+from stillframe.engine.moved import DenseMoves, MovedPictures, Mover, Rings
 from stillframe.kernels.graphs import Graphs
+from stillframe.kernels.shared import Find, Memory, own_workplaces
 
 __all__ = ["REACH", "ShownPictures", "meet"]
 
@@ -66,17 +67,16 @@ class ShownPictures:
     Args:
         temporal: pixel frames of a latent frame.
         block_frames: latent frames of a block.
-        graphs: whether to make a CUDA graph of the work, which is many small kernels.
+        find: the workplace, which may make a CUDA graph of the work: it is many small kernels.
     """
 
-    def __init__(self, temporal: int, block_frames: int, graphs: bool = False) -> None:
-        self._temporal = temporal
+    def __init__(self, temporal: int, block_frames: int, find: Find | None = None) -> None:
+        self._temporal, self._block_frames = temporal, block_frames
+        self._find = find or own_workplaces()
+        self._memory: Memory | None = None
         self._rings = Rings(block_frames)
-        self._places: list[int] = []
         self._shown: Tensor | None = None
         self._middle = torch.empty(0)
-        self._graphs = Graphs() if graphs else None
-        self._buffers: dict[Hashable, list[Tensor]] = {}
 
     def compose(
         self,
@@ -103,14 +103,16 @@ class ShownPictures:
         if not frames.shape[1]:
             return frames
         if not whole and self._shown is not None:
+            graphs = self._enter(frames, keep).place.graphs()
             sparse = moved is not None and not moved.dense
-            if self._graphs is None or untouched is not None or sparse:
+            # a video ends with a shorter block, which comes once
+            short = lacking > 0 or frames.shape[1] < self._temporal * self._block_frames
+            given = self._shown, self._middle, frames, keep
+            if graphs is None or untouched is not None or sparse or short:
                 mover = None if moved is None else self._mover(moved)
-                given = self._shown, self._middle, frames, keep, lacking
-                frames = self._composed(*given, untouched, mover)
+                frames = self._composed(*given, lacking, untouched, mover)
             else:
-                given = self._shown, self._middle, frames, keep, lacking
-                frames = self._replayed(self._graphs, *given, moved)
+                frames = self._replayed(graphs, given, moved)
         self._shown = frames[:, -1:].clone()
         self._middle = self._middle_of(frames[:, -self._temporal :]).clone()
         return frames
@@ -119,49 +121,43 @@ class ShownPictures:
         """What (B, 3, H, W) is kept of a latent frame, which a video's end may cut short."""
         return frames[:, min(middle(self._temporal), frames.shape[1] - 1)]
 
+    def _enter(self, frames: Tensor, keep: Tensor) -> Memory:
+        """Find what was shown where streams with pictures of this size take turns."""
+        if self._memory is None:
+            _, _, *picture = frames.shape
+            kind = frames.dtype, frames.device
+            key = self._temporal, self._block_frames, len(frames), *picture, *kind, keep.shape
+            self._memory = Memory(self._find("pictures", key))
+            self._rings = Rings(self._block_frames, self._memory)
+        self._memory.enter()
+        return self._memory
+
     def _mover(self, moved: MovedPictures) -> Mover:
         if not moved.dense:
             return self._rings.sparse(moved, self._middle)
-        number = torch.full((), moved.settled[0].first, device=self._middle.device)
-        return self._rings.dense(number, moved.patches, moved.tensors, self._middle)
+        return self._rings.dense(moved.tensors, self._middle)
 
     def _replayed(
-        self,
-        graphs: Graphs,
-        shown: Tensor,
-        before: Tensor,
-        frames: Tensor,
-        keep: Tensor,
-        lacking: int,
-        moved: MovedPictures | None,
+        self, graphs: Graphs, given: Sequence[Tensor], moved: MovedPictures | None
     ) -> Tensor:
-        """`_composed` as a graph, on buffers that never move."""
-        given = [shown, before, frames, keep]
-        key: Hashable = (frames.shape, frames.dtype, lacking)
-        if moved is not None:
-            number = torch.full((), moved.settled[0].first, device=frames.device)
-            given += [number, *moved.tensors]
-            self._start_anew(graphs, moved)
-            key = key, "moved"
-        buffers = self._buffers.setdefault(key, [torch.empty_like(x) for x in given])
+        """`_composed` of a whole block as a graph, on buffers that never move."""
+        assert self._memory is not None
+        key = moved is not None
+        given = [*given, *(() if moved is None else moved.tensors)]
+        buffers = [
+            self._memory.zeros(("given", i), x.shape, x.device, x.dtype, keep=False)
+            for i, x in enumerate(given)
+        ]
         for buffer, x in zip(buffers, given, strict=True):
             buffer.copy_(x)
-        was, middles, new, mask = buffers[:4]
         mover: Mover | None = None
         if moved is not None:
-            mover = self._rings.dense(buffers[4], moved.patches, buffers[5:], before)
+            mover = self._rings.dense(DenseMoves(*buffers[4:]), buffers[1])
+        was, middles, new, mask = buffers[:4]
         done: Tensor = graphs.run(
-            key, lambda: self._composed(was, middles, new, mask, lacking, None, mover)
+            key, lambda: self._composed(was, middles, new, mask, 0, None, mover)
         )
         return done.clone()
-
-    def _start_anew(self, graphs: Graphs, moved: MovedPictures) -> None:
-        """Drop graphs of patches that have moved: they stay where they are as motion goes on."""
-        places = [found.patches[0].places.data_ptr() for found in moved.settled]
-        if places != self._places:
-            graphs.forget()
-            self._buffers.clear()
-            self._places = places
 
     def _composed(
         self,

@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Generators", "check_embeds", "check_generators", "read_frames", "unit_range"]
+from stillframe.errors import ModelError
+
+__all__ = [
+    "Generators",
+    "check_channels",
+    "check_embeds",
+    "check_generators",
+    "read_frames",
+    "unit_range",
+]
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -97,3 +106,19 @@ def check_embeds(embeds: Any, width: int) -> None:
         raise ValueError(f"prompt_embeds are (B, L, {width}), got {tuple(embeds.shape)}")
     if not embeds.is_floating_point() or not bool(embeds.isfinite().all()):
         raise ValueError("prompt_embeds are finite floating-point numbers")
+
+
+def check_channels(made: int, taken: int) -> None:
+    """Refuse an autoencoder whose latents are not those that the transformer is for.
+
+    Args:
+        made, taken: channels of the one's latents, and of the other's.
+
+    Raises:
+        ModelError: they are not the same.
+    """
+    if made != taken:
+        raise ModelError(
+            f"the autoencoder makes latents of {made} channels and the transformer takes {taken}: "
+            f"they belong to different models"
+        )

@@ -13,10 +13,28 @@ from torch import Tensor
 
 from stillframe.detection.motion import Settled
 from stillframe.detection.sparse import Snapshots, cut, pasted
-from stillframe.detection.traces import LONGEST, Moved
+from stillframe.detection.traces import LONGEST
+from stillframe.kernels.shared import Memory
 from stillframe.kernels.snapshots import Ring, show
 
-__all__ = ["DenseMover", "MovedPictures", "Mover", "Rings", "SparseMover"]
+__all__ = ["DenseMover", "DenseMoves", "MovedPictures", "Mover", "Rings", "SparseMover"]
+
+
+class DenseMoves(NamedTuple):
+    """What moved in a block, of all patches.
+
+    Attributes:
+        number: () int64 of the block's first latent frame.
+        masks: (B, S, N) bool, which of them moved.
+        even: (B, S, N) see `MovedPictures`.
+        numbers, places: (B, S, N, ...) where they come from, see `Moved`.
+    """
+
+    number: Tensor
+    masks: Tensor
+    even: Tensor
+    numbers: Tensor
+    places: Tensor
 
 
 class MovedPictures(NamedTuple):
@@ -37,15 +55,17 @@ class MovedPictures(NamedTuple):
         return self.settled[0].patches[0].mask is not None
 
     @property
-    def patches(self) -> list[Sequence[Moved]]:
-        """Of every video and latent frame."""
-        return [found.patches for found in self.settled]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """If all patches are there: which of them moved (B, S, N), and how even they are."""
-        masks = torch.stack([found.moved.flatten(1) for found in self.settled])
-        return [masks, torch.stack([torch.stack(list(even)) for even in self.even])]
+    def tensors(self) -> DenseMoves:
+        """If all patches are there."""
+        settled = self.settled
+        masks = torch.stack([found.moved.flatten(1) for found in settled])
+        even = torch.stack([torch.stack(list(even)) for even in self.even])
+        numbers, places = (
+            torch.stack([torch.stack([getattr(x, name) for x in y.patches]) for y in settled])
+            for name in ("numbers", "places")
+        )
+        number = torch.full((), settled[0].first, device=masks.device)
+        return DenseMoves(number, masks, even, numbers, places)
 
 
 class Mover(Protocol):
@@ -106,34 +126,21 @@ class DenseMover:
 
     Args:
         rings: of every video, of what was shown.
-        number: () int64 of the block's first latent frame.
-        patches: of every video and latent frame.
-        masks: (B, S, N) bool, which of them moved.
-        even: (B, S, N) see `MovedPictures`.
+        moves: what moved.
     """
 
-    def __init__(
-        self,
-        rings: Sequence[Ring],
-        number: Tensor,
-        patches: Sequence[Sequence[Moved]],
-        masks: Tensor,
-        even: Tensor,
-    ) -> None:
-        self._rings, self._number, self._patches = rings, number, patches
-        self._masks, self._even = masks, even
+    def __init__(self, rings: Sequence[Ring], moves: DenseMoves) -> None:
+        self._rings, self._moves = rings, moves
 
     def remember(self, t: int, pictures: Tensor) -> None:
         for ring, picture in zip(self._rings, pictures, strict=True):
-            ring.put(self._number + t, picture)
+            ring.put(self._moves.number + t, picture)
 
     def moved(self, shown: Tensor, new: Tensor, t: int) -> Tensor:
         rows = []
         for b, ring in enumerate(self._rings):
-            patches = self._patches[b][t]
-            places = patches.numbers, patches.places
-            which = self._masks[b, t], self._even[b, t]
-            rows.append(show(shown[b, 0], new[b], ring, *places, *which))
+            _, masks, even, numbers, places = (x if not x.ndim else x[b, t] for x in self._moves)
+            rows.append(show(shown[b, 0], new[b], ring, numbers, places, masks, even))
         return torch.stack(rows)
 
 
@@ -142,17 +149,21 @@ class Rings:
 
     Args:
         block_frames: latent frames of a block.
+        memory: of the stream, where pictures for kernels lie; None: its own.
     """
 
-    def __init__(self, block_frames: int) -> None:
-        self._count = LONGEST + block_frames + 1
+    def __init__(self, block_frames: int, memory: Memory | None = None) -> None:
+        self._count, self._memory = LONGEST + block_frames + 1, memory or Memory()
         self._snapshots: list[Snapshots] = []
         self._rings: list[Ring] = []
 
     def open(self, like: Tensor, dense: bool) -> None:
         """Make room for pictures (B, 3, H, W), if there is none."""
         if dense and not self._rings:
-            self._rings = [Ring(x, self._count) for x in like]
+            place = self._memory.place
+            self._rings = place.once("rings", lambda: [Ring(x, self._count) for x in like])
+            for number, ring in enumerate(self._rings):
+                place.keep(("ring", number), ring.pictures)
         if not dense and not self._snapshots:
             self._snapshots = [Snapshots(x.float(), self._count) for x in like]
 
@@ -161,10 +172,7 @@ class Rings:
         self.open(like, dense=False)
         return SparseMover(self._snapshots, pictures)
 
-    def dense(
-        self, number: Tensor, patches: Sequence[Sequence[Moved]], which: Sequence[Tensor],
-        like: Tensor,
-    ) -> DenseMover:  # fmt: skip
+    def dense(self, moves: DenseMoves, like: Tensor) -> DenseMover:
         """What puts in those of all patches that moved, see `DenseMover`."""
         self.open(like, dense=True)
-        return DenseMover(self._rings, number, patches, *which)
+        return DenseMover(self._rings, moves)

@@ -16,7 +16,8 @@ from stillframe.backbones.base import Backbone, BlockInputs, FusedPasses, TextCa
 from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stages import StageClock
 from stillframe.engine.state import StreamState
-from stillframe.tokens.grid import Plan, take
+from stillframe.tokens.grid import Plan, plan_tokens, take
+from stillframe.tokens.schedule import Pass
 
 __all__ = ["BlockPasses"]
 
@@ -54,9 +55,9 @@ class BlockPasses:
         Returns:
             (B, S*N, P) float32.
         """
-        attention, sigmas = state.attention, self.settings.sigmas
+        attention, passes = state.attention, self.settings.passes(state.first)
         if state.fused is not None and state.fused.can(plan) and attention.merger is None:
-            return self._fused(state.fused, source, noise, plan)
+            return self._fused(state.fused, source, noise, plan, passes)
         kept = plan.kept
 
         def of_kept(x: Tensor) -> Tensor:
@@ -64,13 +65,15 @@ class BlockPasses:
 
         here = of_kept(source)
         x0 = here
+        # a first block's passes beyond those of the others have no place in a recovery's store
+        extra = len(passes) - len(self.settings.sigmas)
         with self.backbone.attached():
             with self.clock("denoise"):
                 attention.begin_block(plan)
-                for step, sigma in enumerate(sigmas):
-                    attention.step = step
-                    x = (1 - sigma) * x0 + sigma * of_kept(noise[step])
-                    x0 = x - sigma * self._velocity(state, x, here, sigma)
+                for step, (sigma, told, level) in enumerate(passes):
+                    attention.step = max(step - extra, 0)
+                    x = (1 - level) * x0 + level * of_kept(noise[step])
+                    x0 = x - sigma * self._velocity(state, x, here, told)
             with self.clock("context"):
                 attention.step = None
                 self._velocity(state, x0, here, 0.0)
@@ -78,14 +81,20 @@ class BlockPasses:
         return plan.scattered(x0)
 
     def _fused(
-        self, fused: FusedPasses, source: Tensor, noise: Sequence[Tensor], plan: Plan
+        self,
+        fused: FusedPasses,
+        source: Tensor,
+        noise: Sequence[Tensor],
+        plan: Plan,
+        passes: Sequence[Pass],
     ) -> Tensor:
         """The same in fused passes."""
         settings = self.settings
         inputs = BlockInputs(
             source[0],
             [draw[0] for draw in noise],
-            settings.sigmas,
+            passes,
+            len(settings.sigmas),
             settings.timestep_scale,
             settings.conditioning == "source",
         )
@@ -95,8 +104,27 @@ class BlockPasses:
             fused.commit()
         return x0
 
-    def _velocity(self, state: StreamState, x: Tensor, source: Tensor, sigma: float) -> Tensor:
-        timestep = torch.full((x.shape[0],), sigma * self.settings.timestep_scale, device=x.device)
+    def recompute(self, state: StreamState, blocks: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Compute keys and values of the latest blocks anew, oldest first, as `StreamSettings` says
+        of another prompt. Each sees the sink and those of them before it.
+
+        Args:
+            state: the stream's.
+            blocks: source and result, (B, S*N, P) each, of the latest blocks.
+        """
+        attention = state.attention
+        attention.rewind(len(blocks))
+        first, grid = blocks[0][0], state.grid
+        whole = torch.ones(len(first), grid.frames, grid.frame_tokens, device=first.device)
+        with self.backbone.attached(), self.clock("context"):
+            for source, x0 in blocks:
+                attention.begin_block(plan_tokens(whole.bool()))
+                attention.step = None
+                self._velocity(state, x0, source, 0.0)
+                attention.end_block()
+
+    def _velocity(self, state: StreamState, x: Tensor, source: Tensor, told: float) -> Tensor:
+        timestep = torch.full((x.shape[0],), told * self.settings.timestep_scale, device=x.device)
         tokens = x
         if self.backbone.takes_source:
             shown = source if self.settings.conditioning == "source" else torch.zeros_like(source)

@@ -4,24 +4,38 @@ is to be compared with next.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from stillframe.autoencoders.activity import active
+from stillframe.detection.motion import Settled
+from stillframe.engine.results import drawn_lines
 from stillframe.engine.state import StreamState
 from stillframe.tokens.grid import Plan, plan_tokens
 from stillframe.tokens.source import SourceBlock
 
-__all__ = ["advance", "followed", "settle", "wanted"]
+__all__ = ["advance", "followed", "picture_wanted", "settle", "source_wanted"]
 
 
-def followed(state: StreamState, block: SourceBlock) -> SourceBlock:
-    """A block with what tells where its patches came from, unless that is not asked for."""
+def followed(state: StreamState, block: SourceBlock, gains: Tensor) -> SourceBlock:
+    """A block with what tells where its patches came from, unless that is not asked for.
+
+    Args:
+        state: of the stream.
+        block: the next one, not a stream's first.
+        gains: see ``StreamingAutoencoder.channel_gains``.
+    """
     if state.motion is None or block.pixels is None or block.anchor is None:
         return block
     if not state.motion.due:
         state.anchors.pixels = state.motion.release(block.anchor)
         return block._replace(anchor=state.anchors.pixels)
-    state.motion.begin(block)
+    assert state.result is not None
+    assert state.source is not None
+    lines = drawn_lines(state.result, state.source, state.grid, gains)
+    state.motion.begin(block, lines)
     return block._replace(motion=state.motion)
 
 
@@ -45,19 +59,48 @@ def settle(state: StreamState, block: SourceBlock, keep: Tensor) -> Plan:
     return plan
 
 
-def wanted(state: StreamState, plan: Plan) -> Tensor | None:
-    """Latent pixels (B, S, h, w) whose source and picture are needed: those that are computed or
-    come from elsewhere. None: all are.
-
-    The edit of what moved is added to its source as it is now, and the picture of that is shown
-    where the edit is even, see ``results``.
-    """
+def source_wanted(state: StreamState, plan: Plan) -> Tensor | None:
+    """Latent pixels (B, S, h, w) whose source is needed: those that are computed or come from
+    elsewhere, since the edit of what moved is added to its source as it is now. None: all are."""
     if plan.everything:
         return None
-    side, places = state.patch, plan.keep.unflatten(2, state.sides)
+    places = plan.keep.unflatten(2, state.sides)
     if state.settled is not None:
         places = places | torch.stack([found.moved for found in state.settled])
-    return places.repeat_interleave(side, 2).repeat_interleave(side, 3)
+    return _latent_pixels(state, places)
+
+
+def picture_wanted(state: StreamState, plan: Plan) -> Tensor | None:
+    """Latent pixels (B, S, h, w) whose picture is needed: those that are computed and, of what
+    comes from elsewhere, where the edit is even and what lies beside computed patches, since it is
+    what their decoding sees; see ``results``. None: all are."""
+    if plan.everything:
+        return None
+    places = plan.keep.unflatten(2, state.sides)
+    if state.settled is not None:
+        moved = torch.stack([found.moved for found in state.settled])
+        shown = (_evenness(state.settled, state.even) > 0).view(moved.shape)
+        places = places | shown | (moved & active(places))
+    return _latent_pixels(state, places)
+
+
+def _evenness(settled: Sequence[Settled], even: list[list[Tensor]]) -> Tensor:
+    """How even edits of what moved are, (B, S, N); 0 elsewhere."""
+    videos = []
+    for found, rows in zip(settled, even, strict=True):
+        moved = found.moved.flatten(1)
+        if found.patches[0].mask is not None:
+            videos.append(torch.stack(rows) * moved)
+            continue
+        known = torch.zeros(moved.shape, device=moved.device)
+        for row, patches, values in zip(known, found.patches, rows, strict=True):
+            row[patches.index] = values.to(row)
+        videos.append(known)
+    return torch.stack(videos)
+
+
+def _latent_pixels(state: StreamState, places: Tensor) -> Tensor:
+    return places.repeat_interleave(state.patch, 2).repeat_interleave(state.patch, 3)
 
 
 def advance(state: StreamState, pixels: Tensor, plan: Plan) -> Tensor:

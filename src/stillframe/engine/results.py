@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stillframe.detection.motion import Settled
@@ -20,12 +21,39 @@ from stillframe.detection.traces import LONGEST, Moved
 from stillframe.kernels.snapshots import carry
 from stillframe.tokens.grid import Grid
 
-__all__ = ["Results"]
+__all__ = ["Results", "drawn_lines"]
 
 # Grey levels by which an edit differs from one latent pixel to the next, root mean square. Up to
 # the first, what is decoded is better than moved pixels, in every style; from the second on it is
 # worse (docs/method.md).
 _EVEN, _UNEVEN = 6.0, 12.0
+# The same of an edit and of its result alike: from here on it draws lines, and moved pieces of them
+# do not meet those that are computed beside them.
+_LINES = 24.0
+
+
+def drawn_lines(result: Tensor, source: Tensor, grid: Grid, gains: Tensor) -> Tensor:
+    """Where an edit draws lines that its source has not, and one patch around.
+
+    Args:
+        result, source: of a latent frame, (B, N, P) each.
+        grid: h x w patches.
+        gains: (C, C) see ``StreamingAutoencoder.channel_gains``.
+
+    Returns:
+        (B, h, w) bool.
+    """
+    side = round((result.shape[2] / len(gains)) ** 0.5)
+    both = torch.cat([result, result - source])
+    levels = (both.unflatten(2, (side, side, -1)) @ gains).unflatten(1, (grid.height, grid.width))
+    levels = levels.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (2B, h*p, w*p, C)
+    square = levels.new_zeros(levels.shape[:-1])
+    square[:, :, :-1] += (levels[:, :, 1:] - levels[:, :, :-1]).square().mean(-1)
+    square[:, :-1] += (levels[:, 1:] - levels[:, :-1]).square().mean(-1)
+    steps = F.avg_pool2d(square.unsqueeze(1) / 2, side).sqrt()
+    of_result, of_edit = steps.chunk(2)
+    lines = (torch.minimum(of_result, of_edit) >= _LINES).float()
+    return F.max_pool2d(lines, 3, 1, 1).squeeze(1) > 0
 
 
 class Results:

@@ -5,20 +5,30 @@ Made when the size of the frames is known. The block loop (``engine``) drives it
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Hashable
 from dataclasses import replace
+from itertools import count
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from stillframe.attention.block import BlockAttention
 from stillframe.attention.cache import CacheShape, KeyValueCache
 from stillframe.backbones.base import Backbone, FusedPasses
-from stillframe.detection.capture import captured
+from stillframe.detection.capture import Faster, captured
 from stillframe.detection.motion import Motion, Settled
 from stillframe.detection.pixels import Anchors, VisibleChange
 from stillframe.engine.compose import ShownPictures
 from stillframe.engine.results import Results
 from stillframe.engine.settings import StreamSettings
-from stillframe.kernels.graphs import CapturedStep
+from stillframe.kernels.shared import (
+    CapturedStep,
+    Find,
+    Memory,
+    Step,
+    captures_on,
+    shared_workplace,
+)
 from stillframe.methods import Method, Selector
 from stillframe.recovery import Recovery, RecoverySetup, find_recovery
 from stillframe.tokens.grid import Grid
@@ -52,25 +62,31 @@ class StreamState:
         )
         device, dtype = latents.device, backbone.dtype
         self._backbone, self._settings, self._device = backbone, settings, device
-        self.cache = KeyValueCache(shape, device, dtype)
-        self.recovery = recovery_of(method)(
+        self._find = _finder(backbone.transformer, self._captures)
+        # passes are made there, and in the recovery's part of it
+        kept = settings.cache_dtype(dtype)
+        self.memory = Memory(self._find("passes", (shape, device, dtype, kept)))
+        self.cache = KeyValueCache(shape, device, dtype, self.memory, kept, settings.sink_average)
+        kind, store = recovery_of(method), settings.store_dtype(dtype)
+        self.recovery = kind(
             RecoverySetup(
                 shape,
                 len(settings.sigmas),
                 device,
                 dtype,
                 *method.match,
-                settings.store_dtype(dtype),
+                store,
+                self._memory_of(kind, len(settings.sigmas), store),
             )
         )
-        self.attention = BlockAttention(
-            self.cache, backbone.rotary, self.recovery, settings.position_limit
+        self.attention = backbone.block_attention(
+            self.cache, self.recovery, settings.position_limit, settings.context_sink
         )
         self.select = self._selector(method)
         self.merger = method.merger(MergeSetup(self.grid, len(settings.sigmas), device))
         self.fused = self._fused()
         self.anchors = Anchors()
-        self.shown = ShownPictures(temporal, frames, graphs=self._captures)
+        self.shown = ShownPictures(temporal, frames, self._find)
         self.results: Results | None = None
         #: see `Results.restore`
         self.even: list[list[Tensor]] = []
@@ -81,6 +97,9 @@ class StreamState:
         self.source: Tensor | None = None
         self.reference: Tensor | None = None
         self.result: Tensor | None = None
+        # sources and results of the blocks in the window, where they may be needed again
+        reach = -(-shape.ring // frames) if settings.recompute_context else 0
+        self.recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=reach)
 
     def update(self, method: Method, steps: int) -> bool:
         """Go on with another method or number of denoising passes.
@@ -93,6 +112,7 @@ class StreamState:
         setup = replace(before, steps=steps, tolerance=tolerance, trim=trim)
         self.select = self._selector(method)
         if self.motion is not None and self.anchors.pixels is not None:
+            self.motion.enter()
             self.anchors.pixels = self.motion.release(self.anchors.pixels)
         self.motion = self._motion(method)
         self.merger = method.merger(MergeSetup(self.grid, steps, before.device))
@@ -102,7 +122,8 @@ class StreamState:
         if type(self.recovery) is recovery and before.steps == steps and same:
             self.recovery.setup = setup
             return False
-        self.recovery = self.attention.recovery = recovery(setup)
+        memory = self._memory_of(recovery, steps, before.store)
+        self.recovery = self.attention.recovery = recovery(replace(setup, memory=memory))
         self.fused = self._fused()
         return True
 
@@ -113,17 +134,38 @@ class StreamState:
         self.fused = self._fused()
         return True
 
+    def enter(self) -> None:
+        """Find keys and values as the stream left them; call it first in every turn."""
+        self.memory.enter()
+        self.recovery.memory.enter()
+        if self.motion is not None:
+            self.motion.enter()
+
+    def _memory_of(self, recovery: type[Recovery], steps: int, store: torch.dtype) -> Memory:
+        """Of a new recovery, at the place where passes with its kind are made."""
+        key = recovery, steps, store
+        place = shared_workplace(self.memory.place, "recovery", key, self._captures)
+        return Memory(place)
+
     def _selector(self, method: Method) -> Selector:
         select = method.selector()
-        return captured(select) if self._captures else select
+        return (
+            captured(select, _faster(self._find, method, self.grid)) if self._captures else select
+        )
 
     def _motion(self, method: Method) -> Motion | None:
         if method.motion == "off":
             return None
         change = VisibleChange(method.match[0])
         if self._captures:
-            change = change.captured(CapturedStep)
-        return Motion(method.motion, change, self._captures)
+            decides = "change", method.match[0]
+            change = change.captured(_faster(self._find, decides, self.grid))
+        return Motion(method.motion, change, self._find)
+
+    @property
+    def first(self) -> bool:
+        """Whether nothing has been committed yet."""
+        return self.cache.frames == 0
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -133,7 +175,7 @@ class StreamState:
     @property
     def _captures(self) -> bool:
         """Whether many small kernels are made a graph."""
-        return self._device.type == "cuda" and self._settings.execution in ("auto", "graphs")
+        return captures_on(self._device) and self._settings.execution in ("auto", "graphs")
 
     def _fused(self) -> FusedPasses | None:
         """Passes in fewer kernels, where they are wanted and there are some."""
@@ -141,10 +183,34 @@ class StreamState:
         on_gpu = self._device.type == "cuda"
         if execution == "reference" or (execution == "auto" and not on_gpu):
             return None
-        graphs, fp8 = on_gpu and execution != "fused", self._settings.products == "fp8"
-        return self._backbone.fused(self.attention, graphs=graphs, fp8=fp8)
+        fp8 = self._settings.products == "fp8"
+        return self._backbone.fused(self.attention, fp8=fp8)
 
 
 def recovery_of(method: Method) -> type[Recovery]:
     # a method that never prunes has nothing to recover
     return find_recovery(method.recovery if method.prunes else "none")
+
+
+# Not methods: a state that parts of it refer to would outlive its stream until garbage is
+# collected, and what has ended is not to be saved when another stream comes.
+
+
+def _finder(model: nn.Module, captures: bool) -> Find:
+    """Finds the workplaces for what is done with latents of a model."""
+    return lambda kind, key: shared_workplace(model, kind, key, captures)
+
+
+def _faster(find: Find, decides: Hashable, grid: Grid) -> Faster:
+    """Makes graphs of steps, which are alike in streams where the same thing decides."""
+    numbers = count()
+
+    def faster(step: Step) -> CapturedStep:
+        of = next(numbers), decides, grid
+        return CapturedStep(step, lambda shapes: find("step", (*of, shapes)))
+
+    try:
+        hash(decides)
+    except TypeError:  # a method with parameters that cannot be told apart
+        return CapturedStep
+    return faster

@@ -14,7 +14,7 @@ of one model may run in threads of their own, which take turns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -29,10 +29,16 @@ from stillframe.detection.motion import Settled
 from stillframe.detection.pixels import appearance
 from stillframe.detection.staleness import Staleness
 from stillframe.engine.incoming import IncomingBlock
-from stillframe.engine.inputs import Generators, check_generators, read_frames
+from stillframe.engine.inputs import Generators, check_channels, check_generators, read_frames
 from stillframe.engine.moved import MovedPictures
 from stillframe.engine.passes import BlockPasses
-from stillframe.engine.planning import advance, followed, settle, wanted
+from stillframe.engine.planning import (
+    advance,
+    followed,
+    picture_wanted,
+    settle,
+    source_wanted,
+)
 from stillframe.engine.results import Results
 from stillframe.engine.settings import StreamSettings
 from stillframe.engine.stages import BlockStats, StageClock
@@ -77,6 +83,8 @@ class EditStream:
         generator: source of noise; a list gives each batch row its own.
         on_block: called with the `BlockStats` of every finished block.
         control: what else decides about masks; None for nothing.
+        blocks_before: of the same video, that another stream edits: their share of the noise is
+            left out, so that blocks have the noise that one stream would give them.
 
     Attributes:
         control_state: the controls at work, None without any.
@@ -96,8 +104,10 @@ class EditStream:
         generator: Generators = None,
         on_block: Callable[[BlockStats], None] | None = None,
         control: Controls | None = None,
+        blocks_before: int = 0,
     ) -> None:
         check_settings(backbone, settings)
+        check_channels(autoencoder.latent_channels, backbone.latent_channels)
         check_generators(generator)
         self._autoencoder = autoencoder
         self.control_state: ControlState | None = None
@@ -113,17 +123,22 @@ class EditStream:
         self._backbone = backbone
         self._text = text
         self._generator = generator
+        self._left_out = blocks_before
         self._on_block = on_block
         self._state: StreamState | None = None
         self._revision: int | None = None
         on_gpu = text.embeds.device.type == "cuda"
         self._looks_every = _LOOK_EVERY if on_gpu else 1
         self._whole = True
+        self._recompute_due = False
         self._pixels = PixelBlocks(autoencoder.timeline)
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of this stream's ``cache`` and ``recovery`` store. Bounded."""
+        """Bytes of this stream's ``cache`` and ``recovery`` store. Bounded.
+
+        They may lie in buffers that other streams use in between; see ``kernels.shared``.
+        """
         state = self._state  # another thread may ask while a cut forgets it
         if state is None:
             return {"cache": 0, "recovery": 0}
@@ -131,15 +146,46 @@ class EditStream:
 
     @property
     def graphs(self) -> int:
-        """CUDA graphs of the transformer captured so far."""
+        """CUDA graphs of the transformer that were captured for this stream; those that others
+        captured serve it, too."""
         state = self._state
         fused = None if state is None else state.fused
         return 0 if fused is None else fused.captured
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Numbers of tokens that fused passes are padded to, rising; none without such passes."""
+        state = self._state
+        return () if state is None or state.fused is None else state.fused.lengths
+
+    def warm(self, counts: Sequence[int] | None = None) -> Iterator[int]:
+        """Capture the transformer's graphs ahead, for blocks like the latest one.
+
+        What the stream remembers is spoilt: make one for this alone. Other streams of the model
+        find the graphs. It does nothing where none are captured.
+
+        Args:
+            counts: of tokens that blocks will compute; None: of any.
+
+        Yields:
+            each length in tokens, once it is captured.
+        """
+        state = self._state
+        lengths = iter(()) if state is None or state.fused is None else state.fused.warm(counts)
+        length: int | None = 0
+        while state is not None and length is not None:
+            device = self._text.embeds.device
+            with torch.inference_mode(), model_turn(self._backbone.transformer, device):
+                state.enter()
+                length = next(lengths, None)
+            if length is not None:
+                yield length
 
     def set_text(self, text: TextCache) -> None:
         """Change the prompt from the next block on, which is then computed whole."""
         self._text = text
         self._whole = True
+        self._recompute_due = self.settings.recompute_context
 
     def _set_controls(self, controls: Controls, method: Method) -> None:
         facts = StreamFacts(method, self._autoencoder.timeline)
@@ -185,7 +231,9 @@ class EditStream:
         if self._state is not None and self._state.cache.holes and recovery_of(method).complete:
             self._state = None
         elif self._state is not None:
-            self._whole |= self._state.update(method, len(settings.sigmas))
+            # what is known of motion lies where other streams' comes, too
+            with device_turn(self._text.embeds.device):
+                self._whole |= self._state.update(method, len(settings.sigmas))
 
     @torch.inference_mode()
     def push(self, frames: Tensor) -> Tensor | None:
@@ -244,14 +292,18 @@ class EditStream:
         if self.method.needs_pixels and block.pixels is None:
             raise ValueError(f"method {self.method.name!r} looks at source frames: push them")
         device = device or self._text.embeds.device
-        with model_turn(self._backbone.transformer, device):
-            state, plan, result = self._computed(block)
-        with device_turn(device), self.clock("decode"):
-            grid = unpatchify(result, state.grid, self._backbone.patch)
-            changed = self._wanted(state, plan) if self.method.holds else None
-            frames = self._decoded(grid, block.latents, changed)
-            if self.method.holds:
-                frames = self._composed(state, frames, plan)
+        # one turn for all of it: what is found for a block is read until it is shown
+        with device_turn(device):
+            with model_turn(self._backbone.transformer):
+                state, plan, result = self._computed(block)
+            with self.clock("decode"):
+                grid = unpatchify(result, state.grid, self._backbone.patch)
+                changed = None
+                if self.method.holds and self._autoencoder.changed_alone:
+                    changed = picture_wanted(state, plan)
+                frames = self._decoded(grid, block.latents, changed)
+                if self.method.holds:
+                    frames = self._composed(state, frames, plan)
         self._end(state, plan)
         return frames
 
@@ -270,12 +322,19 @@ class EditStream:
                 self._autoencoder.timeline.temporal,
             )
         state = self._state
+        with self.clock("context"):
+            state.enter()
+        if self._recompute_due and state.recent:
+            self._passes.recompute(state, list(state.recent))
+        self._recompute_due = False
         plan, source = self._plan(state, block)
         result = self._recompute(state, source, plan, block.latents)
         if self.control_state is not None:
             self.control_state.result(result, state.result)
         n = state.grid.frame_tokens
         state.source, state.result = source[:, -n:], result[:, -n:]
+        if state.recent.maxlen:
+            state.recent.append((self._model_source(source), result))
         return state, plan, result
 
     def _follow_weights(self) -> None:
@@ -302,10 +361,6 @@ class EditStream:
         if block.pixels is None or (controls is not None and controls.looks_at_latents):
             return None
         return state.source.repeat(1, state.grid.frames, 1)
-
-    def _wanted(self, state: StreamState, plan: Plan) -> Tensor | None:
-        """What is to be coded, see `wanted`."""
-        return wanted(state, plan) if self._autoencoder.changed_alone else None
 
     def _decoded(self, edited: Tensor, source: Tensor, changed: Tensor | None) -> Tensor:
         if self.control_state is None:
@@ -352,11 +407,13 @@ class EditStream:
         with self.clock("mask"):
             block = SourceBlock(by_frame, state.source, state.reference, grid, pixels)
             block = self._seen(state, block)
-            block = block if whole else followed(state, block)
+            if not whole and state.motion is not None:  # else nobody asks for gains
+                block = followed(state, block, self._gains)
             keep = self._mask(state, block, whole).flatten(2)
             plan = settle(state, block, torch.ones_like(keep) if whole else keep)
         if early is not None:
-            source = incoming.tokens(self._wanted(state, plan))
+            alone = self._autoencoder.changed_alone
+            source = incoming.tokens(source_wanted(state, plan) if alone else None)
             by_frame = source.unflatten(1, (grid.frames, grid.frame_tokens))
             block = block._replace(tokens=by_frame)
         with self.clock("mask"):
@@ -407,8 +464,7 @@ class EditStream:
         """The keep mask (B, S, h, w) of a block that is not a first one."""
         if self.control_state is None:
             return state.select(block)
-        lengths = () if state.fused is None else state.fused.lengths
-        return self.control_state.mask(state.select, whole, block, lengths)
+        return self.control_state.mask(state.select, whole, block, self.lengths)
 
     def _recompute(self, state: StreamState, source: Tensor, plan: Plan, latents: Tensor) -> Tensor:
         """Denoise and commit the block; returns its result, (B, S*N, P) float32."""
@@ -418,8 +474,7 @@ class EditStream:
                 state.attention.skip_block(plan)
             own = torch.zeros_like(source)
         else:
-            passes = BlockPasses(self._backbone, self._text, self.settings, self.clock)
-            own = passes(state, source, noise, plan)
+            own = self._passes(state, self._model_source(source), noise, plan)
         if plan.everything or state.result is None:
             return own
         with self.clock("context"):
@@ -449,14 +504,32 @@ class EditStream:
         """(C, C) see `StreamingAutoencoder.channel_gains`."""
         return self._autoencoder.channel_gains()
 
+    @property
+    def _passes(self) -> BlockPasses:
+        return BlockPasses(self._backbone, self._text, self.settings, self.clock)
+
+    def _model_source(self, source: Tensor) -> Tensor:
+        """Source tokens (B, S*N, P) in the scale that the model starts from."""
+        if self.settings.source_scale is None:
+            return source
+        mean, deviation = map(source.new_tensor, self.settings.source_scale)
+        return (source.unflatten(2, (-1, len(mean))) * deviation + mean).flatten(2)
+
     def _noise(self, latents: Tensor) -> list[Tensor]:
         """Noise for each pass, (B, S*N, P). Always drawn for the whole grid, so that what is kept
         does not change what noise the rest gets."""
-        draws = (
+        left_out, self._left_out = self._left_out, 0
+        for number in range(left_out):
+            self._draws(latents, number == 0)
+        first = self._state is None or self._state.first
+        return [patchify(draw, self._backbone.patch) for draw in self._draws(latents, first)]
+
+    def _draws(self, latents: Tensor, first: bool) -> list[Tensor]:
+        """Noise for each pass of the next block, the stream's first one or another."""
+        return [
             randn_tensor(latents.shape, self._generator, latents.device, torch.float32)
-            for _ in self.settings.sigmas
-        )
-        return [patchify(draw, self._backbone.patch) for draw in draws]
+            for _ in self.settings.passes(first)
+        ]
 
     def _end(self, state: StreamState, plan: Plan) -> None:
         """Tell everybody what became of the block."""

@@ -118,6 +118,9 @@ class _Probed(EditStream):
 class LatentRecorder:
     """In place of a stream's autoencoder: keeps the latents, since nobody looks at the pixels.
 
+    Args:
+        latent_channels: C.
+
     Attributes:
         blocks: (1, C, S, h, w) each.
     """
@@ -125,7 +128,8 @@ class LatentRecorder:
     timeline = Timeline(temporal=1, pad=1)  # only pixels would tell
     changed_alone = False
 
-    def __init__(self) -> None:
+    def __init__(self, latent_channels: int) -> None:
+        self.latent_channels = latent_channels
         self.blocks: list[Tensor] = []
 
     def decode(self, latents: Tensor, changed: Tensor | None = None) -> Tensor:
@@ -186,7 +190,7 @@ class LayerProbe:
         def note(stats: BlockStats) -> None:
             kept.append(stats.keep.flatten().cpu())
 
-        result = LatentRecorder()
+        result = LatentRecorder(self._pipe.denoiser.latent_channels)
         stream = _Probed(
             self._pipe.denoiser,
             result,  # type: ignore[arg-type]

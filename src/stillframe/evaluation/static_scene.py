@@ -90,7 +90,7 @@ def run_latents(
     seed: int = 0,
 ) -> list[Tensor]:
     """Edited latents, block by block, of a stream over latents."""
-    result = LatentRecorder()
+    result = LatentRecorder(pipe.denoiser.latent_channels)
     stream = EditStream(
         pipe.denoiser,
         result,  # type: ignore[arg-type]

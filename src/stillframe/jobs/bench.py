@@ -164,12 +164,14 @@ class _Bench:
         self.stream.update(method=Share(recovery=self.recovery, share=share))
 
     def warm_up(self, shares: Sequence[float]) -> None:
-        """Fill the window, and run every share."""
+        """Fill the window, and run every share, at its own length from then on."""
         for _ in range(4):
             self.block()
         for share in shares:
             self.use(share)
             self.block()
+            for _ in self.stream.warm([self.blocks[-1].kept]):
+                pass
             self.block()
 
     @property
@@ -211,6 +213,10 @@ def bench_settings(
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a run measures: only runs of which this is the same can be compared."""
+    chosen = pipe.settings(**{k: options[k] for k in ("cache", "products") if k in options})
+    resolved = {"products": chosen.products} if "products" in options else {}
+    # runs from before there was a choice say nothing of it
+    resolved |= {"cache": chosen.cache} if chosen.cache != "exact" else {}
     return {
         "model": model,
         "height": height,
@@ -220,7 +226,8 @@ def bench_settings(
         "recovery": recovery,
         "pixels": pixels,
         "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
-        **options,
+        **{name: value for name, value in options.items() if name != "cache"},
+        **resolved,
     }
 
 

@@ -22,7 +22,7 @@ from stillframe.engine.stream import BlockStats
 from stillframe.errors import InputError
 from stillframe.jobs.edit_report import edit_report
 from stillframe.jobs.first_pass import check_two_pass, foretold
-from stillframe.jobs.job import Job
+from stillframe.jobs.job import Job, fit_of
 from stillframe.jobs.loop import Comparison, EditRun, FileLoop, MapVideo
 from stillframe.jobs.outputs import check_outputs
 from stillframe.jobs.report import Report
@@ -30,11 +30,14 @@ from stillframe.loading.device_memory import forget_peak
 from stillframe.methods import Method, as_method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.video import Sink, Source, VideoReader, VideoWriter
-from stillframe.video.fit import Fit, fit_to_grid
+from stillframe.video.fit import Fit
 
-__all__ = ["Progress", "edit_file"]
+__all__ = ["Part", "Progress", "edit_file"]
 
 StrPath = str | PathLike[str]
+
+#: An encoder of RGB as it is, at quality 0.
+_LOSSLESS = "libx264rgb"
 
 
 class Progress(NamedTuple):
@@ -56,6 +59,18 @@ class Progress(NamedTuple):
     moved_share: float = 0.0
 
 
+class Part(NamedTuple):
+    """A part of a file that is edited by itself, to be joined with others.
+
+    Attributes:
+        block: of the whole file's edit, with which it begins.
+        frames: of the part; None for all to the end.
+    """
+
+    block: int
+    frames: int | None
+
+
 def edit_file(
     pipe: CausalWanPipeline,
     source: StrPath | Source,
@@ -72,6 +87,7 @@ def edit_file(
     masks_out: StrPath | None = None,
     two_pass: bool = False,
     rate_trace_out: StrPath | None = None,
+    part: Part | None = None,
     model: str | None = None,
     load_seconds: float = 0.0,
     on_progress: Callable[[Progress], None] | None = None,
@@ -99,6 +115,8 @@ def edit_file(
         masks_out: where to write which patches were recomputed, see ``controls.GivenMasks``.
         two_pass: look at the whole file first, and spend the rate where it moves.
         rate_trace_out: where to write the times that a rate went by, see ``controls.RateTrace``.
+        part: edit no more than this, with the noise that it has in the whole file, without sound
+            and without loss: ``crf`` does not matter, and the target is an MKV.
         model, load_seconds: the model's name and how long it took to load, for the report.
         on_progress: called after every block.
         stop: asked after every frame, and while a pipe is silent; true ends the files cleanly with
@@ -127,22 +145,28 @@ def edit_file(
     started = time.perf_counter()
     with ExitStack() as stack:
         motion = control is not None and any(each.needs_motion for each in control)
-        reader = stack.enter_context(_open_reader(source, stop, motion, max_frames))
-        fit = _fit(pipe, reader, height, width)
+        begin = 0
+        if part is not None:
+            begin, max_frames = part.block * pipe.timeline.later_frames, part.frames
+        reader = stack.enter_context(_open_reader(source, stop, motion, max_frames, begin))
+        fit = fit_of(pipe, reader, height, width)
         header = _mask_header(pipe, fit, method)
         control = _fitted(control, fit, header, replace(pipe.timeline, fps=reader.fps))
         if two_pass and control is not None:
             control = foretold(pipe, source, fit, method, control, max_frames, stop)
         embeds = pipe.encode_prompt(prompt)
         load_seconds += time.perf_counter() - started
-        writer = stack.enter_context(_open_writer(target, reader, fit, crf, sound=True, stop=stop))
+        codec = None if part is None else _LOSSLESS
+        opened = _open_writer(target, reader, fit, crf, sound=part is None, stop=stop, codec=codec)
+        writer = stack.enter_context(opened)
         map_video = None
         if map_path is not None:
             map_writer = _open_writer(map_path, reader, fit, crf, sound=False)
             map_video = MapVideo(pipe, stack.enter_context(map_writer))
         recorder = None if masks_out is None else MaskRecorder()
         config = replace(config, control=control)
-        runs = [EditRun(pipe, embeds, config, _noting(map_video, recorder))]
+        blocks = 0 if part is None else part.block
+        runs = [EditRun(pipe, embeds, config, _noting(map_video, recorder), blocks)]
         if compare:
             runs += [EditRun(pipe, embeds, dense) for dense in _compared(config, seed)]
         comparison = Comparison(pipe.timeline.decoded_from(1)) if compare else None
@@ -166,20 +190,6 @@ def _check_rate(
         raise ValueError(f"{trace} would be empty: there is no rate to write a trace of")
     if two_pass:
         check_two_pass(source, control)
-
-
-def _fit(
-    pipe: CausalWanPipeline, reader: VideoReader, height: int | None, width: int | None
-) -> Fit:
-    """The working size of a source."""
-    return fit_to_grid(
-        reader.width,
-        reader.height,
-        multiple=pipe.frame_multiple,
-        target_height=height,
-        target_width=width,
-        max_short_side=pipe.config.default_height,
-    )
 
 
 def _noting(
@@ -235,10 +245,16 @@ def _fitted(
 
 
 def _open_reader(
-    source: Source, stop: Callable[[], bool] | None, motion: bool, max_frames: int | None
+    source: Source,
+    stop: Callable[[], bool] | None,
+    motion: bool,
+    max_frames: int | None,
+    first_frame: int,
 ) -> VideoReader:
     try:
-        return VideoReader(source, stop=stop, motion=motion, max_frames=max_frames)
+        return VideoReader(
+            source, stop=stop, motion=motion, max_frames=max_frames, first_frame=first_frame
+        )
     except InputError as error:
         if stop is not None and stop():
             raise KeyboardInterrupt from error
@@ -253,6 +269,7 @@ def _open_writer(
     *,
     sound: bool,
     stop: Callable[[], bool] | None = None,
+    codec: str | None = None,
 ) -> VideoWriter:
     """A writer of frames that are timed and shaped as the reader's."""
     with warnings.catch_warnings():
@@ -264,7 +281,8 @@ def _open_writer(
             fit.height,
             reader.time_base,
             reader.fps,
-            crf=crf,
+            codec=codec,
+            crf=crf if codec is None else 0,
             sample_aspect_ratio=reader.sample_aspect_ratio,
             audio_from=reader if sound else None,
             stop=stop,

@@ -1,4 +1,4 @@
-"""What an edit and a video made from a prompt have in common: the model, the prompt, the seed."""
+"""What jobs on files have in common: the model, the prompt, the seed, the working size."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from stillframe.loading.device_memory import peak_memory
 from stillframe.pipelines.causal_wan import CausalWanPipeline
-from stillframe.video import VideoWriter
+from stillframe.video import VideoReader, VideoWriter
+from stillframe.video.fit import Fit, fit_to_grid
 
-__all__ = ["Job"]
+__all__ = ["Job", "fit_of"]
 
 
 class Job(NamedTuple):
@@ -43,3 +44,17 @@ class Job(NamedTuple):
             "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
             "peak_memory_bytes": peak_memory(pipe.compute_device),
         }
+
+
+def fit_of(
+    pipe: CausalWanPipeline, reader: VideoReader, height: int | None, width: int | None
+) -> Fit:
+    """The working size of a source."""
+    return fit_to_grid(
+        reader.width,
+        reader.height,
+        multiple=pipe.frame_multiple,
+        target_height=height,
+        target_width=width,
+        max_short_side=pipe.config.default_height,
+    )

@@ -50,6 +50,7 @@ class EditRun:
         embeds: the prompt's embeddings.
         config: how to edit.
         on_block: called after every block.
+        blocks_before: of the same video, that another stream edits; see `EditStream`.
 
     Attributes:
         shares, moved: share of the tokens computed, and reused from another place, of each block
@@ -62,6 +63,7 @@ class EditRun:
         embeds: Tensor,
         config: EditConfig,
         on_block: Callable[[BlockStats], None] | None = None,
+        blocks_before: int = 0,
     ) -> None:
         self.method = as_method(config.method)
         self.shares: list[float] = []
@@ -71,7 +73,7 @@ class EditRun:
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._on_block = on_block
         self.stream: EditStream = pipe.stream(
-            prompt_embeds=embeds, config=config, on_block=self._note
+            prompt_embeds=embeds, config=config, on_block=self._note, blocks_before=blocks_before
         )
 
     @property

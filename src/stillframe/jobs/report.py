@@ -110,6 +110,7 @@ class Report(RunReport):
     flicker_source: float | None = None
     static_share: float | None = None
     style: str | None = None
+    style_score: float | None = None
     control: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:

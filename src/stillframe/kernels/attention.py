@@ -154,7 +154,7 @@ _INTERPRETED = False
 if triton is not None:
     _INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["rows"])
     def _join(
         parts, logs, out, part_stride, head_stride, row_stride, rows, heads, width, dim,
         PARTS: tl.constexpr, BLOCK: tl.constexpr,

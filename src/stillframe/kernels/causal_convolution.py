@@ -78,13 +78,13 @@ def convolve(
     """
     kernels = triton is not None and (x.base.is_cuda or _INTERPRETED)
     out = scratch(x.base, convolution.shape(x)) if out is None else out
+    if x.base.is_meta:  # a plan, also of what kernels hold
+        assert convolution.packed.is_meta
     if kernels and _countable(x, out, added):
         _launch(convolution, x, out, added, cells, side)
     elif cells is None or x.base.is_cuda:
         convolve_reference(convolution, x, out, added, cells, side)
-    elif x.base.is_meta:  # a plan of what kernels hold
-        assert convolution.packed.is_meta
-    elif len(cells):
+    elif not x.base.is_meta and len(cells):
         _convolve_rows(convolution, x, out, added, cells, side)
     return out
 

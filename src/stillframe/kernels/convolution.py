@@ -300,7 +300,9 @@ if triton is not None:
         do_not_specialize=[
             *("batch", "cell_rows", "cell_columns", "nothing"),
             *("in_height", "in_width", "out_height", "out_width"),
-        ]
+        ],
+        # lists of a block lie one behind the other: of the first one only it is known where
+        do_not_specialize_on_alignment=["numbers", "count"],
     )
     def _convolve(
         x, weight, bias, added, out, numbers, count, batch, cell_rows, cell_columns,

@@ -293,7 +293,9 @@ _INTERPRETED = False
 if triton is not None:
     _INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-    @triton.jit
+    # one kernel for all levels, of whose sizes some are multiples of 16; that makes no difference
+    # to this one and the next, and a fifth more registers to `_densify`
+    @triton.jit(do_not_specialize=["finer_width", "finer_size", "rows", "columns"])
     def _picture(
         finer, reference, picture, finer_width, finer_size, rows, columns, FULL: tl.constexpr,
         MARGIN: tl.constexpr, PIXELS: tl.constexpr,
@@ -367,7 +369,11 @@ if triton is not None:
                 least = tl.minimum(least, error)
         return right, down
 
-    @triton.jit
+    @triton.jit(
+        do_not_specialize=[
+            *("height", "width", "patches", "columns", "coarser_height", "coarser_width"),
+        ]
+    )
     def _search(
         pictures, coarser, found, height, width, patches, columns, coarser_height, coarser_width,
         COARSEST: tl.constexpr, STEPS: tl.constexpr, DAMPING: tl.constexpr, BESIDE: tl.constexpr,

@@ -5,18 +5,19 @@ Knows neither models nor video.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
 
-__all__ = ["CapturedStep", "Graphs", "Step"]
+__all__ = ["Graphs", "Replay", "capture"]
 
 _POOLS: dict[int, Any] = {}
+_STREAMS: dict[int, torch.cuda.Stream] = {}
 
-#: From an input and what is remembered, None at first, to an output and what is remembered.
-Step = Callable[[Tensor, "list[Tensor] | None"], "tuple[Tensor, list[Tensor]]"]
+#: Does again what was captured; returns the same tensors every time, overwritten.
+Replay = Callable[[], Any]
 
 
 def _pool() -> Any:
@@ -31,80 +32,77 @@ def _pool() -> Any:
     return _POOLS[device][0]
 
 
+def _stream() -> torch.cuda.Stream:
+    """What is captured must not be given to the default stream."""
+    device = torch.cuda.current_device()
+    if device not in _STREAMS:
+        _STREAMS[device] = torch.cuda.Stream()
+    return _STREAMS[device]
+
+
+def capture(work: Callable[[], Any]) -> tuple[Any, Replay]:
+    """Do ``work`` eagerly, then capture it.
+
+    Capturing executes nothing, so the eager run is the work itself, and warms up what kernels set
+    up at their first launch.
+
+    Returns:
+        what the work returned, and what does it again.
+    """
+    done = work()
+    torch.cuda.synchronize()
+    graph, pool = torch.cuda.CUDAGraph(), _pool()
+    # `torch.cuda.graph` would first give all free memory back to the driver, of which the blocks
+    # that follow would have to ask for it again
+    with torch.cuda.stream(_stream()):
+        # what other threads do meanwhile, load a model, say, is no fault of this one
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            output = work()
+        except BaseException:
+            with suppress(RuntimeError):  # that it was not finished
+                graph.capture_end()
+            raise
+        graph.capture_end()
+
+    def replay() -> Any:
+        graph.replay()
+        return output
+
+    return done, replay
+
+
 class Graphs:
-    """Graphs of work that reads and writes buffers which never move."""
+    """Graphs of work that reads and writes buffers which never move.
+
+    Attributes:
+        captures: graphs captured by anyone in this process.
+    """
+
+    captures = 0
 
     def __init__(self) -> None:
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
+        self._replays: dict[Hashable, Replay] = {}
 
-    @property
-    def count(self) -> int:
-        """Graphs there are."""
-        return len(self._graphs)
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._replays
+
+    def __len__(self) -> int:
+        return len(self._replays)
 
     def forget(self) -> None:
         """Drop all graphs: a buffer has moved."""
-        self._graphs.clear()
+        self._replays.clear()
 
     def run(self, key: Hashable, work: Callable[[], Any]) -> Any:
         """Do ``work``, from its graph if there is one; else eagerly, and capture it for next time.
 
-        Capturing executes nothing, so the eager run is the work itself, and warms up what kernels
-        set up at their first launch.
-
         Returns:
             what the work returns; from a graph, the same tensors every time, overwritten.
         """
-        known = self._graphs.get(key)
-        if known is not None:
-            known[0].replay()
-            return known[1]
-        done = work()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # what other threads do meanwhile, load a model, say, is no fault of this one
-        with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
-            output = work()
-        self._graphs[key] = graph, output
+        replay = self._replays.get(key)
+        if replay is not None:
+            return replay()
+        done, self._replays[key] = capture(work)
+        Graphs.captures += 1
         return done
-
-
-class CapturedStep:
-    """A step of a stream, input and memory to output and memory, as a graph a shape.
-
-    Args:
-        step: what it does; a stream's first call (no memory) is always run as it is.
-    """
-
-    def __init__(self, step: Step) -> None:
-        self._step = step
-        self._graphs = Graphs()
-        self._inputs: dict[torch.Size, Tensor] = {}
-        self._memory: list[Tensor] | None = None
-
-    def __call__(self, x: Tensor, memory: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        if memory is None:
-            return self._step(x, None)
-        known = self._memory = self._kept(memory)
-        given = self._inputs.setdefault(x.shape, torch.empty_like(x))
-        given.copy_(x)
-
-        def work() -> Tensor:
-            output, after = self._step(given, known)
-            for buffer, new in zip(known, after, strict=True):
-                buffer.copy_(new)
-            return output
-
-        output: Tensor = self._graphs.run(x.shape, work)
-        return output.clone(), known
-
-    def _kept(self, memory: Sequence[Tensor]) -> list[Tensor]:
-        """Memory in the buffers that graphs know."""
-        if memory is self._memory:
-            return self._memory
-        if self._memory is None or self._memory[0].shape != memory[0].shape:
-            self._graphs.forget()
-            return [x.clone() for x in memory]
-        for buffer, x in zip(self._memory, memory, strict=True):
-            buffer.copy_(x)
-        return self._memory

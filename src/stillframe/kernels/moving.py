@@ -27,6 +27,7 @@ except ImportError:  # no triton, no GPU kernels: the torch code serves
     triton = None
 
 __all__ = [
+    "SIDE",
     "Found",
     "Given",
     "Known",
@@ -36,7 +37,8 @@ __all__ = [
     "supported",
 ]
 
-_SIDE = 16  # pixels of a patch
+#: Pixels along the side of a patch that there are kernels for.
+SIDE = 16
 _PIXELS = 1024  # of a program that takes their brightness
 _WARPS = 4
 _MOST = 32  # pictures of a ring, besides those of a block
@@ -123,7 +125,7 @@ def supported(pixels: Tensor, height: int, width: int) -> bool:
         return False
     frames, times, *shape = pixels.shape[-5:]
     return (
-        shape == [3, height * _SIDE, width * _SIDE]
+        shape == [3, height * SIDE, width * SIDE]
         and pixels.dtype in (torch.float32, torch.float16, torch.bfloat16)
         # the kernels count in 32 bits
         and max(_MOST + frames, 2 * times) * shape[0] * shape[1] * shape[2] < 2**31
@@ -161,7 +163,7 @@ def follow(
         what is known of it.
     """
     (frames, times, _, rows, columns), limits = given.pixels.shape, rules.limits
-    height, width = rows // _SIDE, columns // _SIDE
+    height, width = rows // SIDE, columns // SIDE
     after = Known(*(torch.empty_like(x) for x in before))
     _follow[(height * width,)](
         given.change, given.orders, given.noise, given.limit, given.number, given.longest,
@@ -368,7 +370,7 @@ if triton is not None:
         still = tl.where(tl.load(placed + place) != 0, still, float("inf"))
         differs = still > most
         order = tl.load(orders + t * count + place)
-        asked = differs & (order != 1)
+        asked = differs & (order != 1) & (order != 3)
 
         best = tl.full((), float("inf"), tl.float32)
         stale = tl.full((), 0.0, tl.float32)
@@ -405,7 +407,7 @@ if triton is not None:
                 # where it is not computed either, what stays there is like nothing
                 stale = _far(pixels + at, picture + at, plane, T)
 
-        computed = (order == 1) | ((order == 2) & asked & (best > most))
+        computed = (order == 1) | ((order == 2) & asked & (best > most)) | ((order == 3) & differs)
         reused = computed == 0
         held = reused & (still < float("inf")) & ((differs & (best < still)) == 0)
         moved = reused & (held == 0) & (best < float("inf"))

@@ -163,7 +163,7 @@ def place(
     (frames, places), width = sources.new.shape, key.shape[1]
     some = Entries(key, value, sources.new)
     source, target = taken or some, kept or some
-    quantised = (taken or kept or some).keys.dtype == torch.uint8
+    fp8 = _fp8((taken or kept or some).keys)
     apart = kept is not None and kept.values is not None
     _place[(places,)](
         key, value, key.stride(0), value.stride(0), key if weight is None else weight, eps,
@@ -172,7 +172,7 @@ def place(
         target.keys, target.values if apart else value, target.offset,
         places, width, table.cos.shape[1],
         NORM=weight is not None, TAKE=taken is not None, KEEP=kept is not None, BOTH=apart,
-        FP8=quantised, FRAMES=frames, LANES=triton.next_power_of_2(frames),
+        FP8=fp8, FRAMES=frames, LANES=triton.next_power_of_2(frames),
         BLOCK=triton.next_power_of_2(width), num_warps=8,
     )  # fmt: skip
 
@@ -209,14 +209,15 @@ def rotate_rows_reference(raw: Tensor, table: Table, keys: Tensor, start: int) -
     """The slow reference of `rotate_rows`."""
     count = len(table.cos)
     for layer in range(len(raw)):
-        keys[layer, start : start + count] = _turned(raw[layer, :count], table)
+        rows = unpacked(raw[layer, :count], keys.dtype)
+        keys[layer, start : start + count] = _turned(rows, table)
 
 
 def rotate_rows(raw: Tensor, table: Table, keys: Tensor, start: int) -> None:
     """Rotate committed keys of all layers to their positions.
 
     Args:
-        raw: (L, R, C) keys before rotation; as many rows as the table has are read.
+        raw: (L, R, C) keys before rotation, FP8 as uint8; as many rows as the table has are read.
         table: their rotations.
         keys: (L, R', C); written from row ``start`` on.
         start: see there.
@@ -227,8 +228,21 @@ def rotate_rows(raw: Tensor, table: Table, keys: Tensor, start: int) -> None:
     width = raw.shape[2]
     _rotate_rows[(len(table.cos), len(raw))](
         raw, raw.stride(0), table.cos, table.sin, keys, keys.stride(0), start, width,
-        table.cos.shape[1], BLOCK=triton.next_power_of_2(width), num_warps=4,
+        table.cos.shape[1], FP8=_fp8(raw), BLOCK=triton.next_power_of_2(width), num_warps=4,
     )  # fmt: skip
+
+
+#: What a kernel is told of what it takes or keeps: it is FP8, which the card knows or does not.
+_KNOWN, _BITS = 1, 2
+
+
+def _fp8(x: Tensor) -> int:
+    """Which kind of FP8 rows are in, 0 for none."""
+    if x.dtype != torch.uint8:
+        return 0
+    return (
+        _KNOWN if not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8, 9) else _BITS
+    )
 
 
 def _on_kernels(x: Tensor) -> bool:
@@ -278,15 +292,30 @@ if triton is not None:
     @triton.jit
     def _entry(base, at, mask, FP8: tl.constexpr):
         x = tl.load(base + at, mask, 0)
-        if FP8:
+        if FP8 == 1:
             x = x.to(tl.float8e4nv, bitcast=True)
+        if FP8 == 2:
+            # as a float16 its exponent is 8 too small, also where it has no leading bit
+            wide = x.to(tl.uint16)
+            wide = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+            return wide.to(tl.float16, bitcast=True).to(tl.float32) * 256.0
         return x.to(tl.float32)
 
     @triton.jit
     def _keep(base, at, x, mask, FP8: tl.constexpr):
-        if FP8:
+        if FP8 == 1:
             x = tl.minimum(tl.maximum(x, -448.0), 448.0)
             tl.store(base + at, x.to(tl.float8e4nv).to(tl.uint8, bitcast=True), mask)
+        elif FP8 == 2:
+            size = tl.minimum(tl.abs(x), 448.0)
+            bits = size.to(tl.uint32, bitcast=True)
+            # to the nearest number of 3 bits, and of two to the even one; the exponent 120 smaller
+            code = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - 960
+            # what has no leading bit is a multiple of 2^-9, which the sum with 2^23 rounds to
+            small = (size * 512.0 + 8388608.0).to(tl.uint32, bitcast=True) - 0x4B000000
+            code = tl.where(size < 0.015625, small, code)
+            code = code | ((x.to(tl.uint32, bitcast=True) >> 24) & 0x80)
+            tl.store(base + at, code.to(tl.uint8), mask)
         else:
             tl.store(base + at, x.to(base.dtype.element_ty), mask)
 
@@ -349,14 +378,15 @@ if triton is not None:
 
     @triton.jit
     def _rotate_rows(
-        raw, raw_layer, cos, sin, keys, keys_layer, start, width, half, BLOCK: tl.constexpr
-    ):
+        raw, raw_layer, cos, sin, keys, keys_layer, start, width, half,
+        FP8: tl.constexpr, BLOCK: tl.constexpr,
+    ):  # fmt: skip
         row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
         layer = tl.program_id(1).to(tl.int64)
         columns = tl.arange(0, BLOCK)
         mask = (row >= 0)[:, None] & (columns < width)[None, :]
         at = row[:, None] * width + columns[None, :]
-        x = tl.load(raw + layer * raw_layer + at, mask, 0.0).to(tl.float32)
+        x = _entry(raw + layer * raw_layer, at, mask, FP8)
         x = _rotated(x, cos, sin, row, row >= 0, half, 1, BLOCK)
         at = (row + start)[:, None] * width + columns[None, :]
         tl.store(keys + layer * keys_layer + at, x.to(keys.dtype.element_ty), mask)

@@ -120,7 +120,7 @@ def redraw(
         < 2**31
         for p in read
     )
-    if triton is None or not (device.type == "cuda" or _INTERPRETED) or not countable:
+    if triton is None or not (to.tensor.is_cuda or _INTERPRETED) or not countable:
         redraw_reference(source, to, change, added, cells)
         return
     listed, other = cells.numbers is not None, added or source
@@ -157,7 +157,10 @@ if triton is not None:
         within = channel * channel_step + y // PATCH * row_step + x // PATCH * column_step
         return pictures + t.to(tl.int64) * frame_step + b.to(tl.int64) * video_step + within
 
-    @triton.jit
+    @triton.jit(
+        do_not_specialize=["batch", "cell_rows", "cell_columns"],
+        do_not_specialize_on_alignment=["numbers", "count"],
+    )
     def _redraw(
         source, to, added, scale, shift, numbers, count,
         from_t, from_b, from_c, from_y, from_x, to_t, to_b, to_c, to_y, to_x,

@@ -85,7 +85,7 @@ class Displaced(NamedTuple):
 
 def packed(x: Tensor, like: Tensor) -> Tensor:
     """Numbers in the format of a store: FP8 as bytes where ``like`` is uint8, saturating."""
-    if like.dtype != torch.uint8:
+    if like.dtype != torch.uint8 or x.dtype == torch.uint8:
         return x.to(like.dtype)
     # the format has no infinity: what is beyond its range would be no number at all
     most = torch.finfo(FP8).max

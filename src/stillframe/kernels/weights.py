@@ -24,7 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WeightWatch", "has_hooks"]
+__all__ = ["MOVED", "WeightWatch", "has_hooks"]
+
+#: What a module has in its ``__dict__`` whose matrix is another layer's now and then (`offload`).
+MOVED = "_stillframe_moved"
 
 _WHOLE = 2**15
 
@@ -100,6 +103,9 @@ def _described(model: nn.Module) -> tuple[list[Hashable], list[Tensor]]:
         hooked = hooked or has_hooks(module)
         if "merged_adapters" in module.__dict__:
             seen.append(_adapters(module))
+        # another layer's numbers may lie there
+        if MOVED in module.__dict__:
+            continue
         for parameter in module._parameters.values():
             if parameter is not None:
                 parameters.append(parameter)

@@ -22,6 +22,8 @@ class Session(Protocol):
     """What live sessions have in common, wherever their model runs; see `LiveSession`."""
 
     telemetry: Telemetry
+    block_frames: int
+    device: str
 
     @property
     def state(self) -> str: ...
@@ -62,10 +64,11 @@ class RemoteSession:
         patch: side of a patch of the keep masks, in pixels.
         block_frames: frames of a block.
         counters: the counters.
+        device: where its model computes.
     """
 
-    def __init__(self, number: int, process: _Process) -> None:
-        self.telemetry = Telemetry()
+    def __init__(self, number: int, process: _Process, device: str) -> None:
+        self.telemetry, self.device = Telemetry(), device
         self.counters = Counters()
         self.patch = self.block_frames = 0
         self._number, self._process = number, process

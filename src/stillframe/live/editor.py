@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stillframe.controls import Controls
 from stillframe.engine.stream import BlockStats, EditStream, StageClock
+from stillframe.live.blend import PromptBlend
 from stillframe.live.input_queue import Batch, InputFrame
 from stillframe.live.request import EditRequest
 from stillframe.pipelines.causal_wan import CausalWanPipeline
@@ -186,7 +187,8 @@ class Editor:
         self._fit = self._size.fit(*batch.frames[0].pixels.shape[:2])
         self._track = MaskTrack(self._timeline)
         self._frames_out = 0
-        self._request = request
+        assert request.embeds is not None
+        self._request, self._blend = request, PromptBlend(request.embeds)
         self._stream = self._pipe.stream(
             # every stream starts anew from the seed
             prompt_embeds=request.embeds,
@@ -197,8 +199,12 @@ class Editor:
 
     def _follow(self, stream: EditStream, request: EditRequest) -> None:
         """Hand over what has changed since the block before."""
+        assert request.embeds is not None
         if request.embeds is not self._request.embeds:
-            stream.set_text(self._pipe.text(None, request.embeds))
+            self._blend.turn_to(request.embeds, request.blend)
+        if self._blend.step():
+            # the block is whole: patches that are reused would show an older mixture
+            stream.set_text(self._pipe.text(None, self._blend.embeds))
         control = request.config.control
         changed = control is not self._request.config.control
         controls = (control or Controls()) if changed else None

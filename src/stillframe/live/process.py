@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from stillframe.errors import ModelError
@@ -23,6 +24,8 @@ from stillframe.live.client import RemoteSession
 from stillframe.live.ipc import Channel, ChannelClosedError, ModelInfo, Pixels
 from stillframe.live.worker import SessionError
 from stillframe.live.worker_main import run_worker
+from stillframe.loading.devices import environment_of
+from stillframe.loading.host import run_with
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["WorkerProcess"]
@@ -44,6 +47,8 @@ class WorkerProcess:
     Args:
         load: makes the model, in that process; must be picklable, such as
             ``functools.partial(load_pipeline, "tiny")``.
+        device: a name of ``loading.devices``: of CUDA devices the process sees this one alone, as
+            its first. By default it sees all.
         silence_seconds: without a word from it after which it counts as hung.
         turn_seconds: a session's turn, a block or a prompt, may take.
 
@@ -55,12 +60,14 @@ class WorkerProcess:
     def __init__(
         self,
         load: Callable[[], CausalWanPipeline],
+        device: str | None = None,
+        *,
         silence_seconds: float = 30.0,
         turn_seconds: float = 600.0,
     ) -> None:
         self.model = ModelInfo(0, "")
         self.pid: int | None = None
-        self._load = load
+        self._load, self._device = load, device
         self._silence_seconds, self._turn_seconds = silence_seconds, turn_seconds
         self._silent = 0.0
         self._hung: str | None = None
@@ -69,7 +76,7 @@ class WorkerProcess:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._reason: str | None = None
-        self._stopping = False
+        self._begun = self._loaded = self._stopping = False
         self._gone = threading.Event()
 
     def __enter__(self) -> WorkerProcess:
@@ -93,16 +100,23 @@ class WorkerProcess:
         """Start it and wait until the model is loaded; once.
 
         Raises:
-            ModelError: the model cannot be loaded, or the process died over it.
+            ModelError: the model cannot be loaded, or the process died over it or was stopped.
             ValueError: the model was described wrongly.
         """
         context = multiprocessing.get_context("spawn")
-        mine, its = context.Pipe()
-        self._process = context.Process(
-            target=run_worker, args=(its, self._load), name="stillframe-model", daemon=True
-        )
-        self._process.start()
-        self.pid = self._process.pid
+        run = pickle.dumps(partial(run_worker, load=self._load))
+        with self._lock:
+            if self._stopping:
+                raise ModelError("the worker was stopped")
+            mine, its = context.Pipe()
+            self._process = context.Process(
+                target=run_with,
+                args=(environment_of(self._device), run, its),
+                name="stillframe-model",
+                daemon=True,
+            )
+            self._process.start()
+            self._begun, self.pid = True, self._process.pid
         its.close()  # or this end would never hear that the other one is gone
         self._channel = Channel(mine)
         try:
@@ -115,6 +129,9 @@ class WorkerProcess:
             name, message, _ = content
             raise (ValueError if name == "ValueError" else ModelError)(message)
         (self.model,) = content
+        if self._device is not None:  # which it knows as its first
+            self.model = self.model._replace(device=self._device)
+        self._loaded = True
         for work, name in (
             (self._read, "stillframe-reader"),
             (self._watchdog, "stillframe-watchdog"),
@@ -151,7 +168,7 @@ class WorkerProcess:
             SessionError: the process has gone.
         """
         number = next(self._numbers)
-        session = RemoteSession(number, self)
+        session = RemoteSession(number, self, self.model.device)
         with self._lock:
             self._sessions[number] = session
         try:
@@ -295,8 +312,14 @@ class WorkerProcess:
         return self._gone.wait(timeout)
 
     def stop(self) -> None:
-        """End it after the block that runs; sessions that are left fail."""
-        self._stopping = True
-        if not self._gone.is_set():
+        """End it after the block that runs; sessions that are left fail. While it loads the model
+        it is killed."""
+        with self._lock:
+            self._stopping = True
+            if not self._begun:
+                return
+        if not self._loaded:
+            self._kill("was stopped while it loaded the model")
+        elif not self._gone.is_set():
             self._channel.shut_down()
         self._gone.wait()

@@ -16,6 +16,7 @@ from torch import Tensor
 from stillframe.config import EditConfig
 from stillframe.controls import Box, Controls, Region
 from stillframe.engine.stream import StreamSettings, check_settings
+from stillframe.live.blend import MOST_BLOCKS
 from stillframe.loading.prompts import clean_prompt
 from stillframe.methods import Method, as_method
 from stillframe.pipelines.causal_wan import CausalWanPipeline
@@ -36,6 +37,7 @@ class EditRequest:
         config: how to edit.
         method: that the configuration names.
         settings: how to denoise, as the configuration has it for this model.
+        blend: blocks over which another prompt takes the place of this one.
     """
 
     prompt: str | None
@@ -43,6 +45,7 @@ class EditRequest:
     config: EditConfig
     method: Method
     settings: StreamSettings
+    blend: int = 0
 
     @classmethod
     def first(
@@ -51,6 +54,7 @@ class EditRequest:
         prompt: str | None,
         prompt_embeds: Tensor | None,
         config: EditConfig,
+        blend: int = 0,
     ) -> EditRequest:
         """What a new session begins with.
 
@@ -58,7 +62,8 @@ class EditRequest:
             ValueError: for anything out of range, or a method that the control does not go with.
         """
         method, settings = _resolved(pipe, config)
-        return cls(*_text(pipe, prompt, prompt_embeds), config, method, settings)
+        text = _text(pipe, prompt, prompt_embeds)
+        return cls(*text, config, method, settings, _checked(blend))
 
     def changed(
         self,
@@ -67,6 +72,7 @@ class EditRequest:
         prompt_embeds: Tensor | None,
         config: EditConfig | None,
         changes: Mapping[str, Any],
+        blend: int | None = None,
     ) -> EditRequest:
         """The same with some of it changed; None changes nothing, but for a control.
 
@@ -89,7 +95,8 @@ class EditRequest:
                 f"seed of a session cannot change, from {self.config.seed} to {wanted.seed}"
             )
         wanted = replace(wanted, seed=self.config.seed)
-        return EditRequest(*text, wanted, method, settings)
+        blend = self.blend if blend is None else _checked(blend)
+        return EditRequest(*text, wanted, method, settings, blend)
 
     def encoded(self, pipe: CausalWanPipeline) -> EditRequest:
         """The same with the embeddings of the prompt; may take long.
@@ -111,6 +118,12 @@ def _resolved(pipe: CausalWanPipeline, config: EditConfig) -> tuple[Method, Stre
         _check_region(config.control)
     check_settings(pipe.denoiser, settings)
     return method, settings
+
+
+def _checked(blend: int) -> int:
+    if not 0 <= blend <= MOST_BLOCKS:
+        raise ValueError(f"blend is a number of blocks from 0 to {MOST_BLOCKS}, got {blend}")
+    return blend
 
 
 def _check_region(controls: Controls) -> None:

@@ -53,6 +53,7 @@ class LiveSession(SessionState):
         height, width: of the edited frames, see ``edit.edit_file``.
         worker: shared with other sessions; without one the session has a thread of its own.
         clock: what latency is measured with.
+        blend: see `change`.
         options: fields of ``config`` that take the place of its own, such as ``method``,
             ``control``, ``seed`` and ``strength``.
 
@@ -60,6 +61,7 @@ class LiveSession(SessionState):
         telemetry: of the latest blocks.
         patch: side of a patch of the keep masks, in pixels.
         block_frames: frames of a block; a stream's first one may take fewer.
+        device: where the model computes.
 
     Raises:
         ValueError: for arguments out of range.
@@ -80,15 +82,16 @@ class LiveSession(SessionState):
         width: int | None = None,
         worker: Worker | None = None,
         clock: Clock | None = None,
+        blend: int = 0,
         **options: Any,
     ) -> None:
         self.telemetry = Telemetry()
         size = FrameSize(pipe.frame_multiple, height, width, pipe.config.default_height)
         editor = Editor(pipe, size)
         self.patch, self.block_frames = editor.patch, editor.later
-        self._pipe, self._size = pipe, size
+        self._pipe, self._size, self.device = pipe, size, str(pipe.compute_device)
         config = EditConfig.of(config, options).seeded
-        request = EditRequest.first(pipe, prompt, prompt_embeds, config)
+        request = EditRequest.first(pipe, prompt, prompt_embeds, config, blend)
         input_queue = InputQueue(policy, editor.first, editor.later, bound, max_wait)
         super().__init__(request, editor, input_queue, OutputQueue(editor.later, self.telemetry))
         self._clock = clock or SystemClock()
@@ -178,6 +181,7 @@ class LiveSession(SessionState):
         prompt: str | None = None,
         prompt_embeds: Tensor | None = None,
         config: EditConfig | None = None,
+        blend: int | None = None,
         **changes: Any,
     ) -> None:
         """Change what is given, from the next block on. No frame is lost.
@@ -189,6 +193,7 @@ class LiveSession(SessionState):
 
         Args:
             config: takes the place of the one before.
+            blend: how many blocks another prompt takes to come in, 0 to 64; each of them is whole.
             changes: fields of the configuration, such as ``method``, ``strength`` or ``sigmas``,
                 and of the method, such as ``recovery`` or ``tolerance``; the others stay. A
                 ``control`` takes the place of the one before and counts blocks from there on; None
@@ -200,7 +205,9 @@ class LiveSession(SessionState):
             SessionError: the session is closed.
         """
         with self._changing:
-            request = self._request.changed(self._pipe, prompt, prompt_embeds, config, changes)
+            request = self._request.changed(
+                self._pipe, prompt, prompt_embeds, config, changes, blend
+            )
             with self._changed:
                 self._raise_error()
                 if self._state == "closed":

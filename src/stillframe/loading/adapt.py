@@ -1,23 +1,25 @@
-"""Changes to a loaded pipeline: low-rank updates, the attention kernel, weights off the GPU.
+"""Changes to a loaded pipeline: low-rank updates, the attention kernel, less memory.
 
-All three are diffusers' (and peft's) own; here is how they are asked for and what may go wrong. It
-does not know how models are found or loaded.
+The first two are diffusers' (and peft's) own; here is how they are asked for and what may go wrong.
+It does not know how models are found or loaded.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from stillframe.backbones.finite import check_finite, check_model
+from stillframe.backbones.footprint import offload_transformer, pack_transformer
 from stillframe.errors import ModelError
+from stillframe.kernels.linear import takes_fp8
 from stillframe.loading.checkpoint import read_file
 
 if TYPE_CHECKING:
+    from stillframe.loading.assemble import Task
     from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = [
@@ -25,8 +27,8 @@ __all__ = [
     "attention_backends",
     "check_attention",
     "check_offload",
-    "offload_blocks",
     "parse_lora",
+    "save_memory",
     "use_attention",
 ]
 
@@ -131,25 +133,23 @@ def check_offload(device: torch.device) -> None:
         raise ValueError(f"weights are offloaded from a GPU, and the device is {device}")
 
 
-def offload_blocks(transformer: nn.Module, device: torch.device) -> None:
-    """Keep the transformer's layers on the CPU, and bring each to ``device`` while it runs.
-
-    What lies around the layers goes to ``device`` for good.
+def save_memory(pipe: CausalWanPipeline, task: Task, device: torch.device) -> None:
+    """Have a pipeline do with as little memory as a task was planned with.
 
     Args:
-        transformer: on the CPU.
-        device: a GPU.
-
-    Raises:
-        ValueError: the device is no GPU.
+        pipe: whose transformer is loaded and has all adapters merged.
+        task: says in what format weights, keys and values are, what is seen, what is offloaded.
+        device: where it will compute; what is not offloaded still has to be moved there.
     """
-    check_offload(device)
-    from diffusers.hooks import apply_group_offloading
-
-    for name, child in transformer.named_children():
-        if name != "blocks":
-            child.to(device)
-    for parameter in transformer.parameters(recurse=False):
-        parameter.data = parameter.data.to(device)
-    for block in transformer.blocks:  # type: ignore[union-attr]
-        apply_group_offloading(block, device, offload_type="leaf_level", use_stream=True)
+    chosen: dict[str, Any] = {
+        name: value
+        for name, value in (("store", task.store), ("cache", task.cache))
+        if value != "auto"
+    }
+    if task.window is not None:
+        chosen["generate_window_frames" if task.generate else "window_frames"] = task.window
+    if task.weights == "fp8":
+        pack_transformer(pipe.transformer, device)
+        chosen["products"] = "fp8" if takes_fp8(device) else "exact"
+    pipe.register_to_config(**chosen)
+    offload_transformer(pipe.transformer, device, task.offloaded)

@@ -20,10 +20,12 @@ import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
+from stillframe.autoencoders.streaming import open_autoencoder
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.finite import check_model
 from stillframe.backbones.model_folder import check_numbers, check_part
 from stillframe.backbones.wan import read_transformer
+from stillframe.engine.inputs import check_channels
 from stillframe.engine.stream import StreamSettings
 from stillframe.errors import ModelError
 from stillframe.loading import hub
@@ -31,13 +33,26 @@ from stillframe.loading.bases import known_base
 from stillframe.loading.checkpoint import load_transformer
 from stillframe.loading.memory import MemoryPlan, plan_memory
 from stillframe.loading.prompts import PromptEncoder
-from stillframe.loading.recipes import Recipe
-from stillframe.loading.taehv import TAEW_CONFIG, load_taehv
+from stillframe.loading.recipes import TIMESTEPS, Recipe
+from stillframe.loading.taehv import TAEW_CONFIG, TAEW_CONFIGS, load_taehv
 from stillframe.pipelines.causal_wan import CausalWanPipeline
+from stillframe.pipelines.generation import generated_size
 from stillframe.tokens.schedule import edit_sigmas, scheduler_shift
 from stillframe.untrusted.small_files import parse_json, read_bounded
+from stillframe.video.fit import USUAL_SIZE, fit_to_grid
 
-__all__ = ["Source", "Task", "build", "open_text", "plan"]
+__all__ = [
+    "Source",
+    "Task",
+    "autoencoder_config",
+    "bare_pipeline",
+    "build",
+    "open_text",
+    "pipeline_numbers",
+    "plan",
+    "stream_settings",
+    "working_size",
+]
 
 # of a configuration
 _MOST_BYTES = 2**22
@@ -52,7 +67,8 @@ class Source:
         name: what the user calls it.
         base: folder or hub id in diffusers' format; with a recipe, its transformer is not used.
         recipe: None where ``base`` is the whole model.
-        vae: "tiny" (``taew2_1``), "full" (the base's), or a weight file of the tiny autoencoder.
+        vae: "tiny" (``taew2_1`` or, for 48 channels, ``taew2_2``), "full" (the base's), or a weight
+            file of the tiny autoencoder.
     """
 
     name: str
@@ -63,7 +79,7 @@ class Source:
     @property
     def wanted(self) -> tuple[hub.Wanted, ...]:
         """Files that must be on disk."""
-        tiny = hub.Wanted(hub.TINY_VAE_REPO, (hub.TINY_VAE_FILE,))
+        tiny = hub.tiny_vae(self.base)
         if self.recipe is not None:
             files = hub.wanted_by(self.recipe, "full" if self.vae == "full" else "tiny")
         else:
@@ -150,6 +166,10 @@ class Task:
         prompts: that are known beforehand.
         store: what the recovery stores in, see `StreamSettings`.
         motion: whether patches that moved are followed.
+        cache: how committed frames are kept, see `StreamSettings`.
+        weights: "fp8" where the transformer's matrices are stored so.
+        window: at most so many frames are seen; None: the model's own number.
+        offloaded: layers of the transformer that stay on the CPU.
     """
 
     height: int = 480
@@ -160,34 +180,54 @@ class Task:
     prompts: tuple[str, ...] = ()
     store: str = "auto"
     motion: bool = True
+    cache: str = "auto"
+    weights: str = "exact"
+    window: int | None = None
+    offloaded: int = 0
 
 
-def _vae_config(source: Source) -> tuple[Mapping[str, Any], str]:
+def autoencoder_config(source: Source) -> tuple[Mapping[str, Any], str]:
+    """The configuration of a source's autoencoder, and its kind, "tiny" or "full"."""
     if source.vae != "full":
-        return TAEW_CONFIG, "tiny"
+        config = source.config("transformer")
+        channels = config.get("out_channels") or config.get("in_channels")
+        # a file is for the transformer that it is named with, or refused when it is read
+        other = (
+            TAEW_CONFIG if source.vae == "tiny" else {**TAEW_CONFIG, "latent_channels": channels}
+        )
+        return TAEW_CONFIGS.get(channels, other), "tiny"
     config = source.config("vae")
     kind = "tiny" if config.get("_class_name") == "TinyVideoAutoencoder" else "full"
     return config, kind
 
 
-def _numbers(source: Source) -> dict[str, Any]:
+def pipeline_numbers(source: Source) -> dict[str, Any]:
     """The pipeline's configuration: a recipe's, or what the folder says beyond its parts."""
     recipe = source.recipe
     if recipe is None:
         index, known = source.index(), signature(CausalWanPipeline.__init__).parameters
         parts = {name for name, value in index.items() if isinstance(value, list | tuple)}
-        lists = ("edit_sigmas", "generate_sigmas")
+        lists = ("edit_sigmas", "generate_sigmas", "first_sigmas")
         return {k: v for k, v in index.items() if k in known and (k in lists or k not in parts)}
     seen = max(recipe.edit_sink + recipe.edit_window, recipe.sink + recipe.window)
+    noise = recipe.edit_noise
     return {
-        "block_frames": recipe.block,
+        "block_frames": recipe.edited,
         "sink_frames": recipe.edit_sink,
         "window_frames": recipe.edit_window,
         "position_limit": max(seen, min(recipe.positions, _positions(source))),
-        "edit_sigmas": recipe.edit_sigmas,
-        "generate_sigmas": recipe.generate_sigmas,
+        "edit_sigmas": recipe.edit_levels,
+        "edit_noise": None if noise is None else noise / TIMESTEPS,
+        "edit_normalised": recipe.edit_normalised,
+        "generate_sigmas": recipe.generate_levels,
+        "first_sigmas": recipe.first_levels,
+        "nearest_sigmas": recipe.nearest,
+        "generate_block_frames": recipe.block,
         "generate_window_frames": recipe.window,
         "generate_sink_frames": recipe.sink,
+        "context_sink": recipe.context_sink,
+        "sink_average": recipe.sink_average,
+        "recompute_context": recipe.prompt_change == "recompute",
     }
 
 
@@ -237,15 +277,29 @@ def build(source: Source, dtype: torch.dtype, text: PromptEncoder) -> CausalWanP
         ModelError: a part is missing, damaged, or not of the model it should be.
     """
     folder = source.folder()
+    transformer, vae = _transformer(source, folder, dtype), _autoencoder(source, folder, dtype)
+    pipe = bare_pipeline(source, transformer, vae)
+    pipe.prompt_encoder = text
+    return pipe
+
+
+def bare_pipeline(source: Source, transformer: Any, vae: nn.Module) -> CausalWanPipeline:
+    """A pipeline of parts, configured as the source says, without a text encoder.
+
+    Raises:
+        ModelError: its configuration is not on disk, or damaged, or the parts are of different
+            models.
+    """
     pipe = CausalWanPipeline(
         tokenizer=None,
         text_encoder=None,
-        transformer=_transformer(source, folder, dtype),
-        vae=_autoencoder(source, folder, dtype),
+        transformer=transformer,
+        vae=vae,
         scheduler=_scheduler(source),
-        **_numbers(source),
+        **pipeline_numbers(source),
     )
-    pipe.prompt_encoder = text
+    made = open_autoencoder(pipe.vae, 1).latent_channels
+    check_channels(made, pipe.denoiser.latent_channels)
     return pipe
 
 
@@ -274,11 +328,12 @@ def _scheduler(source: Source) -> FlowMatchEulerDiscreteScheduler:
 
 def _autoencoder(source: Source, folder: Path, dtype: torch.dtype) -> nn.Module:
     if source.vae == "tiny":
-        path = hub.require(hub.TINY_VAE_REPO, hub.TINY_VAE_FILE, f"{source.name} --vae tiny")
+        tiny = hub.tiny_vae(source.base)
+        path = hub.require(tiny.repo, tiny.files[0], f"{source.name} --vae tiny")
         return load_taehv(path, dtype)
     if source.vae != "full":
         return load_taehv(Path(source.vae).expanduser(), dtype)
-    _, kind = _vae_config(source)
+    _, kind = autoencoder_config(source)
     family = TinyVideoAutoencoder if kind == "tiny" else AutoencoderKLWan
     with _told(f"the autoencoder of {source.name}"):
         check_part(folder / "vae")
@@ -317,7 +372,7 @@ def plan(
 def _planned(
     source: Source, dtype: torch.dtype, task: Task, device: torch.device | str
 ) -> MemoryPlan:
-    vae_config, kind = _vae_config(source)
+    vae_config, kind = autoencoder_config(source)
     planned = plan_memory(
         source.config("transformer"),
         vae_config,
@@ -326,9 +381,11 @@ def _planned(
         height=task.height,
         width=task.width,
         dtype=dtype,
-        settings=_settings(_given(source), task),
+        settings=stream_settings(source, task),
         recovery="none" if task.generate else task.recovery,
         motion=task.motion and not task.generate,
+        weights=task.weights,
+        offloaded=task.offloaded,
         on_cpu=torch.device(device).type == "cpu",
     )
     if not task.compare:
@@ -356,18 +413,70 @@ def _well_typed(name: str) -> Iterator[None]:
 def _given(source: Source) -> dict[str, Any]:
     """The pipeline's configuration, its defaults included."""
     usual = {k: p.default for k, p in signature(CausalWanPipeline.__init__).parameters.items()}
-    return {**usual, **_numbers(source)}
+    return {**usual, **pipeline_numbers(source)}
 
 
-def _settings(given: Mapping[str, Any], task: Task) -> StreamSettings:
-    """How a pipeline of this configuration works, as far as memory depends on it."""
-    kind = "generate_" if task.generate else ""
+def working_size(
+    source: Source,
+    frames: tuple[int, int] | None,
+    height: int | None,
+    width: int | None,
+    *,
+    generate: bool = False,
+) -> tuple[int, int]:
+    """Height and width that a model will work at, in pixels: whole tokens of it.
+
+    Args:
+        source: its configurations are known.
+        frames: width and height of the video to edit; None for one of the usual size.
+        height, width: of the result, as they were asked for.
+        generate: for text-to-video, where there is no video to edit.
+
+    Raises:
+        ModelError: see `plan`.
+        ValueError: a side would be too small.
+    """
+    with _well_typed(source.name):
+        default: int = _given(source)["default_height"]
+        multiple = _token_side(source)
+        if generate:
+            return generated_size(height, width, default, multiple)
+        fit = fit_to_grid(
+            *(frames or USUAL_SIZE),
+            multiple=multiple,
+            target_height=height,
+            target_width=width,
+            max_short_side=default,
+        )
+    return fit.padded_height, fit.padded_width
+
+
+def _token_side(source: Source) -> int:
+    """Pixels along the side of a token."""
+    config, kind = autoencoder_config(source)
+    patch: int = source.config("transformer").get("patch_size", (1, 2, 2))[1]
+    if kind == "tiny":
+        return patch * int(config.get("patch_size", 1) * 2 ** config.get("spatial_stages", 3))
+    return patch * int(config.get("scale_factor_spatial", 8))
+
+
+def stream_settings(source: Source, task: Task) -> StreamSettings:
+    """How a task is done, as far as memory depends on it.
+
+    Raises:
+        ModelError: see `plan`.
+    """
+    given, kind = _given(source), "generate_" if task.generate else ""
     sink, window = given[f"{kind}sink_frames"], given[f"{kind}window_frames"]
+    window = min(window, task.window or window)
+    block = (given["generate_block_frames"] if task.generate else None) or given["block_frames"]
     return StreamSettings(
         sigmas=tuple(given["edit_sigmas"] or edit_sigmas(1.0, given["num_inference_steps"], 1.0)),
-        block_frames=given["block_frames"],
+        block_frames=block,
         sink_frames=sink,
         window_frames=window,
         position_limit=max(given["position_limit"], sink + window),
-        store=task.store,
+        sink_average=given["sink_average"],
+        store=given["store"] if task.store == "auto" else task.store,
+        cache=given["cache"] if task.cache == "auto" else task.cache,
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from stillframe.untrusted.small_files import parse_toml
 
-__all__ = ["known_base"]
+__all__ = ["known_base", "stored_sizes"]
 
 
 @cache
@@ -32,6 +32,37 @@ def known_base(repo: str) -> dict[str, dict[str, Any]]:
         a copy; empty for a base that is not in the table.
     """
     table = _table()
-    if repo not in table["transformer"]:
+    base = table["base"].get(repo)
+    if base is None:
         return {}
-    return deepcopy({**table, "transformer": table["transformer"][repo]})
+    return deepcopy(
+        {
+            "transformer": base["transformer"],
+            "text_encoder": table["text_encoder"],
+            "vae": table["vae"][base["vae"]],
+        }
+    )
+
+
+def stored_sizes(repo: str) -> dict[str, int]:
+    """About how many bytes the files of a base and of a model made from it have.
+
+    Args:
+        repo: see `known_base`.
+
+    Returns:
+        of ``weights`` (the model's), ``text_encoder``, ``vae`` and ``tiny``; empty for a base that
+        is not in the table.
+    """
+    table = _table()
+    base = table["base"].get(repo)
+    if base is None:
+        return {}
+    numbers, kind = table["numbers"], base["vae"]
+    counts = {
+        "weights": base["numbers"],
+        "text_encoder": numbers["text_encoder"],
+        "vae": numbers["vae"][kind],
+        "tiny": numbers["tiny"][kind],
+    }
+    return {part: count * base["stored"][part] for part, count in counts.items()}

@@ -34,6 +34,7 @@ __all__ = [
     "read_file",
     "strip_prefixes",
     "to_diffusers",
+    "weights_in",
 ]
 
 State = dict[str, Tensor]
@@ -111,7 +112,7 @@ def pick_weights(content: Mapping[str, Any], keys: Sequence[str], path: Path) ->
     Args:
         content: from `read_file`.
         keys: top-level entries that may hold the network, best first; empty if ``content`` itself
-            is the network.
+            is the network, "" in the end if it may be.
         path: for messages.
 
     Raises:
@@ -119,12 +120,12 @@ def pick_weights(content: Mapping[str, Any], keys: Sequence[str], path: Path) ->
     """
     found: Any = content
     if keys:
-        key = next((key for key in keys if key in content), None)
+        key = next((key for key in keys if key in content or not key), None)
         if key is None:
             there = ", ".join(map(str, list(content)[:3]))
             instead = f"its first entries are {there}" if there else "it is empty"
             raise ModelError(f"weight file {path} has no {' or '.join(keys)}; {instead}")
-        found = content[key]
+        found = content[key] if key else content
     if not isinstance(found, Mapping) or not found:
         raise ModelError(f"weight file {path} holds no named tensors where the model should be")
     for name, value in found.items():
@@ -133,6 +134,28 @@ def pick_weights(content: Mapping[str, Any], keys: Sequence[str], path: Path) ->
                 f"weight file {path} holds a {type(value).__name__} at {name!r}, not a named tensor"
             )
     return dict(found)
+
+
+def weights_in(path: Path, keys: Sequence[str] | None = ()) -> str:
+    """What tensors a weight file has, in words: how many, in which entry, of which kinds.
+
+    Args:
+        path: see `read_file`.
+        keys: see `pick_weights`; None for all tensors of a low-rank update.
+
+    Raises:
+        ModelError: see `read_file` and `pick_weights`.
+    """
+    content, entry = read_file(path), ""
+    if keys is None:
+        inner = [value for value in content.values() if isinstance(value, Mapping)] or [content]
+        content = {name: value for part in inner for name, value in part.items()}
+    else:
+        entry = next((f" in {key}" for key in keys if key in content), "")
+        content = dict(pick_weights(content, keys, path))
+    tensors = [value for value in content.values() if isinstance(value, Tensor)]
+    kinds = sorted({str(value.dtype).removeprefix("torch.") for value in tensors})
+    return f"{len(tensors)} tensors{entry}, {' and '.join(kinds)}"
 
 
 def strip_prefixes(state: Mapping[str, Tensor], what: str = "the file") -> State:

@@ -6,11 +6,14 @@ Knows the C library's allocator and what the operating system says of a process;
 from __future__ import annotations
 
 import ctypes
+import os
+import pickle
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
-__all__ = ["keep_freed_memory", "peak_resident_bytes"]
+__all__ = ["keep_freed_memory", "peak_resident_bytes", "run_with"]
 
 # names and numbers of glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -56,3 +59,13 @@ def peak_resident_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def run_with(variables: dict[str, str], work: bytes, *arguments: Any) -> None:
+    """Run work in a new process that has these environment variables.
+
+    The work is a pickled function: what it imports reads them, too. Libraries ask once which CUDA
+    devices there are, some of them when they are imported.
+    """
+    os.environ.update(variables)
+    pickle.loads(work)(*arguments)

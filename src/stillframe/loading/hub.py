@@ -11,20 +11,24 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillframe.errors import ModelError
+from stillframe.loading.bases import known_base, stored_sizes
 from stillframe.loading.hub_calls import Progress, one_sentence_hub_errors, silent_bar
+from stillframe.untrusted.small_files import parse_json, read_bounded
 
 if TYPE_CHECKING:
     from stillframe.loading.recipes import Recipe
 
 __all__ = [
     "TINY_VAE_FILE",
+    "TINY_VAE_FILES",
     "TINY_VAE_REPO",
     "VAES",
     "RemoteFile",
@@ -33,22 +37,30 @@ __all__ = [
     "fetch",
     "find",
     "find_folder",
+    "latent_channels",
     "on_disk",
     "require",
     "size_text",
     "survey",
+    "tiny_vae",
+    "to_download",
     "wanted_by",
     "wanted_folder",
 ]
 
 TINY_VAE_REPO = "lightx2v/Autoencoders"
 TINY_VAE_FILE = "taew2_1.safetensors"
+TINY_VAE_FILES = {16: TINY_VAE_FILE, 48: "taew2_2.safetensors"}
+"""Tiny autoencoders of Wan 2.1 and 2.2, by latent channels."""
+
 VAES = ("tiny", "full")
 
 _BASE = ("model_index.json", "transformer/config.json")
 _WHOLE = ("model_index.json", "transformer/*")
 _AROUND = ("text_encoder/*", "tokenizer/*", "scheduler/*")
 _FULL_VAE = "vae/*"
+# of a configuration
+_MOST_CONFIG_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -96,12 +108,70 @@ def wanted_by(recipe: Recipe, vae: str = "tiny") -> tuple[Wanted, ...]:
     weights = (recipe.file,) if recipe.lora is None else (recipe.file, recipe.lora)
     base = (*_BASE, *_AROUND, _FULL_VAE) if vae == "full" else (*_BASE, *_AROUND)
     wanted = (Wanted(recipe.repo_place, weights), Wanted(recipe.base_place, base))
-    return wanted if vae == "full" else (*wanted, Wanted(TINY_VAE_REPO, (TINY_VAE_FILE,)))
+    return wanted if vae == "full" else (*wanted, tiny_vae(recipe.base_place))
+
+
+def latent_channels(base: str) -> int:
+    """C of a base's latents: of a known one, or as its configuration on disk says; else Wan 2.1's.
+
+    Args:
+        base: as in `Wanted`.
+    """
+    config = known_base(_split(base)[0]).get("transformer", {})
+    path = find(base, "transformer/config.json")
+    if path is not None:
+        with suppress(OSError, ValueError):  # whoever loads it says what is wrong with it
+            found = parse_json(read_bounded(path, _MOST_CONFIG_BYTES))
+            config = found if isinstance(found, dict) else config
+    channels = config.get("out_channels") or config.get("in_channels")
+    return channels if isinstance(channels, int) else min(TINY_VAE_FILES)
+
+
+def tiny_vae(base: str) -> Wanted:
+    """The tiny autoencoder of a base's latents; Wan 2.1's where there is none of so many channels.
+
+    Args:
+        base: as in `Wanted`.
+    """
+    file = TINY_VAE_FILES.get(latent_channels(base), TINY_VAE_FILE)
+    return Wanted(TINY_VAE_REPO, (file,))
 
 
 def wanted_folder(repo: str) -> tuple[Wanted, ...]:
     """What a whole model in diffusers' format consists of."""
     return (Wanted(repo, (*_WHOLE, *_AROUND, _FULL_VAE)),)
+
+
+def to_download(recipe: Recipe, vae: str = "tiny") -> tuple[int, bool] | None:
+    """What of a recipe's files is not on disk, without using the network.
+
+    Args:
+        recipe, vae: see `wanted_by`.
+
+    Returns:
+        bytes, and whether the hub has said so: else they are worked out from the base's shape,
+        small files left out. None where neither is known.
+    """
+    absent = [file for file in on_disk(wanted_by(recipe, vae)) if not file.present]
+    about = stored_sizes(_split(recipe.base_place)[0])
+    total, recorded = 0, True
+    for file in absent:
+        if file.size is not None:
+            total += file.size
+        elif about:
+            total, recorded = total + _about(file, recipe, about), False
+        else:
+            return None
+    return total, recorded
+
+
+def _about(file: RemoteFile, recipe: Recipe, sizes: Mapping[str, int]) -> int:
+    """Bytes of a file, or of all that a pattern stands for; 0 of small ones."""
+    if file.name == recipe.file:
+        return sizes["weights"]
+    if file.repo == TINY_VAE_REPO:
+        return sizes["tiny"]
+    return sizes.get(file.name.partition("/")[0], 0)
 
 
 def survey(wanted: Iterable[Wanted]) -> list[RemoteFile]:

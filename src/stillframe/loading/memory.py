@@ -7,9 +7,11 @@ It does not know checkpoints or command lines; configurations and sizes are enou
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -22,15 +24,19 @@ from stillframe.attention.block import BlockAttention
 from stillframe.attention.cache import CacheShape, KeyValueCache
 from stillframe.autoencoders.streaming import StreamingAutoencoder, open_autoencoder
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from stillframe.backbones.footprint import bytes_offloaded, planned_transformer
 from stillframe.backbones.meter import META, PeakMeter, built, typed, weight_bytes
-from stillframe.backbones.wan import WanDenoiser, empty_transformer
+from stillframe.backbones.wan import WanDenoiser
 from stillframe.detection.dense import DenseVideo
 from stillframe.detection.pixels import VisibleChange, appearance
 from stillframe.detection.sparse import SparseVideo
 from stillframe.detection.traces import longest_moves
+from stillframe.engine.inputs import check_channels
 from stillframe.engine.moved import Rings
 from stillframe.engine.results import Results
 from stillframe.engine.stream import StreamSettings
+from stillframe.kernels import moving
+from stillframe.kernels.shared import Workplace
 from stillframe.recovery import Recovery, RecoverySetup, find_recovery
 from stillframe.tokens.grid import Grid, Plan
 from stillframe.tokens.source import SourceBlock
@@ -56,7 +62,7 @@ class MemoryPlan:
     Attributes:
         text_encoder, text_activations: weights, and the most that encoding a prompt adds to them;
             only while prompts are encoded.
-        transformer, autoencoder: weights.
+        transformer, autoencoder: weights, of offloaded layers those that are there at a time.
         cache: keys and values of committed frames and of the block.
         recovery: what the recovery holds beyond the cache.
         text_cache: keys and values of the prompt in every layer, and its embeddings.
@@ -70,6 +76,8 @@ class MemoryPlan:
             the block in hand, as they come in and go out.
         process: on a CPU, what the libraries take when they first run, whatever the size: code,
             workspaces of kernels and the allocator's fragments, as measured.
+        graphs: on a GPU, what CUDA graphs work in, which is theirs alone: what runs before it is
+            captured has memory of its own, and the allocator keeps that.
         activations: the most that a denoising or context pass adds while it runs.
         encode, decode: the most that encoding and decoding a block add.
         dtype: of weights, keys and values.
@@ -88,6 +96,7 @@ class MemoryPlan:
     motion: int
     kept: int
     process: int
+    graphs: int
     activations: int
     encode: int
     decode: int
@@ -104,7 +113,7 @@ class MemoryPlan:
         """What stays from block to block of the second phase."""
         weights = self.transformer + self.autoencoder
         states = self.cache + self.recovery + self.text_cache + self.stream + self.frames
-        return weights + states + self.motion + self.kept + self.process
+        return weights + states + self.motion + self.kept + self.process + self.graphs
 
     @property
     def editing(self) -> int:
@@ -137,6 +146,7 @@ class MemoryPlan:
             "frames that moved patches come from": self.motion,
             "frames in and out, and the block before": self.kept,
             "libraries at work": self.process,
+            "CUDA graphs at work": self.graphs,
             "denoising a block": self.activations,
             "encoding a block": self.encode,
             "decoding a block": self.decode,
@@ -162,11 +172,13 @@ def plan_memory(
     batch: int = 1,
     text_length: int = 512,
     motion: bool = True,
+    weights: str = "exact",
+    offloaded: int = 0,
     on_cpu: bool = False,
 ) -> MemoryPlan:
     """What editing takes, with blocks computed whole and the window full.
 
-    Takes about a second, five with Wan's own autoencoder.
+    Takes about a second, five with Wan's own autoencoder; less with the same one again.
 
     Args:
         transformer_config, vae_config, text_config: contents of the parts' ``config.json``. No
@@ -180,49 +192,62 @@ def plan_memory(
         batch: B, videos at once.
         text_length: tokens of a prompt.
         motion: whether patches that moved are followed.
+        weights: "fp8" where the transformer's matrices are, see `pack_transformer`.
+        offloaded: layers of the transformer that are, see `offload_transformer`.
         on_cpu: whether all of it is in the process itself, see ``MemoryPlan.kept``.
 
     Raises:
         ModelError: a configuration is not one of the model it is meant for.
         ValueError: sizes do not fit the models' grid, or a name is unknown.
     """
-    transformer = typed(empty_transformer(transformer_config), dtype)
+    model = _as_key(transformer_config)
+    denoiser = _denoiser(model, dtype, weights)
+    transformer = denoiser.transformer
     vae = typed(_autoencoder(vae_config, vae_kind), dtype)
-    denoiser = WanDenoiser(transformer)
     stream = open_autoencoder(vae, settings.block_frames)
+    check_channels(stream.latent_channels, denoiser.latent_channels)
     timeline = stream.timeline
     multiple = timeline.spatial * denoiser.patch
     if min(height, width) < multiple or height % multiple or width % multiple:
         raise ValueError(f"height and width must be multiples of {multiple}, got {height}x{width}")
     grid = Grid(settings.block_frames, height // multiple, width // multiple)
     steps = steps or len(settings.sigmas)
-    job = _Job(grid, batch, dtype, settings, recovery, steps, text_length, multiple)
-    whole, parts = (_coding(stream, job, height, width, asked) for asked in (False, True))
+    job = _Job(grid, batch, dtype, settings, recovery, steps, text_length, multiple, weights)
+    codings = (vae_kind, dtype, settings.block_frames, batch, height, width)
+    whole, parts = _codings(_as_key(vae_config), *codings)
     # where everything is computed nothing else stays, so that there is more to work in
     spare = parts.stays - whole.stays
-    text_encoder, text_activations = _text(text_config, job)
+    encoder = (0, 0)
+    if text_config is not None:
+        encoder = _text(_as_key(text_config), dtype, text_length)
     cache, fill = job.state(denoiser)
     text = denoiser.text(job.embeds(denoiser))
-    gains = torch.zeros(stream.latent_channels, stream.latent_channels, device=META)
     # float32, in and out
     frames = 2 * 4 * batch * timeline.later_frames * 3 * height * width
     compared = frames + whole.stays if vae_kind == "tiny" else 0
+    activations = _activations(model, job)
+    encode = max(whole.encode - spare, parts.encode)
+    decode = max(whole.decode - spare, parts.decode)
     return MemoryPlan(
-        text_encoder=text_encoder,
-        text_activations=text_activations,
-        transformer=weight_bytes(transformer),
+        text_encoder=encoder[0],
+        text_activations=encoder[1],
+        transformer=weight_bytes(transformer) - bytes_offloaded(transformer, offloaded),
         autoencoder=weight_bytes(vae),
         cache=cache.nbytes,
         recovery=fill.nbytes,
         text_cache=sum(x.nbytes for x in (*text.keys, *text.values, text.embeds)),
         stream=parts.stays,
         frames=job.seen(timeline.temporal),
-        motion=job.followed(timeline.temporal, denoiser.patch, gains, on_cpu) if motion else 0,
+        motion=_followed(job, timeline.temporal, denoiser.patch, stream.latent_channels, on_cpu)
+        if motion
+        else 0,
         kept=frames + compared if on_cpu else 0,
         process=_LIBRARIES if on_cpu else 0,
-        activations=_activations(transformer_config, job),
-        encode=max(whole.encode - spare, parts.encode),
-        decode=max(whole.decode - spare, parts.decode),
+        # one pool for all graphs
+        graphs=0 if on_cpu else max(activations, *((encode, decode) if stream.captured else ())),
+        activations=activations,
+        encode=encode,
+        decode=decode,
         dtype=dtype,
         vae_kind=vae_kind,
     )
@@ -240,6 +265,7 @@ class _Job:
     steps: int
     text_length: int
     patch: int
+    weights: str
 
     def frames(self, count: int) -> Tensor:
         """So many source frames."""
@@ -251,31 +277,6 @@ class _Job:
         block = self.frames((self.grid.frames + 1) * temporal)
         anchors, shown = self.frames(2), self.frames(1)
         return block.nbytes + anchors.nbytes + shown.nbytes
-
-    def followed(self, temporal: int, patch: int, gains: Tensor, on_cpu: bool) -> int:
-        """Bytes of what a stream keeps to take patches from that moved.
-
-        ``patch`` and ``gains`` are those of `Results`.
-        """
-        grid = self.grid
-        shape = grid.frames, grid.height, grid.width
-        pixels = self.frames(grid.frames * temporal).unflatten(1, (grid.frames, temporal))
-        picture, tokens = self.frames(1)[:, 0], grid.frame_tokens
-        held: list[SparseVideo | DenseVideo] = []
-        with PeakMeter() as meter:
-            for video in pixels:
-                if on_cpu:
-                    follower = SparseVideo("full", 1.0, picture[0], shape)
-                    follower.start(picture[0], 0)
-                    held.append(follower)
-                else:
-                    longest = longest_moves(*shape[1:]).to(META)
-                    limits = VisibleChange(1.0).limits
-                    held.append(DenseVideo("full", limits, video, longest, shape, graphs=False))
-            rings, results = Rings(grid.frames), Results(grid, patch, gains)
-            rings.open(picture, dense=not on_cpu)
-            results.put(0, torch.zeros(self.batch, tokens, patch**2 * len(gains), device=META))
-            return meter.live
 
     def plan(self) -> Plan:
         """A block computed whole."""
@@ -303,12 +304,56 @@ class _Job:
         # what is kept of the source is what a method that goes by pixels compares
         look = appearance(self.frames(grid.frames + 1), block)
         fill.observe(block._replace(look=look), self.plan())
-        return KeyValueCache(shape, META, self.dtype), fill
+        kept = self.settings.cache_dtype(self.dtype)
+        return KeyValueCache(shape, META, self.dtype, store=kept), fill
 
 
-def _activations(config: Mapping[str, Any], job: _Job) -> int:
+@lru_cache(maxsize=16)
+def _followed(job: _Job, temporal: int, patch: int, channels: int, on_cpu: bool) -> int:
+    """Bytes of what a stream keeps to take patches from that moved.
+
+    ``patch`` and ``gains`` are those of `Results`.
+    """
+    grid = job.grid
+    gains = torch.zeros(channels, channels, device=META)
+    shape = grid.frames, grid.height, grid.width
+    pixels = job.frames(grid.frames * temporal).unflatten(1, (grid.frames, temporal))
+    picture, tokens = job.frames(1)[:, 0], grid.frame_tokens
+    held: list[SparseVideo | DenseVideo] = []
+    # kernels follow patches of one size only
+    sparse = on_cpu or job.patch != moving.SIDE
+    with PeakMeter() as meter:
+        for video in pixels:
+            if sparse:
+                follower = SparseVideo("full", 1.0, picture[0], shape)
+                follower.start(picture[0], 0)
+                held.append(follower)
+            else:
+                longest = longest_moves(*shape[1:]).to(META)
+                limits = VisibleChange(1.0).limits
+                place = Workplace()
+                held.append(DenseVideo("full", limits, video, longest, shape, place))
+        rings, results = Rings(grid.frames), Results(grid, patch, gains)
+        rings.open(picture, dense=not sparse)
+        results.put(0, torch.zeros(job.batch, tokens, patch**2 * len(gains), device=META))
+        return meter.live
+
+
+def _as_key(config: Mapping[str, Any]) -> str:
+    """A configuration as JSON: plans of one model that differ in a detail share what is alike."""
+    return json.dumps(dict(config), default=str, sort_keys=True)
+
+
+@lru_cache(maxsize=4)
+def _denoiser(config: str, dtype: torch.dtype, weights: str) -> WanDenoiser:
+    return WanDenoiser(planned_transformer(json.loads(config), dtype, weights))
+
+
+@lru_cache(maxsize=16)
+def _activations(config: str, job: _Job) -> int:
     """The most that a pass over a whole block adds; all layers are alike, so one is enough."""
-    transformer = typed(empty_transformer({**config, "num_layers": 1}), job.dtype)
+    one = {**json.loads(config), "num_layers": 1}
+    transformer = planned_transformer(one, job.dtype, job.weights)
     transformer.rope.to(META)
     denoiser = WanDenoiser(transformer)
     cache, fill = job.state(denoiser)
@@ -349,8 +394,26 @@ class _Coding(NamedTuple):
     stays: int
 
 
+@lru_cache(maxsize=8)
+def _codings(
+    config: str, kind: str, dtype: torch.dtype, block: int, batch: int, height: int, width: int
+) -> tuple[_Coding, _Coding]:
+    """What an autoencoder takes where everything is asked for, and where less is.
+
+    Args:
+        config: of the autoencoder, as JSON.
+        kind, dtype, batch, height, width: see `plan_memory`.
+        block: latent frames.
+    """
+    stream = open_autoencoder(typed(_autoencoder(json.loads(config), kind), dtype), block)
+    whole = parts = _coding(stream, batch, height, width, parts=False)
+    if stream.changed_alone:
+        parts = _coding(stream, batch, height, width, parts=True)
+    return whole, parts
+
+
 def _coding(
-    stream: StreamingAutoencoder, job: _Job, height: int, width: int, parts: bool
+    stream: StreamingAutoencoder, batch: int, height: int, width: int, parts: bool
 ) -> _Coding:
     """What an autoencoder takes.
 
@@ -361,12 +424,12 @@ def _coding(
     changed: Tensor | None = None
     blocks: list[Tensor] = []
     if parts:
-        shape = job.batch, stream.timeline.block_frames, *sides
+        shape = batch, stream.timeline.block_frames, *sides
         changed = torch.ones(shape, dtype=torch.bool, device=META)
     stream.reset()
 
     def encode() -> None:
-        frames = torch.zeros(job.batch, stream.next_frames, 3, height, width, device=META)
+        frames = torch.zeros(batch, stream.next_frames, 3, height, width, device=META)
         blocks.extend(stream.encode_block(block, changed) for block in stream.take(frames))
 
     with PeakMeter() as meter:
@@ -378,20 +441,19 @@ def _coding(
         return _Coding(_worked(most[0]), _worked(most[1]), meter.live)
 
 
-def _text(config: Mapping[str, Any] | None, job: _Job) -> tuple[int, int]:
+@lru_cache(maxsize=4)
+def _text(config: str, dtype: torch.dtype, length: int) -> tuple[int, int]:
     """Weights of the text encoder, and the most that encoding one prompt adds."""
-    if config is None:
-        return 0, 0
-    dtype = torch.bfloat16 if job.dtype == torch.float16 else job.dtype
+    dtype = torch.bfloat16 if dtype == torch.float16 else dtype
 
     def build(layers: Mapping[str, Any]) -> UMT5EncoderModel:
-        model = UMT5EncoderModel(UMT5Config(**{**config, **layers}))
+        model = UMT5EncoderModel(UMT5Config(**{**json.loads(config), **layers}))
         # transformers keeps some in float32 beside float16 alone
         model._keep_in_fp32_modules = None
         return model
 
     layer = typed(built("text encoder", lambda: build({"num_layers": 1})), dtype)
-    ids = torch.zeros(1, job.text_length, device=META, dtype=torch.long)
+    ids = torch.zeros(1, length, device=META, dtype=torch.long)
     with PeakMeter() as meter:
         added = _worked(meter.added(lambda: layer(ids)))
     return weight_bytes(typed(built("text encoder", lambda: build({})), dtype)), added

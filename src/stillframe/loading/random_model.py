@@ -5,7 +5,7 @@ It does not know what is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,22 +16,21 @@ from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.meter import typed
 from stillframe.backbones.wan import random_transformer
 from stillframe.loading.bases import known_base
-from stillframe.loading.taehv import TAEW_CONFIG
+from stillframe.loading.taehv import TAEW_CONFIGS
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["SHAPES", "random_pipeline"]
 
-SHAPES: dict[str, dict[str, Any]] = {
-    size: known_base(f"Wan-AI/Wan2.1-T2V-{size.upper()}-Diffusers")["transformer"]
-    for size in ("1.3b", "14b")
+_BASES = {
+    "1.3b": known_base("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+    "14b": known_base("Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+    "5b": known_base("Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
 }
-"""Configurations of Wan 2.1's transformers, for random weights."""
 
-_AUTOENCODERS: dict[str, Callable[[], nn.Module]] = {
-    "tiny": lambda: TinyVideoAutoencoder(**TAEW_CONFIG),
-    # its own defaults are Wan 2.1's
-    "full": AutoencoderKLWan,
-}
+SHAPES: dict[str, dict[str, Any]] = {name: base["transformer"] for name, base in _BASES.items()}
+"""Configurations of Wan's transformers, for random weights: 2.1's, and "5b" 2.2's."""
+
+_AUTOENCODERS = "tiny", "full"
 
 
 def random_pipeline(
@@ -40,6 +39,7 @@ def random_pipeline(
     dtype: torch.dtype,
     edit_sigmas: Sequence[float] | None = None,
     vae: str = "tiny",
+    **numbers: Any,
 ) -> CausalWanPipeline:
     """A pipeline with random weights, without a text encoder.
 
@@ -48,6 +48,7 @@ def random_pipeline(
         device, dtype: of the weights.
         edit_sigmas: its own schedule of edits.
         vae: "tiny", the published one's shape, or "full", Wan's own.
+        numbers: settings of the pipeline.
 
     Raises:
         ValueError: there is no such shape or autoencoder.
@@ -59,6 +60,14 @@ def random_pipeline(
     torch.manual_seed(0)
     with torch.device(device):
         transformer = random_transformer(SHAPES[shape], dtype)
-        coder = typed(_AUTOENCODERS[vae](), dtype)
+        coder = typed(_autoencoder(shape, vae), dtype)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
-    return CausalWanPipeline(None, None, transformer, coder, scheduler, edit_sigmas=edit_sigmas)
+    numbers["edit_sigmas"] = edit_sigmas
+    return CausalWanPipeline(None, None, transformer, coder, scheduler, **numbers)
+
+
+def _autoencoder(shape: str, kind: str) -> nn.Module:
+    if kind == "tiny":
+        return TinyVideoAutoencoder(**TAEW_CONFIGS[SHAPES[shape]["out_channels"]])
+    config = {k: v for k, v in _BASES[shape]["vae"].items() if not k.startswith("_")}
+    return AutoencoderKLWan(**config)

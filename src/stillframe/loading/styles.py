@@ -21,9 +21,20 @@ from typing import Any
 from stillframe.errors import ModelError
 from stillframe.untrusted.small_files import parse_json, read_bounded
 
-__all__ = ["STYLES_FILE", "Style", "find", "load_styles", "place"]
+__all__ = [
+    "PICTURES_FILE",
+    "STYLES_FILE",
+    "Match",
+    "Style",
+    "find",
+    "load_styles",
+    "match",
+    "place",
+]
 
 STYLES_FILE = "styles.json"
+#: Pictures of the styles in a table's order, below each other and of one size; may be missing.
+PICTURES_FILE = "styles.webp"
 
 # of a table: some hundred styles of some hundred bytes, many times over
 _MOST_BYTES = 2**20
@@ -38,6 +49,11 @@ _FUZZY_RATIO = 0.88
 _AMERICAN = (("olour", "olor"), ("grey", "gray"), ("ise", "ize"), ("ising", "izing"))
 
 _SUFFIXES = ("ings", "ing", "ishes", "ish", "ed", "es", "s", "e")
+
+_LITTLE_WORDS = (
+    "a an and as at by for from in into it its like look make of on or style the this to"
+)
+"""Words that say nothing of a look."""
 
 _STEM_LENGTH = 4
 """Letters that must be left of a word when its ending is cut."""
@@ -58,6 +74,20 @@ class Style:
     prompt: str
     summary: str = ""
     keywords: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Match:
+    """The style that a prompt was matched to.
+
+    Args:
+        style: the one.
+        score: share of the prompt's words that are keywords of the style, above 0 up to 1; little
+            words such as "in the" do not count.
+    """
+
+    style: Style
+    score: float
 
 
 def load_styles(folder: Path) -> tuple[Style, ...]:
@@ -134,7 +164,13 @@ def _covered(words: Sequence[str], style: Style) -> set[int]:
 
 
 def place(prompt: str, styles: Sequence[Style]) -> Style | None:
-    """The style that a prompt asks for, or None if its words tell of none.
+    """The style that a prompt asks for, or None if its words tell of none; see `match`."""
+    found = match(prompt, styles)
+    return None if found is None else found.style
+
+
+def match(prompt: str, styles: Sequence[Style]) -> Match | None:
+    """The style that a prompt asks for and how surely, or None if its words tell of none.
 
     A prompt that is a style's name or canonical prompt is that style. Else the style wins whose
     keywords cover most words of the prompt; of equals the one named first, except that the first
@@ -145,15 +181,19 @@ def place(prompt: str, styles: Sequence[Style]) -> Style | None:
         return None
     for style in styles:
         if words in (_words(style.name), _words(style.prompt)):
-            return style
-    best, best_rank = None, (0, False, 0)
+            return Match(style, 1.0)
+    best, best_rank, best_covered = None, (0, False, 0), set[int]()
     for number, style in enumerate(styles):
         covered = _covered(words, style)
         if covered:
             rank = (len(covered), number > 0, -min(covered))
             if rank > best_rank:
-                best, best_rank = style, rank
-    return best
+                best, best_rank, best_covered = style, rank, covered
+    if best is None:
+        return None
+    little = _words(_LITTLE_WORDS)
+    told = {at for at, word in enumerate(words) if word not in little} | best_covered
+    return Match(best, len(best_covered) / len(told))
 
 
 def find(name: str, styles: Sequence[Style]) -> Style:

@@ -1,4 +1,5 @@
-"""Published weights of the tiny autoencoder (TAEHV, ``taew2_1``) into `TinyVideoAutoencoder`.
+"""Published weights of tiny autoencoders (TAEHV, ``taew2_1`` and ``taew2_2``) into
+`TinyVideoAutoencoder`.
 
 Widths are read off the tensors, so that siblings of other widths load too. This file does not know
 where a weight file comes from.
@@ -17,7 +18,7 @@ from stillframe.backbones.finite import check_model
 from stillframe.errors import ModelError
 from stillframe.loading.checkpoint import check_tensors, pick_weights, read_file
 
-__all__ = ["TAEW_CONFIG", "load_taehv"]
+__all__ = ["TAEW_CONFIG", "TAEW_CONFIGS", "load_taehv"]
 
 TAEW_CONFIG = {
     "latent_channels": 16,
@@ -28,6 +29,12 @@ TAEW_CONFIG = {
     "spatial_stages": 3,
 }
 """`TinyVideoAutoencoder`'s configuration for ``taew2_1``."""
+
+TAEW_CONFIGS = {
+    config["latent_channels"]: config
+    for config in (TAEW_CONFIG, {**TAEW_CONFIG, "latent_channels": 48, "patch_size": 2})
+}
+"""Those of ``taew2_1`` and ``taew2_2``, by latent channels."""
 
 # pixel frames that the decoder makes of the first latent, and that stand for nothing: 4 - 1
 _TRIM = 3
@@ -53,7 +60,7 @@ def load_taehv(path: Path, dtype: torch.dtype = torch.float32) -> TinyVideoAutoe
     """The autoencoder of a published file.
 
     Args:
-        path: ``taew2_1.safetensors``, ``taew2_1.pth`` or a sibling: tensors named ``encoder.N...``
+        path: ``taew2_1.safetensors``, ``taew2_2.pth`` or a sibling: tensors named ``encoder.N...``
             and ``decoder.N...``.
         dtype: of the weights.
 

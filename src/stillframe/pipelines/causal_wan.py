@@ -1,9 +1,9 @@
 """The causal video-to-video pipeline: diffusers' conventions around the block loop.
 
-``CausalWanPipeline.from_pretrained`` reads any Wan 2.1 text-to-video folder in diffusers' format
-(and the bundled model); calling it edits a clip, `CausalWanPipeline.stream` edits frames as they
-come. Both run the same `EditStream`. What it makes from a prompt alone is in ``generation``. It
-knows nothing about files."""
+``CausalWanPipeline.from_pretrained`` reads any folder of Wan 2.1 text-to-video or Wan 2.2 TI2V-5B,
+in diffusers' format (and the bundled model); calling it edits a clip, `CausalWanPipeline.stream`
+edits frames as they come. Both run the same `EditStream`. What it makes from a prompt alone is in
+``generation``. It knows nothing about files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-from stillframe.autoencoders.streaming import open_autoencoder
+from stillframe.autoencoders.streaming import latent_statistics, open_autoencoder
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.base import TextCache
 from stillframe.config import EditConfig
@@ -39,7 +39,8 @@ from stillframe.pipelines.clips import (
 )
 from stillframe.pipelines.components import SettableParts, taking_along
 from stillframe.pipelines.generation import TextToVideo
-from stillframe.tokens.schedule import check_sigmas, edit_sigmas, scheduler_shift
+from stillframe.pipelines.levels import NoiseLevels
+from stillframe.tokens.schedule import edit_sigmas, scheduler_shift
 from stillframe.turns import device_turn, model_turn
 
 __all__ = ["CausalWanPipeline", "CausalWanPipelineOutput"]
@@ -50,7 +51,7 @@ SDEDIT_STRENGTH = 0.4
 OnBlock = Callable[[BlockStats], None]
 
 
-class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
+class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo, NoiseLevels):
     """Edit video with a causal Wan transformer, recomputing only the latent patches that changed.
 
     Args:
@@ -71,6 +72,16 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
             leaves it to ``strength`` and ``num_inference_steps``.
         generate_sigmas: the same for text-to-video; None means four steps from 1, shifted.
         generate_window_frames, generate_sink_frames: frames attention sees in text-to-video.
+        generates: whether the model was trained to make video from a prompt alone.
+        generate_block_frames: S of text-to-video; None means ``block_frames``.
+        first_sigmas: schedule of text-to-video's first block, where it has one of its own.
+        nearest_sigmas: whether levels are what the model is told, and it is denoised at the nearest
+            ones of the scheduler's grid, `nearest_sigma`.
+        edit_noise: level that the source is brought to where the schedule is ``edit_sigmas``; None
+            means its first one.
+        edit_normalised: whether the model starts from source latents that are normalised.
+        context_sink, sink_average, recompute_context: see `StreamSettings`.
+        store, cache, products: what "auto" means in `StreamSettings`.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -97,6 +108,18 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
         generate_sigmas: Sequence[float] | None = None,
         generate_window_frames: int = 21,
         generate_sink_frames: int = 0,
+        generates: bool = True,
+        generate_block_frames: int | None = None,
+        first_sigmas: Sequence[float] | None = None,
+        nearest_sigmas: bool = False,
+        edit_noise: float | None = None,
+        edit_normalised: bool = True,
+        context_sink: bool = True,
+        sink_average: float | None = None,
+        recompute_context: bool = False,
+        store: str = "auto",
+        cache: str = "exact",
+        products: str = "exact",
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -120,6 +143,18 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
             generate_sigmas=None if generate_sigmas is None else list(generate_sigmas),
             generate_window_frames=generate_window_frames,
             generate_sink_frames=generate_sink_frames,
+            generates=generates,
+            generate_block_frames=generate_block_frames,
+            first_sigmas=None if first_sigmas is None else list(first_sigmas),
+            nearest_sigmas=nearest_sigmas,
+            edit_noise=edit_noise,
+            edit_normalised=edit_normalised,
+            context_sink=context_sink,
+            sink_average=sink_average,
+            recompute_context=recompute_context,
+            store=store,
+            cache=cache,
+            products=products,
         )
         #: Prompts to embeddings (B, text_length, text_dim), where there is no text encoder.
         self.prompt_encoder: Callable[[Sequence[str]], Tensor] | None = None
@@ -193,6 +228,7 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
         sigmas: Sequence[float] | None = None,
         conditioning: str | None = None,
         store: str = EditConfig.store,
+        cache: str = EditConfig.cache,
         execution: str = EditConfig.execution,
         products: str = EditConfig.products,
     ) -> StreamSettings:
@@ -207,6 +243,7 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
         conditioning = conditioning or usual
         if strength is None and num_inference_steps is None and sigmas is None:
             sigmas = config.edit_sigmas if conditioning == usual else None
+        own = sigmas is not None and sigmas is config.edit_sigmas
         if strength is None:
             # a model that sees its source may start from pure noise; SDEdit has nothing else to see
             strength = config.strength if conditioning == usual else SDEDIT_STRENGTH
@@ -217,16 +254,20 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
                 scheduler_shift(self.scheduler.config),
             )
         return StreamSettings(
-            sigmas=check_sigmas(sigmas),
+            **self.levels(sigmas),
+            source_noise=config.edit_noise if own else None,
+            source_scale=None if config.edit_normalised else latent_statistics(self.vae),
+            **self.traits,
             conditioning=conditioning,
             block_frames=config.block_frames,
             sink_frames=config.sink_frames,
             window_frames=config.window_frames,
             position_limit=config.position_limit,
             timestep_scale=self.scheduler.config.num_train_timesteps,
-            store=store,
+            store=config.store if store == "auto" else store,
+            cache=config.cache if cache == "auto" else cache,
             execution=execution,
-            products=products,
+            products=config.products if products == "auto" else products,
         )
 
     def stream(
@@ -237,6 +278,7 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
         generator: Generators = None,
         prompt_embeds: Tensor | None = None,
         on_block: OnBlock | None = None,
+        blocks_before: int = 0,
         **options: Any,
     ) -> EditStream:
         """Open a stream: push frames, get frames.
@@ -248,6 +290,7 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
                 comes from the configuration's seed, and without that from torch's own generator.
             prompt_embeds: instead of a prompt.
             on_block: called after every block.
+            blocks_before: of the same video, that another stream edits; see `EditStream`.
             options: fields of `EditConfig`, such as ``method`` and ``control``, that take the place
                 of those of ``config``.
 
@@ -264,6 +307,7 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo):
             config.generator if generator is None else generator,
             on_block,
             config.control,
+            blocks_before,
         )
 
     @torch.inference_mode()

@@ -118,6 +118,16 @@ class SettableParts(DiffusionPipeline):
         """The transformer as a function of tokens."""
         return self._denoiser
 
+    def run_by(self, denoiser: WanDenoiser) -> None:
+        """Run the transformer through another adapter of it, until another transformer is set.
+
+        Raises:
+            ValueError: it is that of another transformer.
+        """
+        if denoiser.transformer is not self.transformer:
+            raise ValueError("the adapter is that of another transformer than the pipeline's")
+        self._denoiser = denoiser
+
     @property
     def timeline(self) -> Timeline:
         """How pixel frames, latent frames and blocks go together in its streams."""

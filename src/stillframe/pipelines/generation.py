@@ -19,11 +19,12 @@ from stillframe.backbones.base import Backbone, TextCache
 from stillframe.config import EditConfig
 from stillframe.engine.inputs import Generators, check_generators
 from stillframe.engine.stream import BlockStats, EditStream, StreamSettings
+from stillframe.errors import ModelError
 from stillframe.methods import find_method
 from stillframe.pipelines.clips import CausalWanPipelineOutput, check_output_type, pack_clip
-from stillframe.tokens.schedule import check_sigmas, generate_sigmas, scheduler_shift
+from stillframe.tokens.schedule import Pass, generate_sigmas, scheduler_shift
 
-__all__ = ["GenerateStream", "TextToVideo"]
+__all__ = ["GenerateStream", "TextToVideo", "generated_size"]
 
 #: Denoising passes where nobody says how many: Self Forcing's.
 STEPS = 4
@@ -93,6 +94,10 @@ class GenerateStream(Iterator[Tensor]):
         """Bytes held by this stream, see `EditStream.memory`. Bounded."""
         return self._loop.memory
 
+    def set_text(self, text: TextCache) -> None:
+        """Change the prompt from the next block on."""
+        self._loop.set_text(text)
+
     def __next__(self) -> Tensor:
         """The frames of the next block."""
         if self.frames_left == 0:
@@ -111,6 +116,9 @@ class TextToVideo:
     scheduler: Any
     vae: Any
     text: Callable[..., TextCache]
+    levels: Callable[[Sequence[float]], dict[str, Any]]
+    first_passes: Callable[[Sequence[float] | None], tuple[Pass, ...]]
+    traits: dict[str, Any]
     if TYPE_CHECKING:
 
         @property
@@ -128,15 +136,23 @@ class TextToVideo:
         sigmas: Sequence[float] | None = None,
         execution: str = EditConfig.execution,
         products: str = EditConfig.products,
+        cache: str = EditConfig.cache,
     ) -> StreamSettings:
         """How to denoise from nothing: what is None comes from the pipeline's configuration.
 
         Positions grow with the window, up to those that the model has.
 
         Raises:
+            ModelError: the model is not made for it.
             ValueError: for numbers out of range, or if both are given.
         """
         config = self.config
+        if not config.generates:
+            raise ModelError(
+                "this model edits video and was not trained to make it from a prompt alone: "
+                "`stillframe models` lists those that were"
+            )
+        own = num_inference_steps is None and sigmas is None
         if num_inference_steps is None:
             sigmas = config.generate_sigmas if sigmas is None else sigmas
         elif sigmas is not None:
@@ -145,16 +161,20 @@ class TextToVideo:
             steps = STEPS if num_inference_steps is None else num_inference_steps
             sigmas = generate_sigmas(steps, scheduler_shift(self.scheduler.config))
         seen = config.generate_sink_frames + config.generate_window_frames
+        levels = self.levels(sigmas)
         return StreamSettings(
-            sigmas=check_sigmas(sigmas),
+            **levels,
+            first=self.first_passes(config.first_sigmas if own else None),
+            **self.traits,
             conditioning="sdedit",
-            block_frames=config.block_frames,
+            block_frames=config.generate_block_frames or config.block_frames,
             sink_frames=config.generate_sink_frames,
             window_frames=config.generate_window_frames,
             position_limit=min(max(config.position_limit, seen), self.denoiser.positions),
             timestep_scale=self.scheduler.config.num_train_timesteps,
+            cache=config.cache if cache == "auto" else cache,
             execution=execution,
-            products=products,
+            products=config.products if products == "auto" else products,
         )
 
     def generate_stream(
@@ -185,16 +205,14 @@ class TextToVideo:
                 ``products`` or ``seed`` instead of the configuration's.
 
         Raises:
+            ModelError: the model is not made for it.
             ValueError: for numbers out of range.
         """
         config = EditConfig.of_generation(config, options)
         settings = self.generation_settings(**config.generation_settings)
-        multiple = self.frame_multiple
-        if height is None:
-            height = _whole(self.config.default_height, multiple)
-        if width is None:
-            # an even number of tokens gives Wan's own sizes, 832x480 and 1280x720
-            width = _whole(height * 16 / 9, 2 * multiple)
+        height, width = generated_size(
+            height, width, self.config.default_height, self.frame_multiple
+        )
         return GenerateStream(
             self.denoiser,
             open_autoencoder(self.vae, settings.block_frames),
@@ -259,6 +277,24 @@ class TextToVideo:
         )
         frames = torch.cat(list(stream), 1)
         return pack_clip(frames, blocks, self.video_processor, output_type, return_dict)
+
+
+def generated_size(
+    height: int | None, width: int | None, default_height: int, multiple: int
+) -> tuple[int, int]:
+    """Height and width of a video that is made, in pixels; what is None follows from the rest.
+
+    Args:
+        height, width: that were asked for.
+        default_height: of the pipeline.
+        multiple: of sides.
+    """
+    if height is None:
+        height = _whole(default_height, multiple)
+    if width is None:
+        # an even number of tokens gives Wan's own sizes, 832x480 and 1280x720
+        width = _whole(height * 16 / 9, 2 * multiple)
+    return height, width
 
 
 def _whole(length: float, multiple: int) -> int:

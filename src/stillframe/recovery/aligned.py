@@ -90,8 +90,7 @@ class AlignedRecovery(Recovery):
         )
         # rows of FP8 move as the bytes they are: few devices can index a tensor of that format
         dtype = torch.uint8 if setup.store == FP8 else setup.store
-        keys = torch.zeros(size, device=setup.device, dtype=dtype)
-        self.bank = Bank(keys, torch.zeros_like(keys))
+        self.bank = Bank(*(setup.zeros(name, size, dtype) for name in ("keys", "values")))
         self.provider: Tensor | None = None
         self.displaced: Tensor | None = None
         # (B, S, N, M) what the store's entries were computed from, and the row of the store that

@@ -8,13 +8,16 @@ decorator. One object serves one stream."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from stillframe.attention.cache import CacheShape, KeyValueCache
 from stillframe.attention.reuse import Reuse
+from stillframe.kernels.shared import Memory
 from stillframe.registry import Registry
 from stillframe.tokens.grid import Plan
 from stillframe.tokens.source import SourceBlock
@@ -33,6 +36,7 @@ class RecoverySetup:
         tolerance: largest distance between source patches that count as the same (`Method.match`).
         trim: see `latents.patch_distance`.
         store: of keys and values that are kept beyond the cache: ``dtype``, or ``rows.FP8``.
+        memory: of the stream, where its store lies.
     """
 
     shape: CacheShape
@@ -42,6 +46,20 @@ class RecoverySetup:
     tolerance: float
     trim: float
     store: torch.dtype
+    memory: Memory = field(default_factory=Memory, compare=False)
+
+    def zeros(self, name: str, size: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """A store of keys or values, which starts at 0 and is found as it was left.
+
+        Streams that take turns share it, and with it the graphs of passes that use it. A tensor
+        that a recovery makes itself works as well, but its graphs are its stream's.
+
+        Args:
+            name: of it.
+            size: of it.
+            dtype: None for that of keys and values.
+        """
+        return self.memory.zeros(name, size, self.device, dtype or self.dtype)
 
 
 class Recovery:
@@ -61,6 +79,11 @@ class Recovery:
 
     def __init__(self, setup: RecoverySetup) -> None:
         self.setup = setup
+
+    @property
+    def memory(self) -> Memory:
+        """What the stream leaves where passes with this recovery are made."""
+        return self.setup.memory
 
     @property
     def nbytes(self) -> int:

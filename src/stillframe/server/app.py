@@ -13,31 +13,33 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response, WebSocket
+from fastapi import FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import FileResponse, PlainTextResponse
-from starlette.requests import ClientDisconnect
 
-from stillframe.live import SessionError
 from stillframe.loading.load import bundled_models
 from stillframe.loading.recipes import load_recipes
 from stillframe.loading.styles import Style
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.server import messages
-from stillframe.server.access import COOKIE, AccessPolicy, cookie_of, token_in
+from stillframe.server.access import AccessPolicy
+from stillframe.server.admission import authenticate, from_here, token_needed
 from stillframe.server.client_session import ClientSession
 from stillframe.server.limits import Limits, RefusedError
-from stillframe.server.middleware import HostCheck, client_address
-from stillframe.server.protocol import TOO_LARGE, ProtocolError
+from stillframe.server.middleware import HostCheck
+from stillframe.server.pages import STATIC, add_page
+from stillframe.server.pool import WorkerPool
+from stillframe.server.requests import body, refusals
+from stillframe.server.speed import SpeedProbe
 from stillframe.server.state import ServerState
 from stillframe.server.supervisor import ModelSupervisor, ProcessSupervisor, ThreadSupervisor
-from stillframe.server.websocket import WebSocketTransport, authenticated
+from stillframe.server.viewing import add_view
+from stillframe.server.websocket import WebSocketTransport
 
 if TYPE_CHECKING:
     from stillframe.server.webrtc import WebRtcConnections
+    from stillframe.server.whip import WhepConnections
 
 __all__ = ["create_app"]
-
-_STATIC = Path(__file__).parent / "static"
 
 
 def create_app(
@@ -49,28 +51,32 @@ def create_app(
     names: Sequence[str] = (),
     model: str = "",
     styles: Sequence[Style] = (),
+    style_pictures: Path | None = None,
     height: int | None = None,
     width: int | None = None,
     limits: Limits | None = None,
     defaults: Mapping[str, Any] | None = None,
-    static: Path = _STATIC,
+    blend: int = 0,
+    static: Path = STATIC,
 ) -> FastAPI:
     """The server as an ASGI application.
 
     Args:
         model_of: the model, or what loads it when the application starts, to run on a thread of
-            this process; or what runs it, such as a `ProcessSupervisor`.
+            this process; or what runs it, such as a `ProcessSupervisor` or a `WorkerPool`.
         max_sessions: that may be open at a time.
         token: that clients must know; needed unless ``host`` is this computer's own.
         host: where it will listen.
         names: other names by which clients may call it, where others can reach it.
         model: its name, for the listing.
         styles: that it knows.
+        style_pictures: file with pictures of them, see ``loading.styles.PICTURES_FILE``.
         height, width: of the edited frames of clients that ask for none; by default the model's
             own height, and 16:9.
         limits: of what a client may send.
         defaults: values of options (`stillframe.config.edit_options`) for sessions whose clients do
             not say otherwise.
+        blend: blocks that another prompt takes to come in, for such sessions.
         static: the folder of the page.
 
     Raises:
@@ -81,9 +87,9 @@ def create_app(
     policy = AccessPolicy(host, token, names)
     state = ServerState(
         _supervisor(model_of), policy, max_sessions, limits or Limits(), (height, width), styles,
-        defaults,
+        defaults, blend,
     )  # fmt: skip
-    webrtc = _webrtc(state)
+    webrtc, whep = _webrtc(state)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -91,7 +97,8 @@ def create_app(
             try:
                 yield
             finally:
-                if webrtc is not None:
+                if webrtc is not None and whep is not None:
+                    await whep.close()
                     await webrtc.close()
 
     # no page of documentation: it would come from elsewhere
@@ -99,101 +106,43 @@ def create_app(
         title="stillframe", version=version("stillframe"), docs_url=None, redoc_url=None,
         lifespan=lifespan,
     )  # fmt: skip
-    app.state.server, app.state.webrtc = state, webrtc
+    app.state.server, app.state.webrtc, app.state.whep = state, webrtc, whep
     app.add_middleware(HostCheck, policy=policy)
-    _add_page(app, static)
-    _add_listings(app, state, model)
+    add_page(app, static)
+    _add_listings(app, state, model, style_pictures)
     _add_websocket(app, state)
     _add_webrtc(app, state, webrtc)
+    if webrtc is not None and whep is not None:
+        from stillframe.server.whip import add_whip
+
+        add_whip(app, state, webrtc, whep)
+    add_view(app, state, static)
     return app
 
 
 def _supervisor(
     model_of: CausalWanPipeline | Callable[[], CausalWanPipeline] | ModelSupervisor,
 ) -> ModelSupervisor:
-    if isinstance(model_of, ThreadSupervisor | ProcessSupervisor):
+    if isinstance(model_of, ThreadSupervisor | ProcessSupervisor | WorkerPool):
         return model_of
     return ThreadSupervisor(cast("CausalWanPipeline | Callable[[], CausalWanPipeline]", model_of))
 
 
-def _webrtc(state: ServerState) -> WebRtcConnections | None:
-    """WebRTC connections, if the package for them is installed."""
+def _webrtc(state: ServerState) -> tuple[WebRtcConnections, WhepConnections] | tuple[None, None]:
+    """WebRTC connections, and those of who only watches, if the package for them is installed."""
     if importlib.util.find_spec("aiortc") is None:
-        return None
+        return None, None
     from stillframe.server.webrtc import WebRtcConnections
+    from stillframe.server.whip import WhepConnections
 
-    state.transports.append("webrtc")
-    return WebRtcConnections(state)
-
-
-async def _authenticate(
-    state: ServerState, request: Request, token: str | None = None
-) -> str | None:
-    """Check a client's token, and count its connection as unauthenticated no more.
-
-    Args:
-        token: that the request's body has, if it has one.
-
-    Returns:
-        The token if a header had it.
-
-    Raises:
-        HTTPException: it is missing or wrong.
-        RefusedError: too many wait for theirs to be looked at.
-    """
-    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    shown = bearer.strip() if scheme.lower() == "bearer" else None
-    given = token or shown or token_in(request.cookies)
-    if not await state.tokens.accepts(given, client_address(request.scope)):
-        raise HTTPException(401, "the token is missing or wrong")
-    authenticated(request.scope)
-    return shown
+    state.transports += ["webrtc", "whip", "whep"]
+    return WebRtcConnections(state), WhepConnections(state)
 
 
-def packaged_file(folder: Path, name: str) -> Path | None:
-    """A file below a folder, None if there is none; hidden ones and links do not count.
-
-    Args:
-        name: parts with slashes between them, as in a URL.
-    """
-    parts = name.split("/")
-    if any(not part or part[0] == "." or not part.isprintable() or "\\" in part for part in parts):
-        return None
-    try:
-        root = folder.resolve()
-        path = root.joinpath(*parts).resolve()
-        return path if path.is_file() and path == root.joinpath(*parts) else None
-    except (OSError, ValueError):
-        return None
-
-
-def _add_page(app: FastAPI, static: Path) -> None:
-    def file(name: str) -> Response:
-        path = packaged_file(static, name)
-        if path is None:
-            return PlainTextResponse("the server has no such file", 404)
-        return FileResponse(path)
-
-    @app.get("/", include_in_schema=False)
-    def page() -> Response:
-        return file("index.html")
-
-    @app.get("/static/{name:path}", include_in_schema=False)
-    def static_file(name: str) -> Response:
-        return file(name)
-
-
-def _add_listings(app: FastAPI, state: ServerState, model: str) -> None:
-    async def known(request: Request, response: Response) -> None:
-        try:
-            shown = await _authenticate(state, request)
-        except RefusedError as error:
-            raise HTTPException(429, str(error)) from error
-        if state.policy.needs_token and shown:
-            # the page forgets it, and browsers send the cookie along where pages cannot read it
-            response.set_cookie(COOKIE, cookie_of(shown), httponly=True, samesite="strict")
-
-    needs_token = Depends(known)
+def _add_listings(
+    app: FastAPI, state: ServerState, model: str, style_pictures: Path | None
+) -> None:
+    needs_token = token_needed(state)
 
     @app.get("/healthz")
     def healthz() -> dict[str, bool]:
@@ -214,9 +163,23 @@ def _add_listings(app: FastAPI, state: ServerState, model: str) -> None:
         """The styles that the model knows; none for a model that takes any prompt."""
         return state.styles()
 
+    @app.get("/api/styles/pictures", dependencies=[needs_token])
+    def pictures() -> Response:
+        """Pictures of the styles in their order, below each other and of one size; WebP."""
+        if style_pictures is None:
+            return PlainTextResponse("the model has no pictures of its styles", 404)
+        return FileResponse(style_pictures, media_type="image/webp")
+
+    probe = SpeedProbe(state)
+
+    @app.get("/api/speed", dependencies=[needs_token])
+    async def speed() -> dict[str, Any]:
+        """Sizes and how fast this machine edits them if all is computed; takes a while once."""
+        return await probe.answer()
+
     @app.get("/api/status", dependencies=[needs_token])
     def status() -> dict[str, Any]:
-        """Sessions, limits, and what the sessions have measured lately."""
+        """Sessions, workers, limits, and what the sessions have measured lately."""
         return state.status()
 
 
@@ -232,58 +195,34 @@ def _add_websocket(app: FastAPI, state: ServerState) -> None:
 
 
 def _add_webrtc(app: FastAPI, state: ServerState, webrtc: WebRtcConnections | None) -> None:
-    def from_here(request: Request) -> None:
-        host, origin = request.headers.get("host"), request.headers.get("origin")
-        if not state.policy.origin_allowed(origin, host):
-            raise HTTPException(403, "this server answers to its own page only")
-
     async def checked(request: Request, token: str | None = None) -> WebRtcConnections:
-        await _authenticate(state, request, token)
+        await authenticate(state, request, token)
         if webrtc is None:
             raise HTTPException(404, "there is no WebRTC here: pip install 'stillframe[webrtc]'")
         return webrtc
 
-    own_page = Depends(from_here)
+    own_page = from_here(state)
 
     @app.post("/webrtc/offer", dependencies=[own_page])
     async def offer(request: Request) -> dict[str, str]:
         """Answer a WebRTC offer: ``sdp``, ``type`` and what the socket's hello has."""
         limits = state.limits
-        try:
+        with refusals():
             async with asyncio.timeout(limits.hello_seconds):
-                data = await _body(request, limits)
+                data = await body(request, limits)
             sdp, hello = messages.parse_offer(data)
             connections = await checked(request, hello.token)
             if not state.ready:
                 raise RefusedError("the server is not ready; try again later")
             with state.connections.one():
                 name, answer = await connections.answer(sdp, hello)
-        except TimeoutError as error:
-            raise HTTPException(408, "the offer did not come in time") from error
-        except ClientDisconnect as error:
-            raise HTTPException(400, "the offer did not come whole") from error
-        except ProtocolError as error:
-            raise HTTPException(413 if error.code == TOO_LARGE else 400, str(error)) from error
-        except (RefusedError, SessionError) as error:
-            raise HTTPException(503, str(error)) from error
         return {"type": "answer", "sdp": answer, "name": name}
 
     @app.delete("/webrtc/{name}", dependencies=[own_page])
     async def leave(name: str, request: Request) -> dict[str, bool]:
         """End a WebRTC connection by the name that came with its answer."""
-        try:
+        with refusals():
             connections = await checked(request)
-        except RefusedError as error:
-            raise HTTPException(503, str(error)) from error
         if not await connections.close(name):
             raise HTTPException(404, "there is no such connection")
         return {"ok": True}
-
-
-async def _body(request: Request, limits: Limits) -> bytes:
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > limits.offer_bytes:
-            raise ProtocolError(f"an offer may have {limits.offer_bytes} bytes", TOO_LARGE)
-    return bytes(data)

@@ -119,8 +119,9 @@ class ClientSession:
         try:
             self._state.sessions[self._id] = self._session
             await self._transport.start(width, height, self._unusable.add)
-            greeting = self._state.greeting()
-            self._tell("ready", session=self._id, width=width, height=height, **greeting)
+            greeting = {**self._state.greeting(), "style": self._state.matched(hello.prompt)}
+            place = {"session": self._id, "device": self._session.device}
+            self._tell("ready", **place, width=width, height=height, **greeting)
             pump.start()
             await first_of(self._receive(), self._send(), self._end_of_session())
         finally:
@@ -140,10 +141,12 @@ class ClientSession:
             ProtocolError: something is out of range.
         """
         try:
-            self._config = self._config.changed(hello)
+            self._config = self._config.with_values(hello.fixed).changed(hello)
+            blend = self._state.blend if hello.blend is None else hello.blend
             return self._state.supervisor.open(
-                hello.prompt, config=self._config.config, policy=policy, width=width, height=height
-            )
+                hello.prompt, config=self._config.config, policy=policy, width=width,
+                height=height, blend=blend,
+            )  # fmt: skip
         except ValueError as error:
             raise ProtocolError(str(error)) from error
 
@@ -215,7 +218,8 @@ class ClientSession:
     async def _change(self, update: Update) -> None:
         def change() -> ClientConfig:
             config = self._config.changed(update)
-            self._session.change(prompt=update.prompt, **config.changes(self._config))
+            changes = config.changes(self._config)
+            self._session.change(prompt=update.prompt, blend=update.blend, **changes)
             return config
 
         try:
@@ -226,7 +230,8 @@ class ClientSession:
         # a block may be running, which is not affected
         started = self._session.state != "ready"
         done = 0 if last is None else last.block + 1
-        self._tell("updated", what=update.what, from_block=done + started)
+        placed = {} if update.prompt is None else {"style": self._state.matched(update.prompt)}
+        self._tell("updated", what=update.what, from_block=done + started, **placed)
 
     # out
 
@@ -254,6 +259,7 @@ class ClientSession:
                     self._report(frame, reported)
                     reported = frame.block
                 timestamp = self._stamp(frame)
+                self._state.watchers.publish(self._id, frame)
                 message = self._transport.encode(frame, timestamp, self._quality)
                 if message is not None:
                     self._outgoing.put(message, frame=True)

@@ -17,6 +17,7 @@ from typing import Any
 from aiortc import RTCRtpReceiver, RTCRtpSender
 
 from stillframe.errors import StillframeError
+from stillframe.server.h264 import h264_size
 from stillframe.server.limits import Limits, RateLimit
 from stillframe.server.pictures import check_size
 from stillframe.server.protocol import ProtocolError
@@ -32,10 +33,11 @@ _SOURCES = 8
 """Numbers under which a client may send: its video's, that of what is sent again, and spare."""
 
 
-def codecs() -> list[Any]:
-    """What is decoded: VP8, whose pictures tell their size before they are decoded."""
+def codecs(*, h264: bool = False) -> list[Any]:
+    """What is decoded: VP8, and H.264 where asked for; both tell their size before they are."""
     known = RTCRtpSender.getCapabilities("video").codecs
-    return [codec for codec in known if codec.mimeType.lower() in ("video/vp8", "video/rtx")]
+    wanted = ("video/vp8", "video/rtx", *(["video/h264"] if h264 else []))
+    return [codec for codec in known if codec.mimeType.lower() in wanted]
 
 
 def vp8_size(data: bytes) -> tuple[int, int] | None:
@@ -87,16 +89,16 @@ class DecodeQueue(queue.Queue[Any]):
         """Take a frame, or None for the end; by aiortc, in the event loop."""
         if item is None:
             self._end()
-        elif self._wanted(item[1].data):
+        elif self._wanted(item[0].mimeType.lower(), item[1].data):
             super().put(item)
         else:
             self.dropped += 1
             # aiortc asks for a whole frame with the next packet
             getattr(self._receiver, _ERROR).set()
 
-    def _wanted(self, data: bytes) -> bool:
+    def _wanted(self, codec: str, data: bytes) -> bool:
         try:
-            size = vp8_size(data)
+            size = h264_size(data) if codec == "video/h264" else vp8_size(data)
             if size is not None:
                 check_size(*size, self._limits)
             if len(data) > self._limits.message_bytes:

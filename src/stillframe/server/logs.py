@@ -14,7 +14,15 @@ __all__ = ["LogLimit", "limit_logs"]
 
 _LINES = 5
 _SECONDS = 60.0
-_ROOTS = ("aioice", "aiortc", "asyncio", "stillframe.live", "stillframe.server", "uvicorn")
+_ROOTS = (
+    "aioice",
+    "aiortc",
+    "asyncio",
+    "stillframe.live",
+    "stillframe.server",
+    "stillframe.study",
+    "uvicorn",
+)
 _LONGEST = 4000
 _LEFT_OUT = "%s (%d lines like this one were left out before it)"
 

@@ -26,6 +26,7 @@ from pydantic import (
 from stillframe.config import OPTIONS, edit_options
 from stillframe.controls.base import control_kinds
 from stillframe.live import Session
+from stillframe.live.blend import MOST_BLOCKS
 from stillframe.loading.prompts import clean_prompt
 from stillframe.options import Option
 from stillframe.server.protocol import TOO_LARGE, UNREADABLE, ProtocolError
@@ -36,10 +37,12 @@ __all__ = [
     "Hello",
     "Update",
     "UpdateError",
+    "Watch",
     "live_options",
     "parse_message",
     "parse_offer",
     "parse_text",
+    "parse_watch",
 ]
 
 _PROMPT_LENGTH = 1000
@@ -84,10 +87,11 @@ class _Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     type: ClassVar[str]
+    in_sessions: ClassVar[bool] = True
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        if "type" in vars(cls):
+        if "type" in vars(cls) and cls.in_sessions:
             _TYPES[cls.type] = cls  # type: ignore[assignment]
 
 
@@ -136,6 +140,7 @@ class Update(_Message):
 
     type = "update"
     prompt: Annotated[str, AfterValidator(_prompt)] | None = None
+    blend: Annotated[int, Field(ge=0, le=MOST_BLOCKS)] | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -146,7 +151,8 @@ class Update(_Message):
     @property
     def what(self) -> list[str]:
         """Names of what is given."""
-        return ["prompt"] * (self.prompt is not None) + list(self.options)
+        own = [name for name in ("prompt", "blend") if getattr(self, name) is not None]
+        return own + list(self.options)
 
     def _has(self, name: str) -> bool:
         return name in self.model_fields_set
@@ -158,6 +164,7 @@ class Hello(Update):
     Attributes:
         width, height: of the edited frames, in pixels.
         quality: of the JPEG pictures sent back, 1 to 100.
+        seed: of the noise; numbers that JavaScript has, too.
     """
 
     type = "hello"
@@ -167,6 +174,25 @@ class Hello(Update):
     height: _Side | None = None
     policy: Literal["latest", "all"] | None = None
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**53)] | None = None
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """Values of options that hold for the whole session."""
+        return {} if self.seed is None else {"seed": self.seed}
+
+
+class Watch(_Message):
+    """The only message of who only watches, on a socket of its own.
+
+    Attributes:
+        session: what is watched; None for the newest session, whichever that is.
+    """
+
+    type = "watch"
+    in_sessions = False
+    token: _Name | None = None
+    session: _Name | None = None
 
 
 # their fields that are options
@@ -306,6 +332,23 @@ def _object(text: str | bytes, what: str) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def parse_watch(text: str, limit: int) -> Watch:
+    """What a watcher says first.
+
+    Args:
+        limit: bytes that it may have.
+
+    Raises:
+        ProtocolError: it is something else, or too long.
+    """
+    if len(text) > limit:
+        raise ProtocolError(f"a text message may have {limit} bytes, this one has more", TOO_LARGE)
+    message = _object(text, "a text message")
+    if message.pop("type", None) != Watch.type:
+        raise ProtocolError("the first message is watch")
+    return parse_message(Watch, message)
 
 
 def parse_offer(data: bytes) -> tuple[str, Hello]:

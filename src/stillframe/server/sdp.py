@@ -21,8 +21,10 @@ _CANDIDATES = 64
 _UNUSABLE = "the offer's sdp cannot be used"
 
 
-def checked_offer(sdp: str) -> str:
+def checked_offer(sdp: str, *, one_way: bool = False) -> str:
     """The description of an offer of one video track and one data channel, in aiortc's own words.
+
+    One way, as WHIP and WHEP have it, there is no data channel, and there may be one of sound.
 
     Candidates that are names go, and with them the word that these were all. Browsers hide their
     addresses behind such names until a camera is allowed. They call this computer first in any
@@ -43,7 +45,10 @@ def checked_offer(sdp: str) -> str:
     except Exception as error:  # broken descriptions fail in every way there is
         raise ProtocolError(_UNUSABLE, UNREADABLE) from error
     media = description.media
-    if sorted(each.kind for each in media) != ["application", "video"]:
+    kinds = sorted(each.kind for each in media)
+    if one_way and kinds not in (["video"], ["audio", "video"]):
+        raise ProtocolError("an offer has one video track, one of sound or none, and nothing else")
+    if not one_way and kinds != ["application", "video"]:
         raise ProtocolError("an offer has one video track and one data channel, and nothing else")
     candidates = sum(len(each.ice_candidates) for each in media)
     if candidates > _CANDIDATES:

@@ -22,9 +22,9 @@ from websockets.exceptions import InvalidState
 
 from stillframe.errors import StillframeError
 from stillframe.server.access import is_loopback
+from stillframe.server.admission import ABORT, AUTHENTICATED, Admission
+from stillframe.server.certificate import Certificate
 from stillframe.server.logs import limit_logs
-from stillframe.server.state import ServerState
-from stillframe.server.websocket import ABORT, AUTHENTICATED
 
 __all__ = ["address", "listen", "make_server"]
 
@@ -55,7 +55,7 @@ def listen(host: str, port: int) -> socket.socket:
     return place
 
 
-def address(host: str, port: int, token: str | None = None) -> str:
+def address(host: str, port: int, token: str | None = None, *, tls: bool = False) -> str:
     """Where a browser finds the page: a URL, with the token in its fragment, which stays there."""
     if host in ("0.0.0.0", "::"):
         host = socket.gethostname()
@@ -63,13 +63,14 @@ def address(host: str, port: int, token: str | None = None) -> str:
         host = "127.0.0.1" if host == "localhost" else host
     # of an IPv6 address, what follows % is the interface (RFC 6874)
     name = f"[{host.replace('%', '%25')}]" if ":" in host else host
-    return f"http://{name}:{port}/" + (f"#token={quote(token, safe='')}" if token else "")
+    fragment = f"#token={quote(token, safe='')}" if token else ""
+    return f"http{'s' * tls}://{name}:{port}/{fragment}"
 
 
 class _HttpProtocol(H11Protocol):
     """HTTP, with a time limit for the head of each request."""
 
-    def __init__(self, *args: Any, state: ServerState, **options: Any) -> None:
+    def __init__(self, *args: Any, state: Admission, **options: Any) -> None:
         super().__init__(*args, **options)
         self._state, self._limits = state, state.limits
         self._number: int | None = None
@@ -154,7 +155,7 @@ class _WebSocketProtocol(WebSocketsSansIOProtocol):
     Without a token its messages are smaller: a hello, and what may come right after it.
     """
 
-    def __init__(self, *args: Any, state: ServerState, **options: Any) -> None:
+    def __init__(self, *args: Any, state: Admission, **options: Any) -> None:
         super().__init__(*args, **options)
         self._state, self._limits = state, state.limits
         self._number: int | None = None
@@ -203,13 +204,15 @@ class _WebSocketProtocol(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
-    """A server for an application of `create_app`; run it with a socket from `listen`.
+def make_server(app: FastAPI, certificate: Certificate | None = None) -> uvicorn.Server:
+    """A server for an application whose ``state.server`` is its `Admission`.
+
+    Run it with a socket from `listen`. With a certificate it speaks TLS, and nothing else.
 
     Pictures are compressed already: no compression of messages. Clients are counted by the address
     that they have, and not by one that they tell. What is logged is bounded.
     """
-    state: ServerState = app.state.server
+    state: Admission = app.state.server
     config = uvicorn.Config(
         app,
         http=cast(Any, partial(_HttpProtocol, state=state)),
@@ -223,6 +226,8 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=5,
+        ssl_certfile=certificate and certificate.path,
+        ssl_keyfile=certificate and str(certificate.key),
     )
     limit_logs()
     return uvicorn.Server(config)

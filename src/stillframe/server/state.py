@@ -12,20 +12,22 @@ from typing import Any
 
 from stillframe.config import OPTIONS
 from stillframe.live import Session
-from stillframe.loading.styles import Style
+from stillframe.loading.styles import Style, match
 from stillframe.methods import methods
 from stillframe.recovery import recoveries
-from stillframe.server.access import AccessPolicy, TokenCheck, UnauthenticatedConnections
+from stillframe.server.access import AccessPolicy
+from stillframe.server.admission import Admission
 from stillframe.server.limits import ConnectionLimit, Limits
 from stillframe.server.messages import Hello, live_options
 from stillframe.server.protocol import VERSION, ProtocolError
 from stillframe.server.supervisor import ModelSupervisor
+from stillframe.server.watchers import Watchers
 from stillframe.video.fit import fit_to_grid
 
 __all__ = ["ServerState"]
 
 
-class ServerState:
+class ServerState(Admission):
     """What the connections of a server share.
 
     Args:
@@ -36,16 +38,17 @@ class ServerState:
         size: height and width of edited frames if a client asks for none.
         styles: that the model knows.
         defaults: values of options for sessions whose clients do not say otherwise.
+        blend: blocks that another prompt takes to come in, where clients do not say otherwise.
 
     Attributes:
-        tokens, unauthenticated: see ``access``.
         open_sessions: counts sessions.
         connections: counts connections that have shown a token, and have a session or are about to
             be refused one.
         transports: names of those that clients may use.
         pool: threads for what takes long, while the server runs.
         ready: whether the model is there.
-        sessions: open sessions by id.
+        sessions: open sessions by id, the newest last.
+        watchers: those who are shown what sessions make.
     """
 
     def __init__(
@@ -57,18 +60,17 @@ class ServerState:
         size: tuple[int | None, int | None] = (None, None),
         styles: Sequence[Style] = (),
         defaults: Mapping[str, Any] | None = None,
+        blend: int = 0,
     ) -> None:
-        self.supervisor, self.policy, self.limits = supervisor, policy, limits
-        self.tokens = TokenCheck(policy)
-        self.unauthenticated = UnauthenticatedConnections(
-            limits.unauthenticated, limits.unauthenticated_each
-        )
+        super().__init__(policy, limits)
+        self.supervisor = supervisor
         self.open_sessions = ConnectionLimit(max_sessions)
         self.connections = ConnectionLimit(4 * max_sessions + 8, "connections")
-        self.defaults = dict(defaults or {})
+        self.defaults, self.blend = dict(defaults or {}), blend
         self.transports = ["websocket"]
         self.ready = False
         self.sessions: dict[str, Session] = {}
+        self.watchers = Watchers(self.sessions)
         self._size, self._styles = size, styles
 
     @asynccontextmanager
@@ -86,6 +88,16 @@ class ServerState:
                 await loop.run_in_executor(None, self.supervisor.stop)
         finally:
             self.pool.shutdown(wait=True)
+
+    @property
+    def has_size(self) -> bool:
+        """Whether edited frames have a size that was chosen when the server was started."""
+        return self._size != (None, None)
+
+    @property
+    def first_prompt(self) -> str:
+        """A prompt that the model knows."""
+        return self._styles[0].prompt if self._styles else ""
 
     def size(self, hello: Hello) -> tuple[int, int]:
         """Width and height of the edited frames; a side that nobody asked for makes it 16:9.
@@ -118,6 +130,7 @@ class ServerState:
             "methods": list(methods()),
             "recoveries": list(recoveries()),
             "holding": self._controls(),
+            "blend": self.blend,
             "version": VERSION,
         }
 
@@ -133,14 +146,22 @@ class ServerState:
             for style in self._styles
         ]
 
+    def matched(self, prompt: str) -> dict[str, Any] | None:
+        """Name and score of the style that a prompt was matched to, see ``loading.styles.Match``;
+        None if the model knows none, or any."""
+        found = match(prompt, self._styles)
+        return None if found is None else {"name": found.style.name, "score": found.score}
+
     def status(self) -> dict[str, Any]:
-        """Sessions, limits, and what the sessions have measured lately."""
+        """Sessions, workers, limits, and what the sessions have measured lately."""
+        workers = self.supervisor.workers
         return {
             "version": version("stillframe"),
             "protocol": VERSION,
             "transports": self.transports,
             "sessions": {"open": self.open_sessions.open, "max": self.open_sessions.most},
-            "worker_failures": self.supervisor.failures,
+            "workers": [each._asdict() for each in workers],
+            "worker_failures": sum(each.failures for each in workers),
             "limits": asdict(self.limits),
             "telemetry": [_figures(name, each) for name, each in dict(self.sessions).items()],
         }
@@ -149,6 +170,7 @@ class ServerState:
 def _figures(name: str, session: Session) -> dict[str, Any]:
     return {
         "session": name,
+        "device": session.device,
         "state": session.state,
         "paused": session.paused,
         "dropped": session.dropped,

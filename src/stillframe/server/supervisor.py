@@ -11,24 +11,40 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from stillframe.live import LiveSession, Session, SessionError, Worker, WorkerProcess
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.server.limits import RefusedError
 
-__all__ = ["ModelSupervisor", "ProcessSupervisor", "ThreadSupervisor"]
+__all__ = ["ModelSupervisor", "ProcessSupervisor", "ThreadSupervisor", "WorkerStatus"]
 
 _log = logging.getLogger(__name__)
 _LONGEST_PAUSE = 30.0
 
 
+class WorkerStatus(NamedTuple):
+    """How a worker does.
+
+    Attributes:
+        device: where it computes; "" as long as nobody knows.
+        ready: whether it takes sessions: its model is loaded.
+        sessions: that it serves.
+        failures: how often it has ended though it should not have.
+    """
+
+    device: str
+    ready: bool
+    sessions: int
+    failures: int
+
+
 class ModelSupervisor(Protocol):
-    """What the server needs of either of them."""
+    """What the server needs of either of them, or of several (``pool``)."""
 
     @property
-    def failures(self) -> int:
-        """How many workers have failed."""
+    def workers(self) -> list[WorkerStatus]:
+        """How its workers do."""
         ...
 
     @property
@@ -77,9 +93,11 @@ class ThreadSupervisor:
             return self._worker
 
     @property
-    def failures(self) -> int:
-        """How many workers have failed."""
-        return self._failures
+    def workers(self) -> list[WorkerStatus]:
+        """How the one that serves now does, with the failures of those before."""
+        pipe = self._pipe
+        device = "" if pipe is None else str(pipe.compute_device)
+        return [WorkerStatus(device, pipe is not None, len(self.worker), self._failures)]
 
     @property
     def default_height(self) -> int:
@@ -128,12 +146,20 @@ class ProcessSupervisor:
 
     Args:
         load: makes the model, in that process; picklable, see `WorkerProcess`.
+        device: of that process, see there.
         patience: seconds that `open` waits for a process.
     """
 
-    def __init__(self, load: Callable[[], CausalWanPipeline], patience: float = 60.0) -> None:
-        self._load, self._patience = load, patience
+    def __init__(
+        self,
+        load: Callable[[], CausalWanPipeline],
+        device: str | None = None,
+        *,
+        patience: float = 60.0,
+    ) -> None:
+        self._load, self._device, self._patience = load, device, patience
         self._process: WorkerProcess | None = None
+        self._starting: WorkerProcess | None = None
         self._changed = threading.Condition()
         self._stopped = False
         self._failures = 0
@@ -152,9 +178,18 @@ class ProcessSupervisor:
         return None if process is None else process.pid
 
     @property
-    def failures(self) -> int:
-        """How many processes have ended that should not have."""
-        return self._failures
+    def ready(self) -> bool:
+        """Whether there is a process that serves."""
+        process = self._process
+        return process is not None and process.reason is None
+
+    @property
+    def workers(self) -> list[WorkerStatus]:
+        """How the process that serves now does, with the failures of those before."""
+        process = self._process
+        device = self._device or ("" if process is None else process.model.device)
+        sessions = 0 if process is None else process.sessions
+        return [WorkerStatus(device, self.ready, sessions, self._failures)]
 
     @property
     def default_height(self) -> int:
@@ -165,25 +200,44 @@ class ProcessSupervisor:
         """Start the process and wait for the model; nothing happens the second time.
 
         Raises:
-            ModelError: the model cannot be loaded.
+            ModelError: the model cannot be loaded, or this was stopped.
             ValueError: it was described wrongly.
         """
         if self._thread is not None:
             return
-        process = WorkerProcess(self._load)
-        process.start()
-        self._height = process.model.default_height
-        self._process = process
+        self._start_process()
+        self.keep_going()
+
+    def keep_going(self) -> None:
+        """Start a process whenever there is none, also where `start` has failed; does not wait."""
         self._thread = threading.Thread(
             target=self._supervise, name="stillframe-supervisor", daemon=True
         )
         self._thread.start()
 
+    def _start_process(self) -> None:
+        """Start a process, and wait until it serves; see `start`."""
+        process = WorkerProcess(self._load, self._device)
+        with self._changed:
+            if self._stopped:
+                process.stop()  # so that it does not start
+            self._starting = process
+        try:
+            process.start()
+        except Exception:
+            if not self._stopped:
+                self._failures += 1
+            raise
+        with self._changed:
+            self._height = process.model.default_height
+            self._process, self._starting = process, None
+            self._changed.notify_all()
+
     def stop(self) -> None:
         """End after the block that runs; sessions that are left fail."""
         with self._changed:
             self._stopped = True
-            process = self._process
+            process = self._process or self._starting
             self._changed.notify_all()
         if process is not None:
             process.stop()
@@ -208,19 +262,18 @@ class ProcessSupervisor:
 
     def _present(self, seconds: float) -> WorkerProcess:
         """The process that serves, waiting for one if there is none."""
-
-        def there() -> bool:
-            return self._process is not None and self._process.reason is None
-
         with self._changed:
-            self._changed.wait_for(lambda: there() or self._stopped, seconds)
-            if self._process is None or not there():
+            self._changed.wait_for(lambda: self.ready or self._stopped, seconds)
+            process = self._process
+            if process is None or process.reason is not None:
                 raise RefusedError("the model is not there at the moment; try again later")
-            return self._process
+            return process
 
     def _supervise(self) -> None:
-        """Start a process whenever one has ended; a thread's work."""
+        """Start a process whenever one has ended, or there is none; a thread's work."""
         pause = 1.0
+        if self._process is None:
+            self._process_again(pause)
         while (process := self._process) is not None:
             begun = time.monotonic()
             process.wait()
@@ -238,19 +291,13 @@ class ProcessSupervisor:
     def _process_again(self, pause: float) -> None:
         """Start processes until one stays, each after a longer pause than the one before."""
         while True:
-            process = WorkerProcess(self._load)
             try:
-                process.start()
-            except Exception:
-                _log.exception("the process of the model did not start; again in %g s", pause)
-            else:
-                with self._changed:
-                    if not self._stopped:
-                        self._process = process
-                        self._changed.notify_all()
-                        return
-                process.stop()
+                self._start_process()
                 return
+            except Exception:
+                if self._stopped:
+                    return
+                _log.exception("the process of the model did not start; again in %g s", pause)
             with self._changed:
                 if self._changed.wait_for(lambda: self._stopped, pause):
                     return

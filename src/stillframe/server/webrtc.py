@@ -42,10 +42,11 @@ from stillframe.server.transport import (
     last_message,
 )
 
-__all__ = ["WebRtcConnections", "WebRtcTransport"]
+__all__ = ["CLOCK", "EditedTrack", "WebRtcConnections", "WebRtcTransport", "new_peer"]
 
 _log = logging.getLogger(__name__)
-_CLOCK = Fraction(1, 90_000)
+#: Seconds of a tick of edited frames.
+CLOCK = Fraction(1, 90_000)
 _PACE = 0.95
 """Frames leave a little faster than they were taken, so that a delay wears off."""
 _MOST_WAITING = 64
@@ -53,7 +54,7 @@ _BUFFERED = 64 * 2**10
 _CLOSE_SECONDS = 10.0
 
 
-class _EditedTrack(MediaStreamTrack):
+class EditedTrack(MediaStreamTrack):
     """Edited frames with their times, paced: they come a block at a time.
 
     Attributes:
@@ -78,6 +79,11 @@ class _EditedTrack(MediaStreamTrack):
         return frame
 
 
+def new_peer() -> RTCPeerConnection:
+    """A connection that asks no servers: nobody outside is asked for this computer's address."""
+    return RTCPeerConnection(RTCConfiguration(iceServers=[]))
+
+
 class WebRtcTransport:
     """One client's WebRTC connection; see `Transport`, and call `release` in the end.
 
@@ -85,6 +91,7 @@ class WebRtcTransport:
         state: of the server.
         sdp: the offer's session description.
         hello: that came with it; its token is right.
+        one_way: whether the client sends and is sent nothing: WHIP, without a data channel.
 
     Attributes:
         answer: the session description that answers the offer, or why there is none.
@@ -92,15 +99,17 @@ class WebRtcTransport:
 
     returns_timestamps = False  # an encoder's times must rise
 
-    def __init__(self, state: ServerState, sdp: str, hello: Hello) -> None:
+    def __init__(
+        self, state: ServerState, sdp: str, hello: Hello, *, one_way: bool = False
+    ) -> None:
         self.limits = state.limits
-        self._sdp, self._hello = checked_offer(sdp), hello
+        direction = "recvonly" if one_way else "sendrecv"
+        self._sdp, self._hello = checked_offer(sdp, one_way=one_way), hello
         self._size = 0, 0
-        # no servers: nobody outside is asked for this computer's address
-        self._peer = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        self._edited = _EditedTrack(self.limits.queued_frames)
-        both = self._peer.addTransceiver(self._edited, "sendrecv")
-        both.setCodecPreferences(codecs())
+        self._peer = new_peer()
+        self._edited = EditedTrack(self.limits.queued_frames)
+        both = self._peer.addTransceiver("video" if one_way else self._edited, direction)
+        both.setCodecPreferences(codecs(h264=one_way))
         self._decoding = limit_decoding(both.receiver, self.limits, self._drop, self.leave)
         loop = asyncio.get_running_loop()
         self._unusable: Callable[[str], None] = lambda why: None
@@ -128,11 +137,21 @@ class WebRtcTransport:
         self._peer.on("connectionstatechange", self._on_state)
         try:
             await self._peer.setRemoteDescription(RTCSessionDescription(self._sdp, "offer"))
+            self._refuse_sound()
             answer = await self._peer.createAnswer()
         except Exception as error:  # broken descriptions fail in every way there is
             raise ProtocolError("the offer's sdp cannot be used", UNREADABLE) from error
         await self._peer.setLocalDescription(answer)
         self.answer.set_result(self._peer.localDescription.sdp)
+        await self._connected()
+
+    def _refuse_sound(self) -> None:
+        for each in self._peer.getTransceivers():
+            if each.kind == "audio":
+                each.direction = "inactive"
+
+    async def _connected(self) -> None:
+        """Wait for the data channel."""
         seconds = self.limits.hello_seconds
         try:
             async with asyncio.timeout(seconds):
@@ -171,7 +190,8 @@ class WebRtcTransport:
         self._unusable(why)
 
     def _on_track(self, track: MediaStreamTrack) -> None:
-        self._tasks.add(asyncio.ensure_future(self._watch(track)))
+        if track.kind == "video":
+            self._tasks.add(asyncio.ensure_future(self._watch(track)))
 
     async def _watch(self, track: MediaStreamTrack) -> None:
         """Take every frame as it comes: the track would keep them without end."""
@@ -226,7 +246,7 @@ class WebRtcTransport:
     def encode(self, frame: EditedFrame, timestamp: float, quality: int) -> None:
         """Hand a frame to the video track."""
         picture = VideoFrame.from_ndarray(frame.pixels, format="rgb24")
-        picture.pts, picture.time_base = round(timestamp / _CLOCK), _CLOCK
+        picture.pts, picture.time_base = round(timestamp / CLOCK), CLOCK
         self._edited.frames.put(picture, frame=True)
 
     async def send(self, message: str | bytes) -> None:
@@ -264,7 +284,9 @@ class WebRtcConnections:
         self._state = state
         self._open: dict[str, tuple[WebRtcTransport, asyncio.Task[None]]] = {}
 
-    async def answer(self, sdp: str, hello: Hello) -> tuple[str, str]:
+    async def answer(
+        self, sdp: str, hello: Hello, make: type[WebRtcTransport] = WebRtcTransport
+    ) -> tuple[str, str]:
         """Open a connection: its name, and the answer's session description.
 
         Raises:
@@ -273,7 +295,7 @@ class WebRtcConnections:
             SessionError: the model's process has gone.
         """
         # before anything is opened: of a description that is refused there is nothing to close
-        name, transport = secrets.token_urlsafe(16), WebRtcTransport(self._state, sdp, hello)
+        name, transport = secrets.token_urlsafe(16), make(self._state, sdp, hello)
         task = asyncio.ensure_future(self._serve(transport))
         self._open[name] = transport, task
         task.add_done_callback(lambda _: self._open.pop(name, None))

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 import numpy as np
 from fastapi import WebSocket, WebSocketDisconnect
@@ -14,6 +13,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from stillframe.live import EditedFrame
 from stillframe.server import messages, protocol
 from stillframe.server.access import token_in
+from stillframe.server.admission import ABORT, authenticated, call_extension
 from stillframe.server.messages import Hello
 from stillframe.server.middleware import client_address
 from stillframe.server.pictures import decode_picture, encode_picture
@@ -27,28 +27,11 @@ from stillframe.server.transport import (
     last_message,
 )
 
-__all__ = ["ABORT", "AUTHENTICATED", "WebSocketTransport", "authenticated"]
-
-#: The ASGI extension by which a server lets an application cut a connection off.
-ABORT = "stillframe.abort"
-#: The ASGI extension by which an application says that a connection has shown its token.
-AUTHENTICATED = "stillframe.authenticated"
+__all__ = ["WebSocketTransport"]
 
 _CLOSE_SECONDS = 5.0
 _REASON_BYTES = 120
 """All that fits into the frame that closes."""
-
-
-def _extension(scope: Any, name: str) -> None:
-    """Call an extension of the server's, if it has it."""
-    found = (scope.get("extensions") or {}).get(name)
-    if found is not None:
-        found["call"]()
-
-
-def authenticated(scope: Any) -> None:
-    """A connection has shown its token."""
-    _extension(scope, AUTHENTICATED)
 
 
 class WebSocketTransport:
@@ -142,4 +125,4 @@ class WebSocketTransport:
 
     def abort(self) -> None:
         """To close is not enough for a client that does not read."""
-        _extension(self._socket.scope, ABORT)
+        call_extension(self._socket.scope, ABORT)

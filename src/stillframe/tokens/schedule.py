@@ -2,19 +2,28 @@
 
 Flow matching: ``x_sigma = (1 - sigma) x0 + sigma eps``; the model predicts ``v = eps - x0``.
 Between passes *fresh* noise is added to the predicted ``x0`` (Self Forcing), so a schedule is just
-a falling list of sigmas. It does not know the model."""
+a falling list of sigmas. Some models are told another level than they are denoised at; a `Pass` has
+both. It does not know the model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stillframe.untrusted.numbers import check_number
 
-__all__ = ["check_sigmas", "edit_sigmas", "generate_sigmas", "scheduler_shift", "shift_sigma"]
+__all__ = [
+    "Pass",
+    "check_sigmas",
+    "edit_sigmas",
+    "generate_sigmas",
+    "nearest_sigma",
+    "scheduler_shift",
+    "shift_sigma",
+]
 
 # a pass at each of a model's timesteps
 _MOST_STEPS = 1000
@@ -22,9 +31,38 @@ _MOST_STEPS = 1000
 _EDIT_CURVE = (1.0, 0.875, 0.625)
 
 
+class Pass(NamedTuple):
+    """The noise levels of one denoising pass; mostly they are one.
+
+    Attributes:
+        sigma: at which the prediction is read: ``x0 = x - sigma v``.
+        told: of which the model is told, its timestep / timestep_scale.
+        noise: that what goes in is mixed at: ``x = (1 - noise) x0 + noise eps``.
+    """
+
+    sigma: float
+    told: float
+    noise: float
+
+
 def shift_sigma(u: float, shift: float) -> float:
     """Warp ``u`` in [0, 1] towards high noise: ``shift u / (1 + (shift - 1) u)``."""
     return shift * u / (1 + (shift - 1) * u)
+
+
+def nearest_sigma(told: float, shift: float, steps: int = _MOST_STEPS) -> float:
+    """The noise level of a scheduler's grid that is nearest to what the model is told.
+
+    CausVid's scheduler, and those made after it, look a timestep up in a grid of ``steps`` levels,
+    evenly spaced from 1 down to 1 / steps and then shifted: at shift 8 timestep 757 has .756757.
+
+    Args:
+        told: timestep / number of train timesteps, 0 to 1.
+        shift: the scheduler's shift.
+        steps: levels of the grid.
+    """
+    grid = (shift_sigma((steps - i) / steps, shift) for i in range(steps))
+    return min(grid, key=lambda sigma: abs(sigma - told))
 
 
 def scheduler_shift(config: Mapping[str, Any]) -> float:

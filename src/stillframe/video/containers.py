@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-__all__ = ["CONTAINERS", "SEQUENCES", "STREAMS", "Container"]
+__all__ = ["CONTAINERS", "SEQUENCES", "STREAMS", "VIDEO_SUFFIXES", "Container"]
 
 _FINEST_TICK = Fraction(1, 1_000_000)
 _SLOW_FPS = 10
@@ -77,6 +77,12 @@ class Container(NamedTuple):
         """Keys of tags worth telling that it cannot hold."""
         return sorted({key.lower() for key in tags} & _TAGS - self.tags)
 
+
+#: What is taken for a video in a folder; a file that is named is read whatever it is called.
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"}
+    | {".mts", ".mxf", ".ogv", ".ts", ".webm", ".wmv"}
+)
 
 _MILLISECOND = Fraction(1, 1000)
 _MP4 = Container("mp4", "libx264", encoder="aac", ending="sum")

@@ -11,17 +11,22 @@ from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
 import av
+import numpy as np
 from av.audio.stream import AudioStream
 from av.codec import Codec
 from av.container import OutputContainer
 from av.filter import Graph
 from av.stream import Stream
+from numpy.typing import NDArray
 
 from stillframe.video.companions import Companions, describe, stream_tags
 from stillframe.video.containers import Container
 from stillframe.video.library import TAGS_AS_BYTES, fraction
 
-__all__ = ["OutputTrack", "Plan", "make_plan"]
+__all__ = ["PCM_RATE", "OutputTrack", "PcmTrack", "Plan", "make_plan"]
+
+#: Samples a second of `PcmTrack`.
+PCM_RATE = 48_000
 
 _USUAL_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 _BITS_PER_CHANNEL = 80_000
@@ -258,6 +263,35 @@ class TranscodedTrack:
             while True:
                 frame: Any = self._graph.pull()
                 self._output.mux(self._stream.encode(frame))
+
+
+class PcmTrack:
+    """Sound given as samples, 48,000 a second and stereo, without a gap; encoded.
+
+    Args:
+        output: open, its header not yet written.
+        encoder: FFmpeg's name of an encoder.
+    """
+
+    def __init__(self, output: OutputContainer, encoder: str) -> None:
+        self._output = output
+        options = {"b": str(2 * _BITS_PER_CHANNEL)}
+        stream: Any = output.add_stream(encoder, rate=PCM_RATE, options=options)
+        stream.codec_context.layout = "stereo"
+        self._stream = stream
+        self._next = 0
+
+    def add(self, samples: NDArray[np.int16]) -> None:
+        """Take the next samples, (n, 2)."""
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="stereo")
+        frame.sample_rate, frame.time_base = PCM_RATE, Fraction(1, PCM_RATE)
+        frame.pts = self._next
+        self._next += len(samples)
+        self._output.mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        """Write what is still held."""
+        self._output.mux(self._stream.encode(None))
 
 
 def _template(output: OutputContainer, stream: Stream) -> Stream:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import av
 from av.container import InputContainer
@@ -27,6 +26,7 @@ from stillframe.video.formats import NO_DECODER, check_pixels, limit_decoder, op
 from stillframe.video.library import TAGS_AS_BYTES
 from stillframe.video.pipes import PipeInput
 from stillframe.video.places import Source
+from stillframe.video.srt import SrtProgram, has_srt
 from stillframe.video.tracks import Tracks
 
 __all__ = ["Demuxer"]
@@ -50,6 +50,12 @@ _OPTIONS_BY_SCHEME = {
     "rtsps": {"rtsp_flags": "prefer_tcp"},
     # A model that is slower than the sender loses packets, and goes on.
     "udp": {"overrun_nonfatal": "1", "fifo_size": "50000"},
+}
+# How a sender is waited for; how long is up to whoever opens.
+_LISTENING = {
+    "rtmp": {"listen": "1"},
+    "rtsp": {"rtsp_flags": "listen", "listen_timeout": "86400"},
+    "tcp": {"listen": "1"},
 }
 _FOREIGN = "is not in a format that is read: lists of other files are not, for one"
 # A pipe's worth at a time: raw pictures are large.
@@ -86,7 +92,12 @@ class Demuxer:
         self.fell_silent = False
         self._pipe: PipeInput | None = None
         self._source = source
-        if source.kind == "pipe":
+        self._program: SrtProgram | None = None
+        if source.scheme == "srt" and not has_srt():
+            self._program = SrtProgram.receiving(source.text, source.listens)
+            patience = None if source.listens else source.timeout
+            self._pipe = PipeInput(source, stop, self._program.descriptor, patience)
+        elif source.kind == "pipe":
             self._pipe = _open_pipe(source, stop)
         try:
             self.container = _open(source, self._pipe)
@@ -187,6 +198,7 @@ class Demuxer:
                     failures = 0 if packet.size else failures
                     if packet.size or packet.dts is not None:
                         yield packet
+                self.fell_silent = self._pipe is not None and self._pipe.fell_silent
                 return
             except IndexError:
                 # streams came up after PyAV had counted them: all packets were read
@@ -228,6 +240,8 @@ class Demuxer:
             container.close()
         if self._pipe is not None:
             self._pipe.close()
+        if self._program is not None:
+            self._program.close()
 
 
 def _open_pipe(source: Source, stop: Callable[[], bool] | None) -> PipeInput:
@@ -240,8 +254,10 @@ def _open_pipe(source: Source, stop: Callable[[], bool] | None) -> PipeInput:
 def _open(source: Source, pipe: PipeInput | None) -> InputContainer:
     if source.kind == "file":
         return _open_file(source)
-    scheme = urlsplit(source.text).scheme if source.kind == "network" else ""
     timeout = source.timeout if source.kind == "network" else None
+    options = {**_LIVE_OPTIONS, **_OPTIONS_BY_SCHEME.get(source.scheme, {})}
+    if source.listens:
+        options |= _LISTENING.get(source.scheme, {"mode": "listener"})
     started = time.monotonic()
     try:
         return av.open(
@@ -249,7 +265,7 @@ def _open(source: Source, pipe: PipeInput | None) -> InputContainer:
             "r",
             format=source.format,
             options=open_options(source.kind, source.format, source.max_pixels),
-            container_options={**_LIVE_OPTIONS, **_OPTIONS_BY_SCHEME.get(scheme, {})},
+            container_options=options,
             **TAGS_AS_BYTES,
             buffer_size=_PIPE_BUFFER_BYTES,
             timeout=None if timeout is None else (timeout, timeout),
@@ -263,6 +279,8 @@ def _open(source: Source, pipe: PipeInput | None) -> InputContainer:
 
 def _why_unreadable(source: Source, pipe: PipeInput | None, error: OSError | av.FFmpegError) -> str:
     if pipe is not None and not pipe.head:
+        if pipe.fell_silent:
+            return f"{source.name} did not answer within {source.timeout:g} s"
         return f"{source.name} ends before its first byte"
     is_garbled = isinstance(error, (av.error.EOFError, av.error.InvalidDataError))
     if is_garbled and pipe is not None and pipe.head[4:8] in _MP4_BOXES:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
+import numpy as np
 from av.codec import Codec
 from av.container import OutputContainer
 from av.video.stream import VideoStream
+from numpy.typing import NDArray
 
 from stillframe.video.companions import Companions, describe
 from stillframe.video.containers import Container
-from stillframe.video.copying import OutputTrack, Plan, make_plan
+from stillframe.video.copying import OutputTrack, PcmTrack, Plan, make_plan
 from stillframe.video.library import TAGS_AS_BYTES
 from stillframe.video.picture import FromRgb, tag_colours, tell_mpeg4_colours
 
@@ -61,6 +63,7 @@ class Encoder:
         picture: size, times and quality; an odd size loses a row or column where the pixel format
             cannot hold it.
         companions: what an open input has beside its pictures.
+        pcm: whether sound is given as samples instead, see `add_samples`.
 
     Attributes:
         width, height: of the pictures in the file.
@@ -80,6 +83,7 @@ class Encoder:
         codec: str,
         picture: Picture,
         companions: Companions,
+        pcm: bool = False,
     ) -> None:
         self._pixel_format = _pixel_format(codec)
         even = self._pixel_format.startswith(_EVEN_FORMATS)
@@ -96,6 +100,8 @@ class Encoder:
         self._late: av.Packet[Any] | None = None
         self._tracks: dict[int, OutputTrack] = {}
         plan = make_plan(container, companions)
+        self._pcm: PcmTrack | None = None
+        self._has_pcm = pcm and container.encoder is not None
         try:
             self._open(address, codec, plan)
         except (ValueError, av.FFmpegError) as error:
@@ -116,6 +122,8 @@ class Encoder:
         try:
             self._video = self._add_video(output, codec)
             self._tracks = plan.carry_out(output)
+            if self._has_pcm:
+                self._pcm = PcmTrack(output, str(self._container.encoder))
             output.start_encoding()
         except BaseException:
             with contextlib.suppress(av.FFmpegError):
@@ -160,6 +168,11 @@ class Encoder:
         if track is not None:
             track.add(packet)
 
+    def add_samples(self, samples: NDArray[np.int16]) -> None:
+        """Take the next samples of sound, (n, 2) at `copying.PCM_RATE`, from time 0 on."""
+        if self._pcm is not None:
+            self._pcm.add(samples)
+
     def finish(self) -> None:
         """Write what the encoder still holds, then the index."""
         if self._last is not None and self._end - (self._last.pts or 0) > 1.5 * self._duration:
@@ -173,6 +186,8 @@ class Encoder:
             self._output.mux(self._late)
         for track in self._tracks.values():
             track.finish()
+        if self._pcm is not None:
+            self._pcm.finish()
         self._output.close()
 
     def abandon(self) -> None:
@@ -252,7 +267,7 @@ def _quality(codec: str, crf: int, is_live: bool) -> dict[str, str]:
         return {"chroma_sample_location": "left"}
     if codec == "libx264" and is_live:
         return {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
-    if codec == "libx264":
+    if codec in ("libx264", "libx264rgb"):
         return {"crf": str(crf), "preset": "faster"}
     if codec == "libx265":
         return {"crf": str(min(51, crf + 3)), "x265-params": "log-level=none"}

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Fit", "fit_to_grid"]
+__all__ = ["USUAL_SIZE", "Fit", "fit_to_grid"]
 
 _SMALLEST = 16
+
+#: Width and height of most videos, where nobody says what comes.
+USUAL_SIZE = 1920, 1080
 
 
 class Fit(NamedTuple):

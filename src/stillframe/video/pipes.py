@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import select
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from stillframe.video.places import Sink, Source
@@ -32,26 +34,40 @@ class PipeInput:
     Args:
         source: "-" or a named pipe.
         stop: asked before every read and while nothing comes; true ends the input.
+        descriptor: to read in its place, of somebody else's.
+        patience: seconds of silence that end the input; None waits as long as it takes.
 
     Attributes:
         head: the first bytes that came.
+        fell_silent: whether silence has ended it.
 
     Raises:
         OSError: a named pipe cannot be opened.
     """
 
-    def __init__(self, source: Source, stop: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        stop: Callable[[], bool] | None = None,
+        descriptor: int | None = None,
+        patience: float | None = None,
+    ) -> None:
         self.name = source.name
         self.head = b""
-        self._stop = stop
-        self._is_own = source.text != "-"
-        self._descriptor = source.descriptor
+        self.fell_silent = False
+        self._stop, self._patience = stop, patience
+        self._is_own = source.text != "-" and descriptor is None
+        self._descriptor = source.descriptor if descriptor is None else descriptor
         if self._is_own:
             self._descriptor = os.open(source.text, os.O_RDONLY)
 
     def read(self, count: int) -> bytes:
         """At most `count` bytes, as soon as there are any; none at the end."""
+        end = math.inf if self._patience is None else time.monotonic() + self._patience
         while self._stop is None or not self._stop():
+            if time.monotonic() > end:
+                self.fell_silent = True
+                return b""
             if self._has_data():
                 data = os.read(self._descriptor, count)
                 if len(self.head) < _HEAD_BYTES:

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -34,6 +34,7 @@ _FEWEST_PIXELS = 256
 _NUMBER = re.compile(r"%0?(\d*)d")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _READABLE = ("http", "https", "rtmp", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
+_LISTENABLE = ("rtmp", "rtsp", "srt", "tcp")
 # What listeners of each protocol expect.
 _WRITABLE = {"rtmp": "flv", "srt": "mpegts", "tcp": "mpegts", "udp": "mpegts"}
 _SHORT_NAMES = {"y4m": "yuv4mpegpipe", "ts": "mpegts", "mkv": "matroska"}
@@ -93,6 +94,7 @@ class Source:
         descriptor: of the file to read if ``text`` is "-".
         background: what transparent pictures are shown on, black or white.
         max_pixels: a larger picture is not decoded.
+        listens: whether a network source is waited for at its address, and not called.
     """
 
     text: str
@@ -102,6 +104,7 @@ class Source:
     descriptor: int = 0
     background: str = "black"
     max_pixels: int = MAX_PIXELS
+    listens: bool = False
 
     @classmethod
     def of(
@@ -150,6 +153,23 @@ class Source:
             _refuse_camera_name(text)
         patience = _PATIENCE_S if timeout is None else timeout
         return cls(text, kind, asked, patience, background=background, max_pixels=max_pixels)
+
+    @property
+    def listening(self) -> Source:
+        """The same, waiting at its address for a sender that calls.
+
+        Raises:
+            InputError: nobody can call there.
+        """
+        if self.kind != "network" or _scheme(self.text) not in _LISTENABLE:
+            known = ", ".join(_LISTENABLE)
+            raise InputError(f"{self.name} cannot be listened at; known are {known} URLs")
+        return replace(self, listens=True)
+
+    @property
+    def scheme(self) -> str:
+        """Of a URL, in small letters; "" of anything else."""
+        return _scheme(self.text) if self.kind == "network" else ""
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -82,6 +82,8 @@ class VideoReader:
         motion: whether to tell of every frame what its codec moved.
         max_frames: stop after so many frames; sound stops where the last of them ends, wherever
             the container keeps it.
+        first_frame: begin with this one, from 0, at its own time; those before it are decoded and
+            no more. Sound is that of the file from its start.
 
     Attributes:
         source: where the video comes from.
@@ -107,7 +109,9 @@ class VideoReader:
         stop: Callable[[], bool] | None = None,
         motion: bool = False,
         max_frames: int | None = None,
+        first_frame: int = 0,
     ) -> None:
+        self._first_frame = first_frame
         self.source = Source.of(source)
         self.path = Path(self.source.text) if self.source.kind == "file" else None
         self.name = self.source.name
@@ -155,6 +159,8 @@ class VideoReader:
         self.frames_estimate: int | None = stream.frames or None if is_counted else None
         if self.frames_estimate is None and duration:
             self.frames_estimate = max(1, round(duration * Fraction(self.fps)))
+        if self.frames_estimate is not None:
+            self.frames_estimate = max(0, self.frames_estimate - self._first_frame)
 
     def _find_decoder(self, container: str) -> None:
         stream = self._stream
@@ -274,12 +280,13 @@ class VideoReader:
         width, height = first.width, first.height
         self._demuxer.tracks.begin()
         held: Frame | None = None
-        picture: av.VideoFrame | None = first
-        while picture is not None:
-            pixels = self._orientation.apply(to_rgb(picture, width, height))
-            motion = read_motion(picture, self._orientation) if self._motion else None
+        for number, picture in enumerate(chain((first,), self._pictures)):
             given = picture.dts if picture.pts is None else picture.pts
             pts = clock(given)
+            if number < self._first_frame:
+                continue
+            pixels = self._orientation.apply(to_rgb(picture, width, height))
+            motion = read_motion(picture, self._orientation) if self._motion else None
             shown = None if given is None else picture.duration or None
             frame = Frame(pixels, pts, motion, shown)
             if self.source.is_live:
@@ -288,7 +295,6 @@ class VideoReader:
             elif held is not None:
                 yield held._replace(duration=pts - held.pts)
             held = frame
-            picture = next(self._pictures, None)
         if held is not None and not self.source.is_live:
             yield held._replace(duration=self._last_duration(held, clock.is_file_time))
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from stillframe.errors import OutputClosedError, OutputError
 from stillframe.video.containers import CONTAINERS, SEQUENCES, STREAMS
 from stillframe.video.places import Pattern, Sink, split_pattern
+from stillframe.video.srt import SrtProgram, has_srt
 from stillframe.whole_file import WholeFile, check_name, own_folder
 
 __all__ = [
@@ -200,6 +201,7 @@ class StreamTarget:
         self.container = STREAMS[sink.format]
         self._sink = sink
         self._descriptor: int | None = None
+        self._program: SrtProgram | None = None
 
     def open(self) -> str:
         """What FFmpeg is to open.
@@ -213,6 +215,10 @@ class StreamTarget:
             return f"pipe:{self._descriptor}"
         address = urlsplit(self._sink.text)
         query = "&" if address.query else "?"
+        if address.scheme == "srt" and not has_srt():
+            self._program = SrtProgram.sending(self._sink.text)
+            self._descriptor = os.dup(self._program.descriptor)
+            return f"pipe:{self._descriptor}"
         if address.scheme == "rtmp":
             _wait_for_rtmp(address.hostname or "", address.port or _RTMP_PORT)
         if address.scheme == "udp" and "pkt_size" not in address.query:
@@ -231,6 +237,9 @@ class StreamTarget:
         if descriptor is not None:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
+        program, self._program = self._program, None
+        if program is not None:
+            program.close()
 
     def explain(self, error: Exception) -> OutputError:
         """The same; an `OutputClosedError` if nobody reads any more."""

@@ -1,10 +1,14 @@
 """A stream's blocks in fused passes: static buffers, a few lengths, a graph for each.
 
-Kept tokens are padded to one of a few lengths (`bucket_lengths`); a length's passes are captured as
-CUDA graphs the first time it comes up, and replayed from then on. Which token lies where, which
+Kept tokens are padded to one of a few lengths, whose passes are captured as CUDA graphs when that
+pays (``lengths.py``), and replayed from then on. Which token lies where, which
 row stands in for which and how noisy it all is are data in buffers that never move, so no mask and
 no prompt makes a new graph. Padding computes and writes nothing that anyone reads. Without CUDA the
 same passes run eagerly.
+
+Buffers and graphs are those of all streams of the model that have the same size and kind of
+recovery; they take turns (``kernels.shared``). Buffers belong to the workplace of the cache, and
+graphs, which read a recovery's store as well, to that of the recovery.
 
 It reads the answers that `BlockAttention` does (`Reuse`), on the same cache and the same stores, so
 that a block may be run either way. Batches, absent tokens and merging have only the plain way.
@@ -12,7 +16,7 @@ that a block may be run either way. Batches, absent tokens and merging have only
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,22 +25,13 @@ from stillframe.attention.block import BlockAttention
 from stillframe.attention.reuse import Reuse
 from stillframe.backbones.base import BlockInputs, TextCache
 from stillframe.backbones.fused.buffers import Buffers
+from stillframe.backbones.fused.lengths import LengthGraphs, Passes, bucket_lengths
 from stillframe.backbones.fused.transformer import FusedTransformer, LayerRows, PassInputs
-from stillframe.kernels.graphs import Graphs
 from stillframe.kernels.placing import place, rotate_rows
 from stillframe.kernels.rows import Sources, Table
 from stillframe.tokens.grid import Plan
 
-__all__ = ["FusedBlocks", "bucket_lengths"]
-
-
-def bucket_lengths(tokens: int) -> list[int]:
-    """Lengths that kept tokens are padded to, rising; the last is ``tokens``.
-
-    In steps of 1/32 of a block, rounded to what matrix products like.
-    """
-    step = max(64, tokens // 32 // 64 * 64)
-    return [*range(step, tokens, step), tokens]
+__all__ = ["FusedBlocks"]
 
 
 class FusedBlocks:
@@ -44,10 +39,12 @@ class FusedBlocks:
 
     Args:
         model: the transformer.
-        attention: the stream's, of a batch of 1.
+        attention: the stream's, of a batch of 1; it says where buffers and graphs are shared.
         channels: latent channels of a source that is concatenated to the input, None for none.
-        graphs: capture CUDA graphs.
         fp8: multiply in FP8 where it pays.
+
+    Attributes:
+        captured: graphs that were captured for blocks of this stream.
     """
 
     def __init__(
@@ -56,28 +53,22 @@ class FusedBlocks:
         attention: BlockAttention,
         channels: int | None,
         *,
-        graphs: bool,
         fp8: bool = False,
     ) -> None:
         self.model = model
         self.attention = attention
         self.cache = attention.cache
-        self.lengths = bucket_lengths(self.cache.shape.grid.tokens)
+        self.lengths: Sequence[int] = bucket_lengths(self.cache.shape.grid.tokens)
+        self.captured = 0
         self._channels, self._fp8 = channels, fp8
-        self._graphs = Graphs() if graphs else None
-        self._static: Buffers | None = None
-        self._text: tuple[Tensor, Tensor] | None = None
-        self._text_of: TextCache | None = None
-        self._placed: tuple[int, ...] | None = None
+        self._place = attention.recovery.memory.place
+        self._own: LengthGraphs | None = None
+        self._graphs: LengthGraphs | None = None
+        self._kinds = Passes(None, None)
 
     def can(self, plan: Plan) -> bool:
         """Whether it can run this block: holes in the cache, or new ones, are not for it."""
         return (plan.everything or self.attention.recovery.complete) and not self.cache.holes
-
-    @property
-    def captured(self) -> int:
-        """Graphs captured so far."""
-        return 0 if self._graphs is None else self._graphs.count
 
     def denoise(self, plan: Plan, text: TextCache, inputs: BlockInputs) -> Tensor:
         """The denoising passes of a block; `commit` has to follow.
@@ -85,40 +76,87 @@ class FusedBlocks:
         Returns:
             (1, S*N, P) float32 results at their slots, zero elsewhere.
         """
+        shared = self.cache.memory.place
+        self._static = shared.once("buffers", lambda: Buffers.like(inputs.source, self.cache.shape))
         static = self._begin(plan, text, inputs)
-        count = plan.counts[0]
-        length = next(n for n in self.lengths if n >= count)
-        slots = static.slots[:length].long()
-        self._length, reuse = length, self._reuse
-        # a graph stays with the rows that it was captured with
-        bank = reuse.constant or (*(x.data_ptr() for x in reuse.bank), reuse.out is None)
-        moved = static.denoise_displaced is not None
-        for step, sigma in enumerate(inputs.sigmas):
+        count, reuse = plan.counts[0], self._reuse
+        self._length = next(n for n in self.lengths if n >= count)
+        if self._graphs is not None:
+            self._graphs.begin(self._kinds, self._length)
+        slots = static.slots[: self._length].long()
+        extra = len(inputs.passes) - inputs.kept
+        for step, (sigma, told, level) in enumerate(inputs.passes):
             static.sigma.fill_(sigma)
-            static.timestep.fill_(sigma * inputs.timestep_scale)
-            static.entry.fill_(reuse.bank.offset(step))
-            static.noise[:length] = inputs.noise[step][slots]
-            key = ("denoise", length, self.cache.visible_rows(), bank, moved)
-            self._run(key, self._pass, length)
+            static.level.fill_(level)
+            static.timestep.fill_(told * inputs.timestep_scale)
+            static.entry.fill_(reuse.bank.offset(max(step - extra, 0)))
+            static.noise[: self._length] = inputs.noise[step][slots]
+            self._run(self._kinds.denoise, self._pass, self._length)
+        self._collect(self._length)
         whole = torch.zeros_like(inputs.source)
-        whole[slots[:count]] = static.x0[:count]
+        whole[static.slots[:count].long()] = static.x0[:count]
         return whole.unsqueeze(0)
 
     def commit(self) -> None:
         """The context pass: commit the block's clean keys and values."""
-        static = self._static
-        assert static is not None
-        static.timestep.zero_()
-        moved = static.context_displaced is not None
-        key = ("context", self._length, self.cache.visible_rows(), len(static.stored), moved)
-        self._run(key, self._context_pass, self._length)
+        self._buffers.timestep.zero_()
+        self._run(self._kinds.context, self._context_pass, self._length)
         self.cache.advance()
 
-    def _run(self, key: tuple[object, ...], work: Callable[[int], None], length: int) -> None:
-        if self._graphs is None or not self._steady:
+    def warm(self, counts: Sequence[int] | None) -> Iterator[int]:
+        """See `FusedPasses.warm`; what the stream remembers is spoilt."""
+        lengths = self.lengths
+        if counts is not None:
+            lengths = sorted({next(n for n in self.lengths if n >= count) for count in counts})
+        for length in lengths:
+            # blocks in which something moved have other graphs
+            made = [self._warm_one(length, displaced) for displaced in (False, True)]
+            if any(made):
+                yield length
+
+    def _warm_one(self, length: int, displaced: bool) -> bool:
+        """Capture a length for one kind of block; false if there was nothing to capture."""
+        if self._graphs is None:
+            return False
+        static = self._buffers
+        reuse, context = (x._replace(displaced=displaced) for x in (self._reuse, self._context))
+        self._pointed = static.point(reuse, context, self.cache)
+        graphs = self._graphs = self._find_graphs(static)
+        if graphs is None or graphs.captured(self._kinds, length):
+            return False
+        for sources in (static.denoise, static.context):
+            sources.new.clamp_(max=length - 1)  # the latest block may have computed more
+        graphs.begin(self._kinds, length, capture=True)
+        self._run(self._kinds.denoise, self._pass, length)
+        self._run(self._kinds.context, self._context_pass, length)
+        return True
+
+    def _run(self, kind: Hashable, work: Callable[[int], None], length: int) -> None:
+        if self._graphs is None:
             work(length)
+            return
+        self.captured += self._graphs.run(kind, length, lambda: work(length))
+
+    def _find_graphs(self, static: Buffers) -> LengthGraphs | None:
+        """Graphs that a block is run with, None where it is run eagerly."""
+        if not self._place.captures or not self._steady:
+            return None
+        reuse, bank = self._reuse, self._reuse.bank
+        seen, pointed = self.cache.visible_rows(), self._pointed
+        denoise = "denoise", seen, self._fp8, reuse.constant, reuse.out is None
+        own: tuple[Hashable, ...] = (pointed.denoise is None,)
+        shared = self._place.holds(bank.keys) or self.cache.memory.place.holds(bank.keys)
+        if shared or self._in_place:
+            graphs = self._place.once("lengths", LengthGraphs, self.model)
         else:
-            self._graphs.run(key, lambda: work(length))
+            # a graph stays with the rows that it was captured with, and these are the stream's own
+            own += tuple(x.data_ptr() for x in bank)
+            graphs = self._own = self._own or LengthGraphs()
+        graphs.read(static.texts)
+        stored, hidden = len(pointed.stored), self.attention.hidden_rows.stop
+        context = "context", seen, self._fp8, stored, pointed.context is None, hidden
+        self._kinds = Passes((*denoise, *own), context)
+        return graphs
 
     @property
     def _steady(self) -> bool:
@@ -126,47 +164,57 @@ class FusedBlocks:
         shape = self.cache.shape
         return len(self.cache.context()) == shape.sink + shape.window - shape.grid.frames
 
+    @property
+    def _buffers(self) -> Buffers:
+        assert self._static is not None
+        return self._static
+
+    def _slice(self, length: int) -> slice:
+        """The computed tokens that are denoised here: all of them, but where others do some."""
+        return slice(0, length)
+
+    def _collect(self, length: int) -> None:
+        """Have the results of all computed tokens in the static buffers."""
+
     def _pass(self, length: int) -> None:
         """One denoising pass over the static buffers."""
-        static = self._static
-        assert static is not None
-        x0 = static.x0[:length]
-        x = (1 - static.sigma) * x0 + static.sigma * static.noise[:length]
+        static, own = self._buffers, self._slice(length)
+        x0 = static.x0[own]
+        x = (1 - static.level) * x0 + static.level * static.noise[own]
         velocity = self.model(
-            self._tokens(x, length), static.timestep, self._prompt, self._inputs(length)
+            self._tokens(x, own), static.timestep, self._prompt, self._inputs(length)
         )
         assert velocity is not None
-        static.x0[:length] = x - static.sigma * velocity.float()
+        static.x0[own] = x - static.sigma * velocity.float()
 
     def _context_pass(self, length: int) -> None:
-        static = self._static
-        assert static is not None
-        tokens = self._tokens(static.x0[:length], length)
+        static, own = self._buffers, self._slice(length)
+        tokens = self._tokens(static.x0[own], own)
         self.model(tokens, static.timestep, self._prompt, self._context_inputs(length))
 
     @property
     def _prompt(self) -> tuple[Tensor, Tensor]:
-        assert self._text is not None
-        return self._text
+        text = self._buffers.text
+        assert text is not None
+        return text
 
-    def _tokens(self, x: Tensor, length: int) -> Tensor:
+    def _tokens(self, x: Tensor, own: slice) -> Tensor:
         if self._channels is None:
             return x
-        assert self._static is not None
-        shown = self._static.source[:length]
+        shown = self._buffers.source[own]
         pixels = (-1, self._channels)
         return torch.cat([x.unflatten(1, pixels), shown.unflatten(1, pixels)], 2).flatten(1)
 
     def _inputs(self, length: int) -> PassInputs:
-        static, cache, reuse = self._static, self.cache, self._reuse
-        assert static is not None
+        static, cache, reuse = self._buffers, self.cache, self._reuse
 
         def rows(layer: int) -> LayerRows:
-            if reuse.constant:  # in place since the block began
+            cache.open(layer)
+            if self._in_place:
                 return LayerRows(*self._rows(layer), None, None)
             entries = reuse.bank.entries(layer, static.entry)
             kept = None if reuse.out is None else entries
-            return LayerRows(*self._rows(layer), entries, kept, static.denoise_displaced)
+            return LayerRows(*self._rows(layer), entries, kept, self._pointed.denoise)
 
         slots = static.slots[:length]
         return PassInputs(
@@ -174,24 +222,36 @@ class FusedBlocks:
         )
 
     def _context_inputs(self, length: int) -> PassInputs:
-        static, cache = self._static, self.cache
-        assert static is not None
+        static, cache, pointed = self._buffers, self.cache, self._pointed
 
         def rows(layer: int) -> LayerRows:
+            cache.open(layer)
             taken = cache.bank.entries(layer, static.zero)
             # raw keys can be committed at once; values are still read by this very pass
-            kept = taken._replace(values=None)
-            return LayerRows(*self._rows(layer), taken, kept, static.context_displaced)
+            kept = taken if cache.packed else taken._replace(values=None)
+            return LayerRows(*self._rows(layer), taken, kept, self._pointed.context)
 
         def commit(layer: int) -> None:
             values = self._rows(layer)[1]
-            values.index_copy_(0, static.committed, values.index_select(0, static.stored))
+            values.index_copy_(0, pointed.committed, values.index_select(0, pointed.stored))
 
         slots = static.slots[:length]
-        visible = cache.visible_rows()
         return PassInputs(
-            static.table, slots, static.context, visible, rows, commit, True, self._fp8
+            static.table,
+            slots,
+            static.context,
+            cache.visible_rows(),
+            rows,
+            None if cache.packed else commit,
+            only_keys=True,
+            fp8=self._fp8,
+            hidden=self.attention.hidden_rows,
         )
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether what passes take from a bank stands in its rows since the block began."""
+        return self._reuse.constant and not self.cache.packed
 
     def _rows(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, (R, C) each."""
@@ -199,9 +259,10 @@ class FusedBlocks:
 
     def _begin(self, plan: Plan, text: TextCache, inputs: BlockInputs) -> Buffers:
         """Bring all buffers up to date for a block."""
-        self._take_text(text)
-        static = self._static = self._static or Buffers.like(inputs.source, self.cache.shape)
-        grid, count = self.cache.shape.grid, plan.counts[0]
+        shape = self.cache.shape
+        static = self._buffers
+        static.read(text)
+        grid, count = shape.grid, plan.counts[0]
         slots = torch.arange(grid.tokens, device=inputs.source.device)
         if plan.kept is not None:
             static.slots.zero_()
@@ -212,21 +273,21 @@ class FusedBlocks:
         static.source.copy_(shown if inputs.shows_source else torch.zeros_like(shown))
         self._place_context(static)
         self._reuse = self.attention.recovery.reuse(plan, self.cache)
-        static.point(self._reuse, self.attention.context_reuse(plan), self.cache)
-        if self._reuse.constant and not plan.everything:
+        self._context = self.attention.context_reuse(plan)
+        self._pointed = static.point(self._reuse, self._context, self.cache)
+        if self._in_place and not plan.everything:
             self._fill(static, self._reuse)
+        self._graphs = self._find_graphs(static)
         return static
 
     def _place_context(self, static: Buffers) -> None:
         """Positions of the block, and rotated keys of the frames it sees."""
         cache, grid = self.cache, self.cache.shape.grid
         own, context = self.attention.positions()
-        if tuple(own) != self._placed:
-            table = self.attention.rotary(own, grid.height, grid.width)
-            static.table.cos.copy_(table.real)
-            static.table.sin.copy_(table.imag)
-            self._placed = tuple(own)
-        if context:
+        static.turn(own, lambda frames: self.attention.rotary(frames, grid.height, grid.width))
+        if context and cache.packed:
+            cache.place(self.attention.rotary(context, grid.height, grid.width))
+        elif context:
             table = self.attention.rotary(context, grid.height, grid.width)
             seen = Table(table.real.contiguous(), table.imag.contiguous())
             raw, keys = cache.bank.keys[0, :, 0].flatten(2), cache.all_keys()[:, 0].flatten(2)
@@ -241,18 +302,3 @@ class FusedBlocks:
             taken = reuse.bank.entries(layer, static.zero)
             rows = self._rows(layer)
             place(*rows, None, 0.0, static.table, sources, rows, taken, None)
-
-    def _take_text(self, text: TextCache) -> None:
-        """Bring a prompt into the buffers that graphs read."""
-        if text is self._text_of:
-            return
-        keys = torch.stack([key[0].flatten(1) for key in text.keys])
-        values = torch.stack([value[0].flatten(1) for value in text.values])
-        if self._text is not None and self._text[0].shape == keys.shape:
-            self._text[0].copy_(keys)
-            self._text[1].copy_(values)
-        else:
-            self._text = (keys, values)
-            if self._graphs is not None:
-                self._graphs.forget()
-        self._text_of = text

@@ -10,7 +10,7 @@ noise or graphs: ``blocks.py`` does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -22,13 +22,29 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
 from stillframe.kernels.attention import Cut, attend, best_cut
-from stillframe.kernels.linear import Linear8, gelu_linear
-from stillframe.kernels.norms import Affine, gelu8, quantise, residual_norm, residual_norm8
+from stillframe.kernels.linear import Linear8, PackedLinear, gelu_linear
+from stillframe.kernels.norms import (
+    Affine,
+    Rows8,
+    gelu8,
+    quantise,
+    residual_norm,
+    residual_norm8,
+)
+from stillframe.kernels.offload import bring, expect
 from stillframe.kernels.placing import place, rotated_queries
 from stillframe.kernels.rows import Displaced, Entries, Sources, Table
 from stillframe.kernels.weights import has_hooks
 
-__all__ = ["UNMERGED", "FusedTransformer", "LayerRows", "PassInputs", "unsupported"]
+__all__ = [
+    "UNMERGED",
+    "FusedTransformer",
+    "LayerRows",
+    "PassInputs",
+    "Projected",
+    "join_projections",
+    "unsupported",
+]
 
 
 class LayerRows(NamedTuple):
@@ -59,6 +75,7 @@ class PassInputs:
         after: called with the layer's number after its attention.
         only_keys: whether the result is not wanted, only what is placed: the context pass.
         fp8: multiply in FP8 where it pays; the model has been prepared for it.
+        hidden: rows among the visible ones that attention leaves out.
     """
 
     table: Table
@@ -69,6 +86,7 @@ class PassInputs:
     after: Callable[[int], None] | None = None
     only_keys: bool = False
     fp8: bool = False
+    hidden: slice = field(default_factory=lambda: slice(0, 0))
 
 
 #: Why adapters that are not merged are not run this way.
@@ -85,7 +103,7 @@ def unsupported(transformer: WanTransformer3DModel) -> str | None:
         return UNMERGED
     linear = [m for m in transformer.blocks.modules() if hasattr(m, "in_features")]
     linear = [m for m in linear if not _is_adapted(m)]
-    if any(type(m) is not nn.Linear or type(m.weight.data) is not Tensor for m in linear):
+    if not all(map(_is_plain, linear)):
         return "its projections are not plain linear layers"
     if len({p.device for p in transformer.parameters()}) > 1:
         return "its weights lie on several devices"
@@ -109,10 +127,51 @@ def _adds_nothing(layer: Any) -> bool:
     return known is not None and not any(name in known for name in layer.active_adapters)
 
 
-def _joined(attn: WanAttention) -> tuple[Tensor, Tensor]:
-    """Weight and bias of all three projections; the module's own become views of them."""
+def join_projections(transformer: WanTransformer3DModel) -> None:
+    """Have the weights that are multiplied at once lie one behind the other."""
+    with torch.inference_mode(False), torch.no_grad():
+        for block in transformer.blocks:
+            _joined(block.attn1)
+
+
+def _is_plain(layer: Any) -> bool:
+    return isinstance(layer, PackedLinear) or (
+        type(layer) is nn.Linear and type(layer.weight.data) is Tensor
+    )
+
+
+class Projected(NamedTuple):
+    """Queries, keys and values (K, C) before rotation, and the norms that queries and keys have yet
+    to go through, if any."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    norm_query: Tensor | None
+    norm_key: Tensor | None
+
+
+class _Joined(NamedTuple):
+    """Weight and bias of several projections."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def _joined(attn: WanAttention) -> _Joined | PackedLinear:
+    """All three projections as one; the module's own weights become views of it."""
     layers = [attn.to_q, attn.to_k, attn.to_v]
-    return _one([x.weight for x in layers]), _one([x.bias for x in layers])
+    bias = _one([x.bias for x in layers])
+    if not isinstance(attn.to_q, PackedLinear):
+        return _Joined(_one([x.weight for x in layers]), bias)
+    rows, scale = _one([x.rows for x in layers]), _one([x.scale for x in layers])
+    return PackedLinear(Rows8(rows, scale), bias)
+
+
+def _linear8(layer: Any) -> Linear8:
+    """A layer in FP8; of a packed one, its own weights."""
+    packed = isinstance(layer, PackedLinear)
+    return Linear8(layer.packed if packed else layer.weight.data, layer.bias.data)
 
 
 def _one(parts: list[nn.Parameter]) -> Tensor:
@@ -147,21 +206,23 @@ class _Layer8(NamedTuple):
     second: Linear8
 
     @classmethod
-    def of(cls, block: WanTransformerBlock, qkv: tuple[Tensor, Tensor]) -> _Layer8:
-        layers = block.attn2.to_q, block.ffn.net[0].proj, block.ffn.net[2]
-        return cls(Linear8(*qkv), *(Linear8(x.weight.data, x.bias.data) for x in layers))
+    def of(cls, block: WanTransformerBlock, qkv: _Joined | PackedLinear) -> _Layer8:
+        layers = qkv, block.attn2.to_q, block.ffn.net[0].proj, block.ffn.net[2]
+        return cls(*map(_linear8, layers))
 
 
 class _Layer(NamedTuple):
     """The products of a layer, in the model's numbers or in FP8, on rows that are in the same."""
 
     block: WanTransformerBlock
-    qkv: tuple[Tensor, Tensor]
+    qkv: _Joined | PackedLinear
     in8: _Layer8 | None
 
     def project(self, x: Any) -> Tensor:
         """Queries, keys and values (K, 3C)."""
-        return F.linear(x, *self.qkv) if self.in8 is None else self.in8.qkv(x)
+        if self.in8 is not None:
+            return self.in8.qkv(x)
+        return F.linear(x, self.qkv.weight, self.qkv.bias)
 
     def text_query(self, x: Any) -> Tensor:
         """Queries to the text (K, C)."""
@@ -191,6 +252,7 @@ class FusedTransformer:
         self.model = transformer
         self.heads: int = config.num_attention_heads
         self.layers: int = config.num_layers
+        self.head_dim: int = config.attention_head_dim
         self.eps: float = config.eps
         self._qkv = [_joined(block.attn1) for block in transformer.blocks]
         self._in8: list[_Layer8] = []
@@ -241,7 +303,9 @@ class FusedTransformer:
         branch: Tensor | None = None
         gate: Tensor | None = None
         norm: Any = residual_norm8 if inputs.fp8 else residual_norm
+        expect(model.blocks)
         for number, block in enumerate(model.blocks):
+            bring(block)
             layer = _Layer(block, self._qkv[number], self._in8[number] if inputs.fp8 else None)
             shift, scale, gate_self, shift_ff, scale_ff, gate_ff = modulation[number].unbind(0)
             normed = norm(hidden, branch, gate, Affine(scale, shift, 1), self.eps)
@@ -270,11 +334,11 @@ class FusedTransformer:
     def _attend(self, number: int, layer: _Layer, normed: Any, inputs: PassInputs) -> Tensor | None:
         """Self-attention (K, C) of a layer, None where nobody needs it."""
         rows, attn = inputs.layer_rows(number), layer.block.attn1
-        query, key, value = layer.project(normed).chunk(3, dim=1)
+        query, key, value, norm_query, norm_key = self.projected(layer, normed)
         place(
             key,
             value,
-            attn.norm_k.weight,
+            norm_key,
             attn.norm_k.eps,
             inputs.table,
             inputs.sources,
@@ -286,13 +350,24 @@ class FusedTransformer:
         last = number == self.layers - 1
         out = None
         if not (inputs.only_keys and last):
-            norm = attn.norm_q
-            query = rotated_queries(query, norm.weight, inputs.table, inputs.slots, norm.eps)
-            seen = inputs.visible
-            out = self._attention(query, rows.keys[:seen], rows.values[:seen])
+            eps = attn.norm_q.eps
+            query = rotated_queries(query, norm_query, inputs.table, inputs.slots, eps)
+            seen = (_seen(x, inputs) for x in (rows.keys, rows.values))
+            out = self.returned(self._attention(query, *seen))
         if inputs.after is not None:
             inputs.after(number)
         return out
+
+    def projected(self, layer: Any, normed: Any) -> Projected:
+        """What self-attention of a layer is made of: of these tokens, or of more of them and fewer
+        heads."""
+        attn = layer.block.attn1
+        query, key, value = layer.project(normed).chunk(3, dim=1)
+        return Projected(query, key, value, attn.norm_q.weight, attn.norm_k.weight)
+
+    def returned(self, attended: Tensor) -> Tensor:
+        """What self-attention gives (K, C), for the tokens and heads that `projected` was given."""
+        return attended
 
     def _attend_text(self, layer: _Layer, normed: Any, text: tuple[Tensor, Tensor]) -> Tensor:
         attn = layer.block.attn2
@@ -302,15 +377,24 @@ class FusedTransformer:
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of rows (K, C) over rows (R, C)."""
+        heads = query.shape[1] // self.head_dim
         if self._chosen is not None:
-            q, k, v = (x.view(1, len(x), self.heads, -1) for x in (query, key, value))
+            q, k, v = (x.view(1, len(x), heads, -1) for x in (query, key, value))
             out: Any = dispatch_attention_fn(q, k, v, backend=self._chosen)
             return torch.as_tensor(out).reshape(len(query), -1)
         cut = Cut(len(query), 1)
         if self._processors:
-            cut = best_cut(len(query), len(key), self.heads, self._processors)
-        q, k, v = (x.unflatten(1, (self.heads, -1)) for x in (query, key, value))
+            cut = best_cut(len(query), len(key), heads, self._processors)
+        q, k, v = (x.unflatten(1, (heads, -1)) for x in (query, key, value))
         return attend(q, k, v, cut, self._kernels)
+
+
+def _seen(rows: Tensor, inputs: PassInputs) -> Tensor:
+    """The rows (R, C) that attention reads."""
+    visible, hidden = rows[: inputs.visible], inputs.hidden
+    if hidden.start == hidden.stop:
+        return visible
+    return torch.cat([visible[: hidden.start], visible[hidden.stop :]])
 
 
 def _project(x: Tensor, attn: WanAttention) -> Tensor:
@@ -338,9 +422,9 @@ def _weights_of(norm: nn.Module) -> Affine | None:
 
 def _fastest(transformer: WanTransformer3DModel) -> list[SDPBackend]:
     """torch's attention kernels to allow: on Hopper cuDNN's alone, where it takes the dtype."""
-    device = next(transformer.parameters()).device
-    half = device.type == "cuda" and transformer.dtype != torch.float32
-    if half and torch.cuda.get_device_capability(device) >= (9, 0):
+    weight = next(transformer.parameters())
+    half = weight.is_cuda and transformer.dtype != torch.float32
+    if half and torch.cuda.get_device_capability(weight.device) >= (9, 0):
         return [SDPBackend.CUDNN_ATTENTION]
     return [
         SDPBackend.FLASH_ATTENTION,

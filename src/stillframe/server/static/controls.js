@@ -25,7 +25,7 @@ function frames() {
 function hint() {
   const fps = frames();
   if (kind() === "off" || fps === null) return "The speed follows the motion.";
-  if (kind() === "source") return `Reuses more only if ${fps} fps cannot be kept up with.`;
+  if (kind() === "source") return `Reuses more only where ${fps} fps cannot be kept up with.`;
   return `Recomputes as much as ${fps} fps leaves time for.`;
 }
 

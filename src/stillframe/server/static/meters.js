@@ -22,6 +22,7 @@ export class Meters {
   #painted = 0;
   #speeds = new Map(); // method -> milliseconds a block, smoothed
   #method = "prune";
+  fps = null; // of late, null if not known
   #from = FIRST_COMPARED; // block from which the method's cost counts
 
   constructor() {
@@ -47,6 +48,7 @@ export class Meters {
     const span = this.#shown.at(-1).at - this.#shown[0].at;
     const fps = span > 0 ? (this.#shown.length - 1) / Math.max(span, now - this.#shown[0].at) : 0;
     const { latency } = this.#shown.at(-1);
+    this.fps = fps;
     this.#fps.add(fps);
     this.#write("value-fps", fps, fps.toFixed(1));
     if (latency === null) this.#write("value-latency", "", "–");
@@ -56,8 +58,8 @@ export class Meters {
     }
   }
 
-  /** Take the figures of a block. */
-  block(figures) {
+  /** Take the figures of a block; broken: edited frames that could not be read. */
+  block(figures, broken = 0) {
     const { ms, kept_share: kept, moved_share: moved = 0 } = figures;
     const stages = STAGES.map((name) => ms?.[name] ?? 0);
     const total = stages.reduce((a, b) => a + b, 0);
@@ -69,11 +71,14 @@ export class Meters {
     element("value-kept").dataset.block = figures.block;
     STAGES.forEach((name, i) => { element(`ms-${name}`).textContent = rounded(stages[i]); });
     showRate(figures);
-    element("sub-fps").textContent = `${figures.dropped ?? 0} skipped, ${figures.queue ?? 0} waiting`;
+    const damaged = (figures.unusable ?? 0) + broken;
+    const skipped = (figures.dropped ?? 0) - (figures.unusable ?? 0);
+    element("sub-fps").textContent = `${skipped} frames skipped, ${figures.queue ?? 0} waiting${damaged ? `, ${damaged} damaged` : ""}`;
     if (figures.p50_ms != null && figures.p95_ms != null) {
-      element("sub-latency").textContent = `server: p50 ${(figures.p50_ms / 1000).toFixed(2)}, p95 ${(figures.p95_ms / 1000).toFixed(2)}`;
+      element("sub-latency").textContent = `on the server ${(figures.p50_ms / 1000).toFixed(2)} s, at times ${(figures.p95_ms / 1000).toFixed(2)} s`;
     }
-    element("sub-kept").textContent = `${figures.tokens ?? "–"} patches in block ${figures.block}`;
+    const { tokens } = figures;
+    element("sub-kept").textContent = tokens ? `${Math.round(kept * tokens)} of ${tokens} patches computed anew` : "";
     if (figures.block >= this.#from) this.#compare(total);
   }
 
@@ -91,6 +96,7 @@ export class Meters {
   clear() {
     for (const plot of [this.#fps, this.#latency, this.#kept, this.#ms]) plot.clear();
     this.#shown = [];
+    this.fps = null;
     showRate();
   }
 

@@ -16,6 +16,7 @@ export class Playback {
   #epoch = 0;
   #newest = 0; // time of the latest edited frame
   smooth = true;
+  broken = 0; // edited frames that could not be read
 
   /** Remember a frame that was sent. */
   sent(time, bitmap) {
@@ -44,7 +45,7 @@ export class Playback {
         if (epoch === this.#epoch) this.#keep({ time, bitmap, sure });
         else bitmap.close();
       } catch {
-        // a broken picture is left out
+        this.broken += 1; // it is left out
       }
       this.#decoding -= 1;
     });

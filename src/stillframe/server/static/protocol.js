@@ -6,6 +6,7 @@ const FRAME = 1;
 const MAP = 2;
 const MOST_WAITING = 192 * 1024; // bytes in the socket's buffer above which no frame is sent
 const QUALITY = 0.85;
+const LOST = [1001, 1006, 1012]; // the server or the line went, and may come back
 
 /** {S, h, w, bits, moved}: one byte a patch, frame after frame, row after row, 1 = recomputed, and 1 = reused
     from another place; moved is null where nothing was. */
@@ -97,11 +98,13 @@ export class Connection {
       1001: "The server is going away.",
       1006: "The connection to the server was lost.",
       1008: "The server did not accept this page.",
+      1012: "The server is going away.",
       1009: "The server found a picture too large.",
       1011: "The server had a fault.",
     };
     const text = event.reason || words[event.code] || "The server ended the stream.";
     const state = event.code === 1013 ? "refused" : "ended";
-    this.#on.closed(this.#reason ?? { state, text });
+    const lost = LOST.includes(event.code);
+    this.#on.closed(this.#reason ?? { state, text, lost });
   }
 }

@@ -1,4 +1,8 @@
-// Records a canvas to a WebM (or, on Safari, MP4) file with a running time. Knows no network.
+// Records a canvas, and a source's sound if that is wanted, to a WebM (or, on Safari, MP4) file with a
+// running time. Knows no network.
+
+import { named } from "./picture.js";
+import { Sound } from "./sound.js";
 
 const TYPES = ["video/webm;codecs=vp9", "video/webm;codecs=vp8", "video/webm", "video/mp4"];
 const BITS = 6_000_000; // a second
@@ -9,9 +13,13 @@ export class Recorder {
   #recorder = null;
   #timer = 0;
   #url = null;
+  #sound = new Sound();
+  #starting = false;
 
-  constructor(canvas) {
+  /** source() is what is open, {kind, video, stream}. */
+  constructor(canvas, source) {
     this.canvas = canvas;
+    this.source = source;
     this.type = globalThis.MediaRecorder && TYPES.find((type) => MediaRecorder.isTypeSupported(type));
   }
 
@@ -28,13 +36,30 @@ export class Recorder {
     this.#recorder?.stop();
   }
 
-  #start() {
+  /** The picture shown is so many seconds old, and the sound is to be as well. */
+  late(seconds) {
+    if (this.active) this.#sound.late(seconds);
+  }
+
+  /** There is another source. */
+  switched() {
+    if (this.active) this.#sound.follow(this.source());
+  }
+
+  async #start() {
+    if (this.#starting) return;
+    this.#starting = true;
     const parts = [];
     const stream = this.canvas.captureStream(30);
+    const wanted = element("sound").checked ? this.source() : null;
+    const heard = wanted && await this.#sound.track(wanted);
+    if (heard) stream.addTrack(heard);
+    this.#starting = false;
     const recorder = new MediaRecorder(stream, { mimeType: this.type, videoBitsPerSecond: BITS });
     recorder.ondataavailable = ({ data }) => data.size && parts.push(data);
     recorder.onstop = () => {
       stream.getTracks().forEach((track) => track.stop());
+      this.#sound.close();
       this.#recorder = null;
       this.#show();
       this.#save(new Blob(parts, { type: this.type.split(";")[0] }));
@@ -59,10 +84,9 @@ export class Recorder {
   #save(blob) {
     if (this.#url) URL.revokeObjectURL(this.#url);
     this.#url = URL.createObjectURL(blob);
-    const stamp = new Date().toISOString().slice(0, 19).replace(/[:T]/g, "-");
     const link = element("download");
     link.href = this.#url;
-    link.download = `stillframe-${stamp}.${blob.type.includes("mp4") ? "mp4" : "webm"}`;
+    link.download = named(blob.type.includes("mp4") ? "mp4" : "webm");
     link.hidden = false;
     link.click();
   }

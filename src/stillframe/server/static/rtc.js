@@ -95,7 +95,7 @@ export class RtcConnection {
       if (this.#over) this.#leave(); // goodbye was said meanwhile
       else await this.#peer.setRemoteDescription(told);
     } catch {
-      this.#closed("ended", LOST);
+      this.#closed("ended", LOST, true);
     }
   }
 
@@ -136,16 +136,16 @@ export class RtcConnection {
   #changed() {
     const state = this.#peer.connectionState;
     clearTimeout(this.#silence);
-    if (state === "failed" || state === "closed") this.#closed("ended", LOST);
-    else if (state === "disconnected") this.#silence = setTimeout(() => this.#closed("ended", LOST), SILENCE);
+    if (state === "failed" || state === "closed") this.#closed("ended", LOST, true);
+    else if (state === "disconnected") this.#silence = setTimeout(() => this.#closed("ended", LOST, true), SILENCE);
   }
 
-  #closed(state, text) {
+  #closed(state, text, lost = false) {
     if (this.#over) return;
     this.#over = true;
     this.#leave(); // it may not know yet
     this.#free();
-    this.#on.closed(this.#reason ?? { state, text });
+    this.#on.closed(this.#reason ?? { state, text, lost });
   }
 
   /** Tell the server by name: what is still in the line may never leave it. */

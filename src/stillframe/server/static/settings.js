@@ -2,10 +2,12 @@
 // words; tells of changes, and sends nothing itself.
 
 import { Controls } from "./controls.js";
+import { Sizes } from "./sizes.js";
+import { Styles } from "./styles.js";
 
 const element = (id) => document.getElementById(id);
 const CHOSEN = "stillframe.settings";
-const KEPT = ["rate", "mirror", "smooth", "size", "policy", "transport", "prompt"];
+const KEPT = ["rate", "mirror", "smooth", "sound", "size", "policy", "transport", "prompt", "seed", "blend"];
 
 const NAMES = { none: "none", noisy: "noisy", clean: "clean", aligned: "aligned" };
 
@@ -18,10 +20,10 @@ function remembered() {
 }
 
 export class Settings {
-  #styles = [];
   #applied = null;
-  #later = 0;
   #controls;
+  sizes = new Sizes();
+  styles = new Styles((prompt) => this.apply(prompt));
 
   /** change(update) is called with the protocol's `update` fields. */
   constructor(change) {
@@ -33,10 +35,9 @@ export class Settings {
     element("prompt").addEventListener("input", () => this.#promptEdited());
     element("prompt").addEventListener("keydown", (event) => this.#promptKey(event));
     element("apply").addEventListener("click", () => this.#applyPrompt());
-    element("styles").addEventListener("keydown", (event) => this.#chipKey(event));
     element("method").addEventListener("change", () => this.#methodChanged());
     element("transport").addEventListener("change", () => this.#transportChanged());
-    for (const id of ["recovery", "tolerance", "motion", "strength"]) {
+    for (const id of ["recovery", "tolerance", "motion", "strength", "blend"]) {
       element(id).addEventListener("change", () => this.#numberChanged(id));
     }
     document.querySelectorAll("[name=kind]").forEach((radio) => radio.addEventListener("change", () => this.#kindChanged()));
@@ -69,7 +70,7 @@ export class Settings {
 
   /** What `hello` says; upright: the source is higher than wide. */
   hello(upright) {
-    const size = element("size").value.split("×").map(Number);
+    const size = this.sizes.wanted;
     if (upright) size.reverse();
     this.#applied = this.prompt;
     this.#promptEdited();
@@ -80,12 +81,17 @@ export class Settings {
       ...(size.length === 2 ? { width: size[0], height: size[1] } : {}),
       ...this.#methodFields(),
       ...this.#field("strength"),
+      ...this.#field("seed"),
+      ...this.#field("blend"),
     };
   }
 
   /** Show what a server offers, as in `ready`. */
   offer({ styles, methods, recoveries, holding }) {
-    if (styles) this.#showStyles(styles);
+    if (styles && this.styles.offer(styles)) {
+      if (!this.prompt) element("prompt").value = this.styles.first;
+      this.#promptEdited();
+    }
     if (holding) this.#controls.offer(holding);
     if (methods) {
       document.querySelectorAll("[name=method]").forEach((radio) => { radio.disabled = !methods.includes(radio.value); });
@@ -122,8 +128,9 @@ export class Settings {
 
   #field(id) {
     const control = element(id);
-    if (control.disabled || control.value === "" || !control.checkValidity()) return {};
-    return { [id]: control.type === "number" ? control.valueAsNumber : control.value };
+    const unused = control.disabled && !control.matches("[data-at-start]"); // those are only locked
+    if (unused || control.value === "" || !control.checkValidity()) return {};
+    return { [id]: control.type === "number" || id === "blend" ? Number(control.value) : control.value };
   }
 
   #methodFields() {
@@ -151,45 +158,6 @@ export class Settings {
     document.querySelectorAll("[data-for]").forEach((row) => { row.hidden = row.dataset.for !== this.kind; });
   }
 
-  #showStyles(styles) {
-    if (JSON.stringify(styles) === JSON.stringify(this.#styles)) return;
-    this.#styles = styles;
-    const chips = styles.map((style) => {
-      const chip = document.createElement("button");
-      Object.assign(chip, { type: "button", textContent: style.name.replaceAll("-", " "), title: style.summary ?? "" });
-      chip.setAttribute("role", "radio");
-      chip.dataset.testid = `style-${style.name}`;
-      chip.dataset.prompt = style.prompt;
-      chip.addEventListener("click", () => this.#choose(chip));
-      return chip;
-    });
-    element("styles").replaceChildren(...chips);
-    if (!this.prompt && styles.length) element("prompt").value = (styles[1] ?? styles[0]).prompt;
-    this.#promptEdited();
-  }
-
-  #choose(chip, wait = 0) {
-    element("prompt").value = chip.dataset.prompt;
-    this.#promptEdited();
-    clearTimeout(this.#later);
-    this.#later = setTimeout(() => this.#applyPrompt(), wait);
-  }
-
-  #chipKey(event) {
-    const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
-    const chips = [...element("styles").children];
-    const at = chips.indexOf(document.activeElement);
-    if (at < 0) return;
-    let to = at + (steps[event.key] ?? 0);
-    if (event.key === "Home") to = 0;
-    if (event.key === "End") to = chips.length - 1;
-    if (to === at && !(event.key in steps)) return;
-    event.preventDefault();
-    const chip = chips[(to + chips.length) % chips.length];
-    this.#choose(chip, 250); // passing over a chip is not choosing it
-    chip.focus();
-  }
-
   #promptKey(event) {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
     event.preventDefault();
@@ -197,15 +165,9 @@ export class Settings {
   }
 
   #promptEdited() {
-    const chips = [...element("styles").children];
-    const now = this.#styles.findIndex(({ prompt }) => prompt === this.prompt);
-    chips.forEach((chip, i) => {
-      chip.setAttribute("aria-checked", String(i === now));
-      chip.tabIndex = i === Math.max(now, 0) ? 0 : -1;
-    });
+    const summary = this.styles.mark(this.prompt);
     element("apply").disabled = !this.prompt || this.prompt === this.#applied;
-    if (now >= 0 && this.#styles[now].summary) this.note(`${this.#styles[now].summary}.`.replace(/^./, (c) => c.toUpperCase()));
-    else this.note("Enter applies it, also while running.");
+    this.note(summary ? `${summary}.`.replace(/^./, (c) => c.toUpperCase()) : "Enter applies it, also while running.");
   }
 
   #applyPrompt() {
@@ -214,6 +176,13 @@ export class Settings {
     this.#promptEdited();
     this.#remember();
     this.change({ prompt: this.prompt });
+  }
+
+  /** Take a prompt, as if it had been typed. */
+  apply(prompt) {
+    element("prompt").value = prompt;
+    this.#promptEdited();
+    this.#applyPrompt();
   }
 
   #remember() {

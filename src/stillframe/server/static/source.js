@@ -22,9 +22,9 @@ export async function cameras() {
 }
 
 /** A camera's pictures, or the screen's. */
-function capture(kind, device) {
+function capture(kind, device, sound = false) {
   const { mediaDevices } = navigator;
-  if (kind === "screen") return mediaDevices.getDisplayMedia({ video: { frameRate: 30 }, audio: false });
+  if (kind === "screen") return mediaDevices.getDisplayMedia({ video: { frameRate: 30 }, audio: sound });
   const wanted = { width: { ideal: 1280 }, height: { ideal: 720 }, frameRate: { ideal: 30 } };
   return mediaDevices.getUserMedia({ video: { deviceId: device ? { exact: device } : undefined, ...wanted }, audio: false });
 }
@@ -59,14 +59,19 @@ export class Source {
     return this.#now?.kind ?? null;
   }
 
+  /** {kind, video, stream} of what is open, or null. */
+  get now() {
+    return this.#now;
+  }
+
   get device() {
     return this.#now?.device ?? "";
   }
 
-  /** Open a camera, the screen or a file; {kind, device, file}. What was open before is closed once
+  /** Open a camera, the screen or a file; {kind, device, file, sound}, the last for a screen. What was open before is closed once
       that has worked, and goes on if it has not. Throws an Error with a sentence; false if another
       call, or `close`, came meanwhile. */
-  async open({ kind, device, file }) {
+  async open({ kind, device, file, sound }) {
     this.#turn += 1;
     const turn = this.#turn;
     const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, loop: true });
@@ -77,7 +82,7 @@ export class Source {
       video.src = fresh.url;
     } else {
       if (!navigator.mediaDevices) throw new Error("Browsers give camera and screen only to https or localhost pages.");
-      fresh.stream = await this.#captured(kind, device);
+      fresh.stream = await this.#captured(kind, device, sound);
       video.srcObject = fresh.stream;
     }
     try {
@@ -95,10 +100,10 @@ export class Source {
   }
 
   /** A camera's pictures, or the screen's; where only one camera works at a time, ours makes room. */
-  async #captured(kind, device) {
+  async #captured(kind, device, sound) {
     const mine = this.#now;
     try {
-      return await capture(kind, device);
+      return await capture(kind, device, sound);
     } catch (error) {
       if (kind !== "camera" || error.name !== "NotReadableError" || mine?.kind !== "camera") throw new Error(inWords(error, kind), { cause: error });
     }

@@ -2,7 +2,7 @@
 
 const KEY = "stillframe.theme";
 const NAMES = { auto: "Auto", light: "Light", dark: "Dark" };
-const SAID = { auto: "as the system", light: "light", dark: "dark" };
+const SAID = { auto: "Auto colours, as the system", light: "Light colours", dark: "Dark colours" };
 
 function stored() {
   try {
@@ -20,7 +20,7 @@ export function initTheme(button, changed) {
     const dark = choice === "dark" || (choice === "auto" && system.matches);
     document.documentElement.dataset.theme = dark ? "dark" : "light";
     button.textContent = NAMES[choice];
-    button.setAttribute("aria-label", `Colours: ${SAID[choice]}`);
+    button.setAttribute("aria-label", SAID[choice]);
     changed();
   };
   button.addEventListener("click", () => {

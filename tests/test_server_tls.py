@@ -1,0 +1,134 @@
+"""TLS: a self-made certificate, one of files, and what is said about them; real connections."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests import tiny
+from tests.server_fixtures import WAIT, Client, wait_until
+from typer.testing import CliRunner
+from websockets.sync.client import connect
+
+pytest.importorskip("cryptography")
+
+import httpx
+
+from stillframe.cli.app import app
+from stillframe.errors import StillframeError
+from stillframe.server.app import create_app
+from stillframe.server.certificate import check_certificate, own_certificate
+from stillframe.server.serving import address, listen, make_server
+
+
+def test_a_certificate_is_made_once_for_all_names_and_kept_from_others(tmp_path: Path) -> None:
+    made = own_certificate(["box.example"], tmp_path)
+    assert made.is_own
+    assert stat.S_IMODE(made.key.stat().st_mode) == 0o600
+    data = made.path.read_bytes()
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(data.decode())).hexdigest()
+    assert made.fingerprint.replace(":", "").lower() == digest
+    assert own_certificate(["box.example"], tmp_path) == made
+    assert made.path.read_bytes() == data
+    # another name needs another one, and a damaged one is replaced
+    other = own_certificate(["another.example"], tmp_path)
+    assert other.fingerprint != made.fingerprint
+    other.path.write_text("damaged")
+    assert own_certificate(["another.example"], tmp_path).fingerprint != other.fingerprint
+    assert {each.name for each in tmp_path.iterdir()} == {"tls-certificate.pem", "tls-key.pem"}
+
+
+def test_page_and_socket_come_over_tls_and_over_nothing_else(tmp_path: Path) -> None:
+    made = own_certificate([], tmp_path)
+    trusting = ssl.create_default_context(cafile=str(made.path))
+    application = create_app(tiny.pipeline())
+    server = make_server(application, made)
+    place = listen("127.0.0.1", 0)
+    port = place.getsockname()[1]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        url = address("127.0.0.1", port, tls=True)
+        assert url == f"https://127.0.0.1:{port}/"
+        assert httpx.get(f"{url}healthz", verify=trusting, timeout=WAIT).json() == {"ok": True}
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            httpx.get(url, timeout=WAIT)
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{port}/", timeout=WAIT)
+        options: dict[str, Any] = {"ssl": trusting, "open_timeout": WAIT, "max_size": None}
+        origin: Any = url.rstrip("/")
+        with connect(f"wss://127.0.0.1:{port}/live", origin=origin, **options) as line:
+            client = Client(line)
+            client.say("hello", prompt="oil", width=96, height=64)
+            client.until("ready")
+            client.works()
+    finally:
+        server.should_exit = True
+        thread.join(WAIT)
+        place.close()
+
+
+def test_files_that_are_no_certificate_are_refused(tmp_path: Path) -> None:
+    made, other = (own_certificate([], tmp_path / name) for name in "ab")
+    assert check_certificate(made.path, made.key).fingerprint == made.fingerprint
+    with pytest.raises(StillframeError, match="no certificate with its key"):
+        check_certificate(made.path, other.key)
+    (tmp_path / "text").write_text("text")
+    with pytest.raises(StillframeError, match="no certificate with its key"):
+        check_certificate(tmp_path / "text", made.key)
+    with pytest.raises(StillframeError, match="cannot be read: No such file"):
+        check_certificate(tmp_path / "missing", made.key)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--tls-cert", "a.pem"], "--tls-cert and --tls-key go together"),
+        (["--tls-cert", "a.pem", "--tls-key", "b.pem", "--tls-self-made"], "give either"),
+        (["--tls-cert", "a.pem", "--tls-key", "b.pem"], "a.pem or b.pem cannot be read"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_sentence(arguments: list[str], told: str) -> None:
+    done = CliRunner().invoke(app, ["serve", *arguments])
+    assert done.exit_code == 2
+    assert told in " ".join(done.output.split())
+
+
+def test_serve_says_what_it_does_from_the_first_moment(tmp_path: Path) -> None:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    command = [sys.executable, "-m", "stillframe", "serve", "--port", str(port), "--tls-self-made"]
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if ":" in line and len(line) > 90 and line.startswith("  "):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[0]
+    assert [line.partition(";")[0] for line in lines[:2]] == [
+        "starting", f"listening on 127.0.0.1, port {port}",
+    ]  # fmt: skip
+    assert lines[2].startswith("the model is there, after")
+    assert lines[3].startswith(f"live editing at https://127.0.0.1:{port}/")
+    fingerprint = check_certificate(
+        tmp_path / "stillframe" / "tls-certificate.pem", tmp_path / "stillframe" / "tls-key.pem"
+    ).fingerprint
+    assert lines[-1].strip() == fingerprint
+    assert "the server has ended" in rest
