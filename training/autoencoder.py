@@ -1,15 +1,17 @@
 """Train the tiny video autoencoder of the bundled model.
 
-Half of each batch is source footage and half one random style of it. What the loss asks for, beyond
-a small error: edges where they belong (gradients at three scales), faithful shadows (dark areas
-weigh more), no grid (the part of the error that repeats with the 8-pixel patch is punished alone),
-latents of unit size that stand noise, and latents that ignore the noise of a camera sensor, because
-the engine recomputes a patch whose latents move.
+Half of each batch is source footage and half one random style of it; one sample in six is a single
+frame shown again and again. What the loss asks for, beyond a small error: edges where they belong
+(gradients at three scales), faithful shadows (dark areas weigh more), no grid (the part of the
+error that repeats with the 8-pixel patch, and steps of the error where patches meet, are punished
+alone), an error that stays what it is from frame to frame, latents that stand noise, and latents
+that ignore the noise of a camera sensor, because the engine recomputes a patch whose latents move.
 
 This file knows nothing of text or of the transformer.
 
-Run as ``python -m training.autoencoder --clips DIR --state DIR --seconds 500``; ``--total`` sets
-the length of the whole schedule where it is cut into chunks.
+Run as ``python -m training.autoencoder --clips DIR --state DIR --seconds 500``, or under
+``torchrun --nproc-per-node 4`` on four cards; ``--total`` sets the length of the whole schedule
+where it is cut into chunks.
 """
 
 from __future__ import annotations
@@ -23,21 +25,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from training.data import load_clips, random_crops, read_clips, weights
 from training.filters import FILTERS, apply_style
 from training.linear_start import LATENT_STD, build_linear, start_linear
-from training.loop import (
-    Average,
-    Budget,
-    check_finite,
-    learning_rate,
-    load_checkpoint,
-    say,
-    write_checkpoint,
-)
+from training.loop import Training, learning_rate, say
+from training.ranks import Ranks
 
 __all__ = [
     "Losses",
@@ -45,9 +40,12 @@ __all__ = [
     "edge_error",
     "grid_error",
     "latent_statistics",
+    "seam_error",
 ]
 
 STYLES = tuple(name for name in FILTERS if name != "photo")
+
+_STILL = 1 / 6
 
 
 def grid_error(error: Tensor, patch: int = 8) -> Tensor:
@@ -73,15 +71,30 @@ def edge_error(error: Tensor) -> Tensor:
     return total / 3
 
 
+def seam_error(error: Tensor, patch: int) -> Tensor:
+    """Mean absolute step of ``error`` (B, T, 3, H, W) where patches of so many pixels meet.
+
+    Where every patch is wrong by another amount, the grid has no sign of its own and `grid_error`
+    does not see it.
+    """
+    return sum(
+        (
+            (error.diff(dim=dim).abs()).movedim(dim, 0)[patch - 1 :: patch].mean()
+            for dim in (-1, -2)
+        ),
+        error.new_zeros(()),
+    )
+
+
 @dataclass
 class Losses:
     """The terms of one step, and the weighted sum that is minimised."""
 
     total: Tensor
     squared: Tensor
-    latent: Tensor
     drift: Tensor
-    grid: Tensor
+    seams: Tensor
+    shimmer: Tensor
 
 
 def autoencoder_losses(
@@ -89,7 +102,6 @@ def autoencoder_losses(
     target: Tensor,
     noise: Tensor,
     latent_noise: float = 0.1,
-    size_weight: float = 0.01,
 ) -> Losses:
     """Loss of one batch.
 
@@ -98,7 +110,6 @@ def autoencoder_losses(
         target: (B, T, 3, H, W) in [0, 1].
         noise: sensor noise to add to the first samples' input, (n, T, 3, H, W), n <= B.
         latent_noise: largest standard deviation of the noise added to latents before decoding.
-        size_weight: how firmly latents are held to unit size.
     """
     count = len(noise)
     seen = torch.cat([target[:count] + noise, target])
@@ -111,19 +122,18 @@ def autoencoder_losses(
     error = decoded - target
     luma = target.mean(2, keepdim=True)
     emphasis = 1 + 1.5 * torch.exp(-luma / 0.12)
-    # in the logarithm: a small batch may be far off without throwing the weights about
-    size = (clean.square().mean((0, 1, 3, 4)) + 1e-3).log().square().mean()
     squared = error.square()
-    grid = grid_error(error)
+    seams, shimmer = seam_error(error, 8), error.diff(dim=1).abs().mean()
     total = (
         (emphasis * (squared + 1e-6).sqrt()).mean()
         + 12 * (emphasis * squared).mean()
         + 0.4 * edge_error(error)
-        + 1.0 * grid
-        + size_weight * size
+        + 1.0 * grid_error(error)
+        + 0.5 * seams
+        + 1.0 * shimmer
         + 0.2 * drift
     )
-    return Losses(total, squared.mean().detach(), size.detach(), drift.detach(), grid.detach())
+    return Losses(total, squared.mean().detach(), drift.detach(), seams.detach(), shimmer.detach())
 
 
 def _batch(
@@ -131,6 +141,9 @@ def _batch(
 ) -> tuple[Tensor, Tensor]:
     """Targets, half of them restyled, and sensor noise for every other one of both halves."""
     target = random_crops(clips, odds, shape, rng)
+    for clip in target:
+        if rng.random() < _STILL:
+            clip.copy_(clip[:1].clone().expand_as(clip))
     half = shape[0] // 2
     restyled = apply_style(rng.choice(STYLES), target[half:].flatten(0, 1))
     target = torch.cat([target[:half], restyled.view_as(target[half:])])
@@ -179,7 +192,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, required=True, help="training time of this chunk")
     parser.add_argument("--total", type=float, help="of the whole schedule, if longer")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--channels", type=int, default=32, help="of the latents")
+    parser.add_argument("--batch", type=int, default=16, help="clips a card")
     parser.add_argument("--side", type=int, default=192, help="crop side in pixels")
     parser.add_argument("--learning-rate", type=float, default=1.5e-4)
     parser.add_argument("--limit", type=int, help="use only so many clips")
@@ -187,95 +201,65 @@ def _options() -> argparse.Namespace:
 
 
 class Trainer:
-    """The state of a training run: model, average, optimiser, data and time."""
+    """The state of a training run: model, optimiser, data and time."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.device = torch.device(options.device)
+        ranks = Ranks(options.device)
+        self.device = ranks.device
         listed = read_clips()[: options.limit]
         self.clips, self.odds = load_clips(options.clips, listed, self.device), weights(listed)
         say(f"{len(self.clips)} clips, {sum(len(clip) for clip in self.clips)} frames")
         torch.manual_seed(0)
-        self.model = self._start().to(self.device, memory_format=torch.channels_last)
-        self.average = Average(self.model)
+        self.model = self._start(options.channels)
+        self.model.to(self.device, memory_format=torch.channels_last)
         self.peak = options.learning_rate
-        self.optimiser = torch.optim.AdamW(
+        optimiser = torch.optim.AdamW(
             self.model.parameters(),
             betas=(0.9, 0.99),
             weight_decay=1e-5,
             fused=self.device.type == "cuda",
         )
-        self.path = options.state / "autoencoder.pt"
-        self.step, spent = 0, 0.0
-        if (state := load_checkpoint(self.path, self.device)) is not None:
-            self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.step, spent = state["step"], state["spent"]
-            torch.manual_seed(self.step)
-        self.rng = random.Random(self.step)
+        self.training = Training(
+            "autoencoder",
+            self.model,
+            optimiser,
+            options.state / "autoencoder.pt",
+            (options.seconds, options.total or options.seconds),
+            ranks,
+            most=0.5,
+        )
+        if not self.training.step:
+            self.training.restart_average()
         side = options.side
         # mostly short and wide, sometimes long and small: equal cost, and memory blocks see depth
         self.shapes = [(options.batch, 16, side), (options.batch, 32, side * 3 // 4 // 8 * 8)]
-        self.budget = Budget(options.seconds, options.total or options.seconds, spent)
 
-    def _start(self) -> TinyVideoAutoencoder:
+    def _start(self, channels: int) -> TinyVideoAutoencoder:
         """The best linear transform for some of the clips, and some of their styles."""
-        rng, model = random.Random(0), build_linear()
+        rng, model = random.Random(0), build_linear(channels)
         batches = [random_crops(self.clips, self.odds, (4, 8, 128), rng).cpu() for _ in range(16)]
         styled = [apply_style(rng.choice(STYLES), clip) for clip in batches[0]]
         start_linear(model, [*(clip for batch in batches for clip in batch), *styled])
         return model
 
-    def save(self) -> None:
-        """Write the checkpoint."""
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "spent": self.budget.spent,
-        }
-        write_checkpoint(state, self.path)
-
-    def train_step(self) -> tuple[Losses, Tensor]:
-        """One optimiser step; returns losses and gradient norm, still on the device."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.budget.progress, self.peak, warm_up=0.05)
-        target, noise = _batch(self.clips, self.odds, self.shapes[self.step % 4 == 3], self.rng)
+    def train_step(self) -> dict[str, Tensor]:
+        """One optimiser step; returns what is to be logged, still on the device."""
+        training = self.training
+        rate = learning_rate(training.budget.progress, self.peak, warm_up=0.05)
+        shape = self.shapes[training.step % 4 == 3]
+        target, noise = _batch(self.clips, self.odds, shape, training.rng)
         cuda = self.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16) if cuda else contextlib.nullcontext():
-            losses = autoencoder_losses(self.model, target, noise, 0.08 * LATENT_STD, 0.0)
-        self.optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
-        self.optimiser.step()
-        self.average.update()
-        self.step += 1
-        return losses, norm
-
-    def run(self, save_every: float = 120) -> None:
-        """Train until the time is over."""
-        saved = logged = self.budget.spent
-        squared: list[Tensor] = []
-        while not self.budget.over:
-            losses, norm = self.train_step()
-            squared.append(losses.squared)
-            spent = self.budget.spent
-            if spent - logged > 10:
-                psnr = -10 * torch.stack(squared).log10().mean().item()
-                check_finite(psnr)
-                say(
-                    f"autoencoder step {self.step} at {spent:.0f} s: loss {losses.total.item():.4f}"
-                    f" psnr {psnr:.2f} size {losses.latent.item():.3f}"
-                    f" drift {losses.drift.item():.4f} grid {losses.grid.item():.5f}"
-                    f" grad {norm.item():.3f}, {len(squared) / (spent - logged):.1f} steps/s"
-                )
-                squared, logged = [], spent
-            if spent - saved > save_every:
-                self.save()
-                saved = spent
-        self.save()
-        say(f"autoencoder: {self.step} steps in {self.budget.spent:.0f} s")
+            losses = autoencoder_losses(self.model, target, noise, 0.08 * LATENT_STD)
+        norm = training.learn(losses.total, rate)
+        return {
+            "loss": losses.total,
+            "dB": -10 * losses.squared.log10(),
+            "drift": losses.drift,
+            "seams": losses.seams,
+            "shimmer": losses.shimmer,
+            "gradient": norm,
+        }
 
 
 def main() -> None:
@@ -283,9 +267,9 @@ def main() -> None:
     options = _options()
     torch.backends.cudnn.benchmark = True
     trainer = Trainer(options)
-    trainer.run()
-    if options.out is not None:
-        trainer.average.swap()
+    trainer.training.run(trainer.train_step)
+    if options.out is not None and trainer.training.ranks.first:
+        trainer.training.average.swap()
         export(trainer.model, trainer.clips, options.out)
 
 

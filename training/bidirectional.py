@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from training.latents import load_latents
-from training.loop import (
-    Average,
-    Budget,
-    check_finite,
-    learning_rate,
-    load_checkpoint,
-    say,
-    write_checkpoint,
-)
+from training.loop import Training, learning_rate
+from training.ranks import Ranks
 from training.transformer import CaptionPool, draw_batch, encode_text, noise_levels
 
 __all__ = ["Trainer", "main", "sibling"]
@@ -58,7 +50,8 @@ class Trainer:
     """The state of a training run."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.device = options, torch.device(options.device)
+        ranks = Ranks(options.device)
+        self.options, self.device = options, ranks.device
         torch.manual_seed(0)
         causal: Any = WanTransformer3DModel.from_pretrained(options.model / "transformer")
         self.model: Any = sibling(causal.float()).to(self.device)
@@ -66,37 +59,34 @@ class Trainer:
         self.text_encoder = text.float().to(self.device).requires_grad_(False)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(options.model / "tokenizer")
         self.captions = CaptionPool(tokenizer, self.device)
-        self.average = Average(self.model)
-        self.optimiser = torch.optim.AdamW(
+        self.entries, self.odds, _ = load_latents(options.state, self.device)
+        optimiser = torch.optim.AdamW(
             self.model.parameters(), betas=(0.9, 0.95), fused=self.device.type == "cuda"
         )
-        self.path = options.state / "bidirectional.pt"
-        self.step, spent = 0, 0.0
-        if (state := load_checkpoint(self.path, self.device)) is not None:
-            self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.step, spent = state["step"], state["spent"]
-            torch.manual_seed(self.step)
-        self.rng = random.Random(self.step)
-        self.entries, self.odds = load_latents(options.state, self.device)
+        self.training = Training(
+            "bidirectional",
+            self.model,
+            optimiser,
+            options.state / "bidirectional.pt",
+            (options.seconds, options.total or options.seconds),
+            ranks,
+            most=1.0,
+        )
         self.cast: Any = contextlib.nullcontext()
         if self.device.type == "cuda":
             self.cast = torch.autocast("cuda", torch.bfloat16)
-        self.budget = Budget(options.seconds, options.total or options.seconds, spent)
 
     def encoded(self, styles: Sequence[int]) -> Tensor:
         """Captions of some styles, (B, L, E), some of them empty."""
         with torch.no_grad():
-            text = encode_text(self.text_encoder, *self.captions.draw(styles, self.rng))
+            text = encode_text(self.text_encoder, *self.captions.draw(styles, self.training.rng))
         given = torch.rand(len(text), 1, 1, device=self.device) >= _NO_PROMPT
         return text * given
 
-    def train_step(self) -> Tensor:
+    def train_step(self) -> dict[str, Tensor]:
         """One optimiser step; returns the loss, still on the device."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.budget.progress, self.options.learning_rate)
-        batch = draw_batch(self.entries, self.odds, self.options.batch, self.rng)
+        training = self.training
+        batch = draw_batch(self.entries, self.odds, self.options.batch, training.rng)
         sigma = noise_levels(len(batch.target), 1, self.device).view(-1, 1, 1, 1, 1)
         noise = torch.randn_like(batch.target)
         with self.cast:
@@ -107,37 +97,15 @@ class Trainer:
                 return_dict=False,
             )[0]
             loss = F.mse_loss(velocity.float(), noise - batch.target)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.average.update()
-        self.step += 1
-        return loss.detach()
+        training.learn(loss, learning_rate(training.budget.progress, self.options.learning_rate))
+        return {"loss": loss}
 
-    def run(self) -> None:
-        """Train until the time is over, then write checkpoint and weights."""
-        losses: list[Tensor] = []
-        while not self.budget.over:
-            losses.append(self.train_step())
-            if self.step % 100 == 0:
-                mean = torch.stack(losses).mean().item()
-                check_finite(mean)
-                say(f"bidirectional step {self.step} at {self.budget.spent:.0f} s: {mean:.4f}")
-                losses = []
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "spent": self.budget.spent,
-        }
-        write_checkpoint(state, self.path)
-        self.average.swap()
+    def export(self) -> None:
+        """Write the averaged weights (float16)."""
+        self.training.average.swap()
         self.model.half().save_pretrained(
             self.options.state / "bidirectional", max_shard_size="14MB"
         )
-        say(f"bidirectional: {self.step} steps in {self.budget.spent:.0f} s")
 
 
 def _options() -> argparse.Namespace:
@@ -155,7 +123,10 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     """Train until the time is over and save the state."""
     torch.set_float32_matmul_precision("high")
-    Trainer(_options()).run()
+    trainer = Trainer(_options())
+    trainer.training.run(trainer.train_step)
+    if trainer.training.ranks.first:
+        trainer.export()
 
 
 if __name__ == "__main__":

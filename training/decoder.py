@@ -25,21 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
-from training.autoencoder import edge_error, grid_error
+from training.autoencoder import edge_error, grid_error, seam_error
 from training.captions import canonical
 from training.data import load_clips, read_clips
 from training.evaluate import Model
 from training.filters import FILTERS, apply_style
 from training.latents import cover
-from training.loop import (
-    Average,
-    Budget,
-    check_finite,
-    learning_rate,
-    load_checkpoint,
-    say,
-    write_checkpoint,
-)
+from training.loop import Training, learning_rate, say, write_checkpoint
+from training.ranks import Ranks
 from training.rollout import Rollout
 from training.transformer import BLOCK
 
@@ -79,21 +72,6 @@ class DecoderLosses(NamedTuple):
     squared: Tensor
     seams: Tensor
     shimmer: Tensor
-
-
-def seam_error(error: Tensor, patch: int) -> Tensor:
-    """Mean absolute step of ``error`` (B, T, 3, H, W) where patches of so many pixels meet.
-
-    A transformer is wrong by another amount in every token, so this grid has no sign of its own and
-    `grid_error` does not see it.
-    """
-    return sum(
-        (
-            (error.diff(dim=dim).abs()).movedim(dim, 0)[patch - 1 :: patch].mean()
-            for dim in (-1, -2)
-        ),
-        error.new_zeros(()),
-    )
 
 
 def decoder_losses(made: Tensor, target: Tensor) -> DecoderLosses:
@@ -166,8 +144,8 @@ def make_entry(model: Model, clip: Tensor, rng: random.Random, made: int = 3) ->
     encoded = model.vae.encode(shown[-2:]).transpose(1, 2)
     latents = torch.cat([results[:, :, kept].transpose(1, 2), encoded])
     return {
-        "latents": latents.half(),
-        "target": (shown * 255).round().byte(),
+        "latents": latents.half().cpu(),
+        "target": (shown * 255).round().byte().cpu(),
         "settling": torch.tensor(_SETTLING if start else 0),
     }
 
@@ -180,10 +158,10 @@ def _target(style: str, frames: Tensor, still: bool) -> Tensor:
 
 def fill_pool(options: argparse.Namespace) -> None:
     """Write the entries that are not there yet, one a clip."""
-    device = torch.device(options.device)
-    model = Model(options.model, device)
+    ranks = Ranks(options.device)
+    device, model = ranks.device, Model(options.model, ranks.device)
     listed = read_clips()
-    for number, clip in list(enumerate(listed))[:: options.every]:
+    for number, clip in ranks.share(list(enumerate(listed))[:: options.every]):
         path = options.pool / f"{number:04d}.pt"
         if path.exists():
             continue
@@ -212,7 +190,7 @@ class Pool:
         )
 
     def _one(self, path: Path) -> Sample:
-        entry = torch.load(path, mmap=True, weights_only=True)
+        entry = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         row = self.rng.randrange(len(entry["latents"]))
         latents, target = entry["latents"][row], entry["target"][row]
         top, left = (2 * self.rng.randint(0, (had - self.side) // 2) for had in latents.shape[-2:])
@@ -234,94 +212,67 @@ def _margin(beyond: int) -> int:
     return _MARGIN if beyond else 0
 
 
+def raw_latents(vae: TinyVideoAutoencoder, latents: Tensor) -> Tensor:
+    """What the decoder's first layer is given for normalised latents (B, F, C, h, w)."""
+    mean, std = vae.statistics(latents)
+    return latents * std + mean
+
+
 def trained_parts(vae: TinyVideoAutoencoder) -> nn.ModuleList:
     """What is trained: the decoder and its refinement."""
     return nn.ModuleList([vae.decoder, *([] if vae.refine is None else [vae.refine])])
 
 
 class Trainer:
-    """The state of a training run: model, average, optimiser, data and time."""
+    """The state of a training run: model, optimiser, data and time."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.device = torch.device(options.device)
-        torch.manual_seed(0)
+        ranks = Ranks(options.device)
+        self.device = ranks.device
         vae = TinyVideoAutoencoder.from_pretrained(options.model / "vae").float()
         self.vae = vae.to(self.device, memory_format=torch.channels_last)
         self.vae.requires_grad_(False)
         self.parts = trained_parts(self.vae)
         self.parts.requires_grad_(True)
-        self.average = Average(self.parts)
         self.peak = options.learning_rate
-        self.optimiser = torch.optim.AdamW(
-            self.parts.parameters(), betas=(0.9, 0.99), weight_decay=1e-5
+        optimiser = torch.optim.AdamW(self.parts.parameters(), betas=(0.9, 0.99), weight_decay=1e-5)
+        self.training = Training(
+            "decoder",
+            self.parts,
+            optimiser,
+            options.out / "decoder.pt",
+            (options.seconds, options.total or options.seconds),
+            ranks,
+            most=0.5,
         )
-        self.path = options.out / "decoder.pt"
-        self.step, spent = 0, 0.0
-        if (state := load_checkpoint(self.path, self.device)) is not None:
-            self.parts.load_state_dict(state["parts"])
-            self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.step, spent = state["step"], state["spent"]
-        rng = random.Random(self.step)
-        self.pool = Pool(options.pool, rng, options.batch, options.side)
-        self.budget = Budget(options.seconds, options.total or options.seconds, spent)
+        self.pool = Pool(options.pool, self.training.rng, options.batch, options.side)
 
-    def save(self) -> None:
-        """Write the checkpoint."""
-        state = {
-            "parts": self.parts.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "spent": self.budget.spent,
-        }
-        write_checkpoint(state, self.path)
-
-    def train_step(self) -> DecoderLosses:
-        """One optimiser step."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.budget.progress, self.peak, warm_up=0.03)
+    def train_step(self) -> dict[str, Tensor]:
+        """One optimiser step; returns what is to be logged."""
         sample = self.pool.draw()
         latents, target = sample.latents.to(self.device), sample.target.to(self.device)
-        latents = latents + 0.03 * torch.rand(len(latents), 1, 1, 1, 1) * torch.randn_like(latents)
+        strength = 0.03 * torch.rand(len(latents), 1, 1, 1, 1, device=self.device)
+        latents = latents + strength * torch.randn_like(latents)
         with torch.autocast(self.device.type, torch.bfloat16):
-            made = self.vae.decode_raw(latents)
+            made = self.vae.decode_raw(raw_latents(self.vae, latents))
         # at a crop's sides the decoder lacks what is beyond: nothing is to be learnt from that
         made = torch.where(sample.inside.to(self.device), made, made.detach())
         seen = slice(4 * sample.settling, None)
         losses = decoder_losses(made[:, seen].float(), target[:, seen])
-        self.optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()
-        nn.utils.clip_grad_norm_(self.parts.parameters(), 0.5)
-        self.optimiser.step()
-        self.average.update()
-        self.step += 1
-        return losses
-
-    def run(self, log_every: int = 100) -> None:
-        """Train until the time is over."""
-        sums, saved = torch.zeros(3), self.budget.spent
-        while not self.budget.over:
-            losses = self.train_step()
-            sums += torch.stack([losses.squared.log10(), losses.seams, losses.shimmer]).cpu()
-            if self.step % log_every == 0:
-                squared, seams, shimmer = (sums / log_every).tolist()
-                check_finite(squared)
-                say(
-                    f"decoder step {self.step} at {self.budget.spent:.0f} s:"
-                    f" {-10 * squared:.2f} dB, seams {seams:.5f}, shimmer {shimmer:.5f}"
-                )
-                sums.zero_()
-            if self.budget.spent - saved > 120:
-                self.save()
-                saved = self.budget.spent
-        self.save()
+        progress = self.training.budget.progress
+        self.training.learn(losses.total, learning_rate(progress, self.peak, warm_up=0.03))
+        return {
+            "dB": -10 * losses.squared.log10(),
+            "seams": losses.seams,
+            "shimmer": losses.shimmer,
+        }
 
     def export(self, folder: Path) -> None:
         """Write the autoencoder with the averaged weights (float16)."""
-        self.average.swap()
+        average = self.training.average
+        average.swap()
         with contextlib.ExitStack() as undo:
-            undo.callback(self.average.swap)
+            undo.callback(average.swap)
             half = TinyVideoAutoencoder.from_config(self.vae.config)
             half.load_state_dict(self.vae.state_dict())
             half.half().save_pretrained(folder)
@@ -355,8 +306,9 @@ def main() -> None:
         fill_pool(options)
         return
     trainer = Trainer(options)
-    trainer.run()
-    trainer.export(options.out / "vae")
+    trainer.training.run(trainer.train_step)
+    if trainer.training.ranks.first:
+        trainer.export(options.out / "vae")
 
 
 if __name__ == "__main__":

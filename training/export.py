@@ -75,7 +75,8 @@ def export(state: Path, vae: Path, tokenizer: Path, out: Path, shard: str = "1GB
     layers = 1 + max(
         int(name.split(".")[2]) for name in weights if name.startswith("transformer.blocks.")
     )
-    networks = build(len(words), layers)
+    channels = weights["transformer.patch_embedding.weight"].shape[1] // 2
+    networks = build(len(words), layers, channels)
     networks.load_state_dict(weights, strict=False)
     networks.half()
     transformer: Any = networks.transformer

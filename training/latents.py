@@ -4,9 +4,13 @@ A clip is enlarged to cover 240x416 (or 416x240) where it is smaller, some clips
 half as large again, so that wide and tall crops exist; about half are mirrored. The filters see
 the very pixels that the encoder sees.
 
+With them goes by how much each channel changes the decoded picture, for the transformer's loss: in
+normalised latents all channels are of one size, and what is seen of them is not.
+
 This file knows nothing of captions or of the transformer.
 
-Run as ``python -m training.latents --clips DIR --vae DIR --state DIR``.
+Run as ``python -m training.latents --clips DIR --vae DIR --state DIR``; under ``torchrun``, cards
+share the clips.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +30,17 @@ from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from training.data import load_clips, read_clips, weights
 from training.filters import FILTERS, apply_style
 from training.loop import load_checkpoint, say, write_checkpoint
+from training.ranks import Ranks
 
-__all__ = ["STYLE_NAMES", "cover", "encode_styles", "load_latents", "sides"]
+__all__ = [
+    "STYLE_NAMES",
+    "Latents",
+    "channel_sensitivity",
+    "cover",
+    "encode_styles",
+    "load_latents",
+    "sides",
+]
 
 STYLE_NAMES = tuple(FILTERS)
 """Order of the styles in the stored latents; the first one, "photo", is the source."""
@@ -76,16 +90,61 @@ def entries(
         yield clips[i][:72], 1.5, odds[i]
 
 
-def load_latents(folder: Path, device: torch.device) -> tuple[list[Tensor], list[float]]:
-    """What this file's command stored: latents (K, F, C, h, w) of each entry, and their odds.
+@torch.no_grad()
+def channel_sensitivity(vae: TinyVideoAutoencoder, latents: Tensor, nudge: float = 0.3) -> Tensor:
+    """What decoded frames change by, mean square, when noise is added to one channel.
+
+    Args:
+        vae: the autoencoder.
+        latents: normalised, (B, F, C, h, w).
+        nudge: standard deviation of the noise.
+
+    Returns:
+        (C,), with a mean of 1.
+    """
+    plain = latents.transpose(1, 2)
+    before = vae.decode(plain).float()
+    changes = []
+    for channel in range(plain.shape[1]):
+        nudged = plain.clone()
+        nudged[:, channel] += nudge * torch.randn_like(nudged[:, channel])
+        changes.append((vae.decode(nudged).float() - before).square().mean())
+    found = torch.stack(changes)
+    return found / found.mean()
+
+
+class Latents(NamedTuple):
+    """What this file's command stores.
+
+    Attributes:
+        entries: latents (K, F, C, h, w) of each entry, styles first.
+        odds: how often each is drawn, relatively.
+        sensitivity: (C,), see `channel_sensitivity`.
+    """
+
+    entries: list[Tensor]
+    odds: list[float]
+    sensitivity: Tensor
+
+
+def load_latents(folder: Path, device: torch.device) -> Latents:
+    """What this file's command stored.
 
     Raises:
         ValueError: if the command has not run yet.
     """
-    state = load_checkpoint(folder / "latents.pt", device)
-    if state is None:
+    entries: list[Tensor] = []
+    odds: list[float] = []
+    sensitivity = torch.ones(1)
+    for path in sorted(folder.glob("latents-*.pt")):
+        state = load_checkpoint(path, device)
+        assert state is not None
+        entries += state["latents"]
+        odds += state["odds"]
+        sensitivity = state["sensitivity"]  # of one part of the clips as of another
+    if not entries:
         raise ValueError(f"{folder} holds no latents: run training.latents first")
-    return state["latents"], state["odds"]
+    return Latents(entries, odds, sensitivity)
 
 
 def main() -> None:
@@ -98,8 +157,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="use only so many clips")
     parser.add_argument("--large", type=int, default=48, help="clips stored enlarged, too")
     options = parser.parse_args()
-    device = torch.device(options.device)
-    listed = read_clips()[: options.limit]
+    ranks = Ranks(options.device)
+    device, listed = ranks.device, read_clips()[: options.limit]
     started = time.monotonic()
     clips = load_clips(options.clips, listed, device)
     say(f"{len(clips)} clips decoded in {time.monotonic() - started:.0f} s")
@@ -109,15 +168,26 @@ def main() -> None:
         memory_format=torch.channels_last,
     )
     rng = random.Random(0)
+    wanted = [
+        (*entry, rng.random() < 0.5) for entry in entries(clips, weights(listed), options.large)
+    ]
     latents, odds = [], []
-    for clip, zoom, weight in entries(clips, weights(listed), options.large):
-        latents.append(encode_styles(vae, cover(clip, zoom, rng.random() < 0.5)))
+    for clip, zoom, weight, mirror in ranks.share(wanted):
+        latents.append(encode_styles(vae, cover(clip, zoom, mirror)))
         odds.append(weight)
         if len(latents) % 50 == 0:
             say(f"{len(latents)} entries at {time.monotonic() - started:.0f} s")
-    write_checkpoint({"latents": latents, "odds": odds}, options.state / "latents.pt")
+    torch.manual_seed(0)
+    # a part of another style of each of some clips
+    sample = [entry[5 * i % len(entry), :3, :, :24, :24] for i, entry in enumerate(latents[:8])]
+    sensitivity = channel_sensitivity(vae.float(), torch.stack(sample).float())
+    write_checkpoint(
+        {"latents": latents, "odds": odds, "sensitivity": sensitivity},
+        options.state / f"latents-{ranks.rank}.pt",
+    )
     size = sum(entry.numel() for entry in latents) * 2 / 1e9
     say(f"{len(latents)} entries, {size:.2f} GB, in {time.monotonic() - started:.0f} s")
+    ranks.wait()
 
 
 if __name__ == "__main__":

@@ -30,14 +30,21 @@ _HEADROOM = 4.0  # offset in standard deviations
 _SCALE = 0.1  # of features against pixels: keeps the offsets, and so gradients, small
 
 
-def build_linear() -> TinyVideoAutoencoder:
-    """The small model's autoencoder: 8x8 patches, all stages at the latents' resolution."""
+def build_linear(channels: int, refine: int = 32) -> TinyVideoAutoencoder:
+    """The small model's autoencoder: 8x8 patches, all stages at the latents' resolution.
+
+    Args:
+        channels: of the latents, at most `COMPONENTS`.
+        refine: width of the refinement, which adds nothing before it is trained.
+    """
     return TinyVideoAutoencoder(
+        latent_channels=channels,
         encoder_channels=64,
         decoder_channels=(128, 128, 96, 96),
         frames_to_trim=0,
         patch_size=8,
         spatial_stages=0,
+        refine_channels=refine,
     )
 
 

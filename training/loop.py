@@ -1,4 +1,4 @@
-"""What both training loops share: schedule by elapsed time, weight averages, safe checkpoints.
+"""What training loops share: schedule by elapsed time, weight averages, checkpoints, the loop.
 
 A schedule driven by elapsed training time, and not by steps, ends where it should on any machine;
 the time already spent is part of the checkpoint, so a run may be cut into chunks.
@@ -9,18 +9,22 @@ This file knows nothing of models, data or losses.
 from __future__ import annotations
 
 import math
+import random
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stillframe.whole_file import open_whole
+from training.ranks import Ranks
 
 __all__ = [
     "Average",
     "Budget",
+    "Training",
     "check_finite",
     "learning_rate",
     "load_checkpoint",
@@ -49,16 +53,19 @@ class Budget:
         chunk: seconds that this process may train.
         total: seconds of the whole schedule.
         spent: seconds that earlier chunks trained.
+
+    Attributes:
+        spent: seconds trained, earlier chunks included, when `tick` was called last.
     """
 
     def __init__(self, chunk: float, total: float, spent: float = 0.0) -> None:
-        self.chunk, self.total, self.before = chunk, total, spent
+        self.chunk, self.total, self.before, self.spent = chunk, total, spent, spent
         self.started = time.monotonic()
 
-    @property
-    def spent(self) -> float:
-        """Seconds trained, earlier chunks included."""
-        return self.before + time.monotonic() - self.started
+    def tick(self, ranks: Ranks | None = None) -> None:
+        """Look at the clock, the first process's where there are several."""
+        now = self.before + time.monotonic() - self.started
+        self.spent = now if ranks is None else ranks.agree(now)
 
     @property
     def progress(self) -> float:
@@ -128,3 +135,105 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
     if not path.exists():
         return None
     return torch.load(path, map_location=device, weights_only=True)
+
+
+class Training:
+    """One training run that can be resumed: weights, their average, optimiser and time.
+
+    Args:
+        name: of what is trained, for the log.
+        module: what is trained; every process begins with the first one's weights.
+        optimiser: of its parameters.
+        path: of the checkpoint, which is read where it is there.
+        budget: (seconds of this process, seconds of the whole schedule).
+        ranks: the processes that train together.
+        most: largest norm of the gradients.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        path: Path,
+        budget: tuple[float, float],
+        ranks: Ranks,
+        most: float,
+    ) -> None:
+        self.name, self.module, self.optimiser, self.path = name, module, optimiser, path
+        self.ranks, self.most = ranks, most
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.average = Average(module)
+        self.step, spent = 0, 0.0
+        if (state := load_checkpoint(path, ranks.device)) is not None:
+            module.load_state_dict(state["module"])
+            self.average.load_state_dict(state["average"])
+            optimiser.load_state_dict(state["optimiser"])
+            self.step, spent = state["step"], state["spent"]
+        # every process draws its own batches, and other ones after a break
+        torch.manual_seed(self.step * ranks.count + ranks.rank)
+        self.rng = random.Random(self.step * ranks.count + ranks.rank)
+        self.budget = Budget(*budget, spent)
+
+    def restart_average(self) -> None:
+        """Begin the average where the weights are now, the same in all processes."""
+        self.ranks.copy_first(self.module)
+        self.average = Average(self.module)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        if self.ranks.first:
+            state = {
+                "module": self.module.state_dict(),
+                "average": self.average.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "step": self.step,
+                "spent": self.budget.spent,
+            }
+            write_checkpoint(state, self.path)
+
+    def learn(self, loss: Tensor, rate: float) -> Tensor:
+        """One step of the optimiser at a learning rate; returns the gradients' norm."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.ranks.average_gradients(self.parameters)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.most)
+        self.optimiser.step()
+        self.average.update()
+        self.step += 1
+        return norm
+
+    def run(
+        self,
+        step: Callable[[], Mapping[str, Tensor]],
+        log_every: float = 10,
+        save_every: float = 120,
+    ) -> None:
+        """Train until the time is over.
+
+        Args:
+            step: does one step and returns numbers, still on the device, whose means are printed;
+                none of them may be infinite or missing.
+            log_every, save_every: seconds.
+        """
+        saved = logged = self.budget.spent
+        seen: list[Tensor] = []
+        while not self.budget.over:
+            numbers = step()
+            seen.append(torch.stack([value.detach().float() for value in numbers.values()]))
+            self.budget.tick(self.ranks)
+            spent = self.budget.spent
+            if spent - logged > log_every or self.budget.over:
+                means = torch.stack(seen).mean(0).tolist()
+                check_finite(sum(means))
+                told = ", ".join(f"{name} {x:.4g}" for name, x in zip(numbers, means, strict=True))
+                rate = len(seen) / max(spent - logged, 1e-9)
+                if self.ranks.first:
+                    say(f"{self.name} step {self.step} at {spent:.0f} s: {told}, {rate:.2f}/s")
+                seen, logged = [], spent
+            if spent - saved > save_every:
+                self.save()
+                saved = spent
+        self.save()

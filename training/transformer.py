@@ -4,12 +4,13 @@ One step: a batch of latent crops of source and target, every block of the targe
 level; the velocity is predicted for all blocks at once (``teacher_forcing``). A quarter of the
 samples see no source, so that plain SDEdit works too. Clean context carries a little noise, and
 late in training it is, every other step, the model's own one-step prediction: at inference it
-never sees anything better.
+never sees anything better. Channels of latents count by what is seen of them.
 
 This file knows nothing of pixels.
 
 Run as ``python -m training.transformer --state DIR --tokenizer DIR --seconds 560 --total 1000``, as
-often as it takes; every run goes on where the last one stopped.
+often as it takes; every run goes on where the last one stopped. ``torchrun --nproc-per-node 4``
+trains on four cards.
 """
 
 from __future__ import annotations
@@ -32,15 +33,8 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from training.captions import sample_caption
 from training.latents import STYLE_NAMES, load_latents
-from training.loop import (
-    Average,
-    Budget,
-    check_finite,
-    learning_rate,
-    load_checkpoint,
-    say,
-    write_checkpoint,
-)
+from training.loop import Training, learning_rate, say
+from training.ranks import Ranks
 from training.teacher_forcing import TeacherForcing
 from training.warm_start import start_from_source, teach_prompts
 
@@ -75,14 +69,14 @@ class Networks(nn.Module):
         self.transformer, self.text_encoder = transformer, text_encoder
 
 
-def build(vocabulary: int, layers: int = 8) -> Networks:
-    """Fresh networks of the bundled model's size."""
+def build(vocabulary: int, layers: int = 8, channels: int = 32) -> Networks:
+    """Fresh networks of the bundled model's size, for latents of so many channels."""
     transformer = WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=4,
         attention_head_dim=64,
-        in_channels=32,
-        out_channels=16,
+        in_channels=2 * channels,
+        out_channels=channels,
         text_dim=128,
         freq_dim=256,
         ffn_dim=1024,
@@ -218,17 +212,31 @@ def own_prediction(predict: TeacherForcing, batch: Batch, text: Tensor, gap: int
     return noisy - spread * velocity.float()
 
 
+def channel_weights(sensitivity: Tensor) -> Tensor:
+    """Weights (C, 1, 1, 1) of channels in the loss, of mean 1; none goes unlearnt, since what is
+    made is also what the next block sees."""
+    return (0.2 + 0.8 * sensitivity).view(-1, 1, 1, 1)
+
+
 def velocity_loss(
-    predict: TeacherForcing, batch: Batch, context: Tensor, text: Tensor, gap: int
+    predict: TeacherForcing,
+    batch: Batch,
+    context: Tensor,
+    text: Tensor,
+    gap: int,
+    channels: Tensor,
 ) -> Tensor:
-    """Mean squared error of the velocity, given clean ``context`` that gets a little noise."""
+    """Mean squared error of the velocity, given clean ``context`` that gets a little noise.
+
+    ``channels`` are weights, see `channel_weights`.
+    """
     count, _, frames, _, _ = batch.target.shape
     strength = 0.1 * torch.rand(count, 1, 1, 1, 1, device=context.device)
     context = context + strength * torch.randn_like(context)
     sigma = noise_levels(count, frames // BLOCK, context.device)
     noisy, noise, _ = _noised(batch.target, sigma)
     velocity = predict(noisy, context, batch.source, sigma, text, gap)
-    return F.mse_loss(velocity.float(), noise - batch.target)
+    return (channels * (velocity.float() - (noise - batch.target)).square()).mean()
 
 
 def prefer_fastest_attention(device: torch.device) -> None:
@@ -267,95 +275,79 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, required=True, help="training time of this chunk")
     parser.add_argument("--total", type=float, help="of the whole schedule, if longer")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="clips a card")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--save-every", type=float, default=120, help="seconds")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     return parser.parse_args()
 
 
 class Trainer:
-    """The state of a training run: networks, average, optimiser, data and time."""
+    """The state of a training run: networks, optimiser, data and time."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.device = options, torch.device(options.device)
+        ranks = Ranks(options.device)
+        self.options, self.device = options, ranks.device
         tokenizer = PreTrainedTokenizerFast.from_pretrained(options.tokenizer)
+        self.entries, self.odds, sensitivity = load_latents(options.state, self.device)
+        self.channels = channel_weights(sensitivity)
         torch.manual_seed(0)
-        self.networks = build(len(tokenizer)).to(self.device)
-        self.average = Average(self.networks)
-        self.optimiser = torch.optim.AdamW(
+        self.networks = build(len(tokenizer), channels=len(sensitivity)).to(self.device)
+        optimiser = torch.optim.AdamW(
             self.networks.parameters(),
             betas=(0.9, 0.95),
             weight_decay=0.01,
             fused=self.device.type == "cuda",
         )
-        self.path = options.state / "transformer.pt"
-        self.step, spent = 0, 0.0
-        if (state := load_checkpoint(self.path, self.device)) is not None:
-            self.networks.load_state_dict(state["networks"])
-            self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.step, spent = state["step"], state["spent"]
-            torch.manual_seed(self.step)
-        self.rng = random.Random(self.step)
+        self.training = Training(
+            "transformer",
+            self.networks,
+            optimiser,
+            options.state / "transformer.pt",
+            (options.seconds, options.total or options.seconds),
+            ranks,
+            most=1.0,
+        )
         self.captions = CaptionPool(tokenizer, self.device)
-        if state is None:
+        if not self.training.step:
             self.start()
-        self.entries, self.odds = load_latents(options.state, self.device)
         self.predict = TeacherForcing(self.networks.transformer, BLOCK)
         self.cast = (
             torch.autocast("cuda", torch.bfloat16)
             if self.device.type == "cuda"
             else contextlib.nullcontext()
         )
-        self.budget = Budget(options.seconds, options.total or options.seconds, spent)
 
     def start(self) -> None:
         """Put fresh networks where training should start."""
         text_encoder: Any = self.networks.text_encoder
+        rng = random.Random(0)
 
         def encode(styles: Sequence[int]) -> Tensor:
-            return encode_text(text_encoder, *self.captions.draw(styles, self.rng))
+            return encode_text(text_encoder, *self.captions.draw(styles, rng))
 
         transformer: Any = self.networks.transformer
         teach_prompts(transformer, encode, list(text_encoder.parameters()), len(STYLE_NAMES))
         start_from_source(transformer)
-        self.average = Average(self.networks)
+        self.training.restart_average()
 
-    def save(self) -> None:
-        """Write the checkpoint."""
-        state = {
-            "networks": self.networks.state_dict(),
-            "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "step": self.step,
-            "spent": self.budget.spent,
-        }
-        write_checkpoint(state, self.path)
-
-    def train_step(self) -> tuple[Tensor, Tensor]:
+    def train_step(self) -> dict[str, Tensor]:
         """One optimiser step; returns loss and gradient norm, still on the device."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.budget.progress, self.options.learning_rate)
-        batch = draw_batch(self.entries, self.odds, self.options.batch, self.rng)
+        training = self.training
+        progress, rng = training.budget.progress, training.rng
+        batch = draw_batch(self.entries, self.odds, self.options.batch, rng)
         batch.source = drop_sources(batch.source)
-        ids, mask = self.captions.draw(batch.styles, self.rng)
-        gap, context = random_gap(self.rng), batch.target
-        if self.budget.progress > 0.6 and self.step % 2 == 0:
+        ids, mask = self.captions.draw(batch.styles, rng)
+        gap, context = random_gap(rng), batch.target
+        if progress > 0.6 and training.step % 2 == 0:
             # a cast of its own: within one, weights cast without gradients would be used again
             with torch.no_grad(), self.cast:
                 text = encode_text(self.networks.text_encoder, ids, mask)
                 context = own_prediction(self.predict, batch, text, gap)
         with self.cast:
             text = encode_text(self.networks.text_encoder, ids, mask)
-            loss = velocity_loss(self.predict, batch, context, text, gap)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
-        self.optimiser.step()
-        self.average.update()
-        self.step += 1
-        return loss.detach(), norm.detach()
+            loss = velocity_loss(self.predict, batch, context, text, gap, self.channels)
+        norm = training.learn(loss, learning_rate(progress, self.options.learning_rate))
+        return {"loss": loss, "gradient": norm}
 
     def compile(self) -> None:
         """Compile the transformer's blocks, or leave them as they are where that fails."""
@@ -371,38 +363,16 @@ class Trainer:
                 block._compiled_call_impl = None
             say(f"training without compilation: {type(error).__name__}: {str(error)[:500]}")
 
-    def run(self) -> None:
-        """Train until the time is over."""
-        if not self.options.eager:
-            self.compile()
-        saved = logged = self.budget.spent
-        losses: list[Tensor] = []
-        while not self.budget.over:
-            loss, norm = self.train_step()
-            losses.append(loss)
-            spent = self.budget.spent
-            if spent - logged > 10:
-                mean = torch.stack(losses).mean().item()
-                check_finite(mean)
-                say(
-                    f"transformer step {self.step} at {spent:.0f} s: loss {mean:.4f} over "
-                    f"{len(losses)} steps, grad {norm.item():.3f}, "
-                    f"{len(losses) / (spent - logged):.2f} steps/s"
-                )
-                losses, logged = [], spent
-            if spent - saved > self.options.save_every:
-                self.save()
-                saved = spent
-        self.save()
-        say(f"transformer: {self.step} steps in {self.budget.spent:.0f} s")
-
 
 def main() -> None:
     """Train until the time is over and save the state."""
     options = _options()
     torch.set_float32_matmul_precision("high")
-    prefer_fastest_attention(torch.device(options.device))
-    Trainer(options).run()
+    trainer = Trainer(options)
+    prefer_fastest_attention(trainer.device)
+    if not options.eager:
+        trainer.compile()
+    trainer.training.run(trainer.train_step)
 
 
 if __name__ == "__main__":
