@@ -74,13 +74,26 @@ def test_streams_are_driven_to_their_end(capsys: pytest.CaptureFixture[str]) -> 
 def test_one_stream_on_several_processes(cards: int, capsys: pytest.CaptureFixture[str]) -> None:
     """One is a group of its own: the same messages and exchanges, with nobody to hear them."""
     given = ["--shapes", "tiny", "--device", "cpu", "--size", "96x64", "--cards", str(cards)]
-    run("parallel", *given, "--kept", "1", "0.5", "--warm", "1", "--blocks", "1")
+    run(
+        "parallel",
+        *given,
+        "--kept",
+        "1",
+        "0.5",
+        "--warm",
+        "1",
+        "--blocks",
+        "1",
+        "--plain",
+        "--graphs",
+    )
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [(row["share"], row["cards"]) for row in rows] == [
-        *[(share, 1) for share in (1.0, 1.0, 0.5, 0.5)],
-        *[(share, cards) for share in (1.0, 0.5)],
+        *[(share, 1) for share in (1.0, 0.5) * 2],
+        *[(share, cards) for share in (1.0, 0.5) * 2],
     ]
-    assert all(row["grey_levels"] < 0.01 for row in rows)
+    assert [row["execution"] for row in rows[::2]] == ["auto", "reference", "eager", "graphs"]
+    assert all(row["apart"] < 1e-4 for row in rows)
     assert 1 <= rows[-1]["kept_bytes"] * cards / rows[0]["kept_bytes"] < 1.02
 
 

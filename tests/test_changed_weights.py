@@ -186,12 +186,14 @@ def fused_blocks(monkeypatch: pytest.MonkeyPatch) -> list[FusedBlocks]:
     return ran
 
 
-def across(case: Case, execution: str, ran: list[FusedBlocks], **given: Any) -> Tensor:
+def across(
+    case: Case, execution: str, ran: list[FusedBlocks], device: str = "cpu", **given: Any
+) -> Tensor:
     """Three blocks, the change, and four more; ``ran`` has what ran fused after the change."""
-    pipe = tiny.pipeline()
+    pipe = tiny.pipeline().to(device)
     case.before(pipe)
     running = stream(pipe, execution, **given)
-    latents = source(7)
+    latents = [x.to(device) for x in source(7)]
     frames = [running.edit_block(x) for x in latents[:3]]
     ran.clear()
     case.change(pipe)
@@ -210,6 +212,25 @@ def test_fused_equals_plain_across_a_change(case: Case, fused_blocks: list[Fused
     if not case.same:
         # also where a block keeps little: what was shown before the change is not shown after it
         assert (plain[3:] - unchanged[3:]).abs().flatten(1).amax(1).min() > 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "name",
+    ["load and fuse_lora", "fuse_lora at another scale", "unfuse_lora", "set_adapters",
+     "unload_lora_weights once merged", "load_state_dict"],
+)  # fmt: skip
+def test_graphs_on_a_gpu_equal_plain_across_a_change(
+    name: str, fused_blocks: list[FusedBlocks]
+) -> None:
+    case, masks = CASES[name], {"method": Full(recovery="aligned")}
+    plain = across(case, "reference", fused_blocks, "cuda", **masks)
+    graphs = across(case, "auto", fused_blocks, "cuda", **masks)
+    torch.testing.assert_close(graphs, plain, atol=1e-3, rtol=0)
+    assert bool(fused_blocks) == case.fused
+    unchanged = across(case._replace(change=nothing), "reference", fused_blocks, "cuda", **masks)
+    if not case.same:
+        assert (plain[3:] - unchanged[3:]).abs().flatten(1).amax(1).min() > 3e-3
 
 
 @pytest.mark.parametrize("execution", ["reference", "fused"])

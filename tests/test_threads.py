@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from tests import tiny
 from torch import Tensor
 
 from stillframe.backbones.wan import WanDenoiser
+from stillframe.loading.load import load_pipeline
 from stillframe.loading.prompts import PromptEncoder
+from stillframe.loading.random_model import random_pipeline
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.turns import device_turn, model_turn
 
@@ -155,6 +159,42 @@ def test_prompts_are_encoded_for_eight_threads(tmp_path: Any) -> None:
             for row, alone in zip(rows, wanted, strict=True):
                 torch.testing.assert_close(row, alone, rtol=0, atol=1e-6)
     assert not encoder.loaded
+
+
+def test_a_turn_makes_its_card_the_thread_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins with the first card, where Triton would launch what is on another."""
+    seen: list[tuple[str, int]] = []
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        seen.append(("from", device.index))
+        yield
+        seen.append(("to", device.index))
+
+    def work() -> None:
+        with device_turn(torch.device("cuda:1")):
+            seen.append(("within", 1))
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [("from", 1), ("within", 1), ("to", 1)]
+
+
+@pytest.mark.parametrize(
+    "load", [load_pipeline, partial(random_pipeline, "1.3b", dtype=torch.bfloat16)]
+)
+def test_a_model_s_card_is_the_present_one_before_anything_is_made(
+    load: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(device: torch.device) -> None:
+        raise LookupError(str(device))
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", refuse)
+    with pytest.raises(LookupError, match="cuda:1"):
+        load(device="cuda:1")
 
 
 @pytest.mark.gpu

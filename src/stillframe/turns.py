@@ -23,18 +23,25 @@ _OF_MODELS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _OF_DEVICES: dict[torch.device, Any] = {}
 
 
-def device_turn(device: torch.device) -> Any:
+@contextmanager
+def device_turn(device: torch.device) -> Iterator[None]:
     """A ``with`` block in which no other thread uses a GPU; on other devices it waits for nobody.
+
+    The GPU is the thread's present one meanwhile: Triton launches kernels there, wherever the
+    tensors lie, and so does what is captured.
 
     Args:
         device: without an index, the present one.
     """
     if device.type != "cuda":
-        return nullcontext()
+        yield
+        return
     if device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     with _GUARD:
-        return _OF_DEVICES.setdefault(device, threading.RLock())
+        lock = _OF_DEVICES.setdefault(device, threading.RLock())
+    with lock, torch.cuda.device(device):
+        yield
 
 
 @contextmanager

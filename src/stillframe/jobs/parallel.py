@@ -245,8 +245,8 @@ def _follow(
         connection.send(_told(error, f"process {rank} of {size}", device))
         # nobody is there to leave the group with
         os._exit(1)
-    group.close()
-    # taking an interpreter with torch apart takes a second, for which the other one would wait
+    # what leaves a group politely waits for the others, as does taking an interpreter with torch
+    # apart: there is nothing more to say, and the one that leads waits for this process to end
     os._exit(0)
 
 

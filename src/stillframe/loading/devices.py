@@ -6,10 +6,24 @@ import itertools
 import os
 import re
 from collections import Counter
+from typing import TYPE_CHECKING
 
-__all__ = ["environment_of", "pick_devices"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["environment_of", "make_current", "pick_devices"]
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def make_current(device: torch.device) -> None:
+    """Have a CUDA device with an index be this thread's present one, where what names none runs:
+    Triton's kernels, waiting for the device, what a model makes while it is loaded. Any other
+    device is left alone."""
+    import torch
+
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def pick_devices(text: str) -> list[str]:

@@ -171,7 +171,8 @@ def load_pipeline(
 
     Args:
         name: see `find_model`.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
+        device: "auto", "cpu", "cuda", "cuda:1", ...; a CUDA device that has a number is this
+            thread's present one from then on.
         dtype: "auto", "float32", "bfloat16" or "float16".
         vae: see `find_source`.
         loras: low-rank updates to merge, ``FILE`` or ``FILE:SCALE`` each.
@@ -198,8 +199,10 @@ def load_pipeline(
     )
     from stillframe.loading.ahead import compile_ahead
     from stillframe.loading.assemble import Source, Task
+    from stillframe.loading.devices import make_current
 
     chosen_device = pick_device(device)
+    make_current(chosen_device)
     if attention is not None:
         check_attention(attention)
     if offload:

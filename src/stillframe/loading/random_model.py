@@ -16,6 +16,7 @@ from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.backbones.meter import typed
 from stillframe.backbones.wan import random_transformer
 from stillframe.loading.bases import known_base
+from stillframe.loading.devices import make_current
 from stillframe.loading.taehv import TAEW_CONFIGS
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
@@ -45,7 +46,7 @@ def random_pipeline(
 
     Args:
         shape: of the transformer, a name in `SHAPES`.
-        device, dtype: of the weights.
+        device, dtype: of the weights; see `make_current`.
         edit_sigmas: its own schedule of edits.
         vae: "tiny", the published one's shape, or "full", Wan's own.
         numbers: settings of the pipeline.
@@ -57,6 +58,7 @@ def random_pipeline(
         raise ValueError(f"autoencoders are {' and '.join(_AUTOENCODERS)}, got {vae!r}")
     if shape not in SHAPES:
         raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+    make_current(torch.device(device))
     torch.manual_seed(0)
     with torch.device(device):
         transformer = random_transformer(SHAPES[shape], dtype)

@@ -67,8 +67,12 @@ class LengthGraphs:
         self._graphs.run((kind, length), work)
         return new
 
+    def forget(self) -> None:
+        """Drop all graphs."""
+        self._graphs.forget()
+
     def read(self, texts: int) -> None:
         """Drop all graphs if the buffers of the prompt have moved since; see `Buffers.texts`."""
         if texts != self._texts:
-            self._graphs.forget()
+            self.forget()
             self._texts = texts

@@ -94,6 +94,7 @@ class ShardedBlocks(FusedBlocks):
         self.lengths = sorted({-(-n // group.size) * group.size for n in self.lengths})
         self._group, self._wants_graphs = group, graphs
         self._on_begin, self._on_commit = on_begin, on_commit
+        self._noted: LengthGraphs | None = None
 
     def commit(self) -> None:
         """See `FusedBlocks.commit`."""
@@ -117,7 +118,13 @@ class ShardedBlocks(FusedBlocks):
             self._buffers.x0[:length] = found.flatten(0, 1)
 
     def _find_graphs(self, static: Buffers) -> LengthGraphs | None:
-        return super()._find_graphs(static) if self._wants_graphs else None
+        if not self._wants_graphs:
+            return None
+        found = super()._find_graphs(static)
+        if found is not None and found is not self._noted:
+            self._noted = found
+            self._group.before_close(found.forget)
+        return found
 
     def warm(self, counts: Sequence[int] | None) -> Iterator[int]:
         """Nothing: the other processes would have to be told."""

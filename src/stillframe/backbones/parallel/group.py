@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -70,9 +70,18 @@ class Group:
 
     def __init__(self, device: torch.device, rank: int, size: int) -> None:
         self.device, self.rank, self.size = device, rank, size
+        self._before_close: list[Callable[[], None]] = []
+
+    def before_close(self, forget: Callable[[], None]) -> None:
+        """Have something dropped first when the group is left: CUDA graphs with exchanges in them,
+        since NCCL does not let a connection go while there are graphs that use it."""
+        self._before_close.append(forget)
 
     def close(self, *, cut: bool = False) -> None:
         """Leave; ``cut`` ends what still waits for others, which may be gone."""
+        for forget in self._before_close:
+            forget()
+        self._before_close.clear()
         if not dist.is_initialized():
             return
         if cut:
@@ -85,7 +94,8 @@ class Group:
         """Send a message from the first process to all others, which `hear` it.
 
         Args:
-            message: can be pickled; tensors in it lie on the device.
+            message: can be pickled. Tensors in it lie on the device, or on the CPU, where they then
+                lie in the others too.
         """
         tensors: list[Tensor] = []
         content = io.BytesIO()
@@ -98,8 +108,7 @@ class Group:
         self._broadcast(torch.frombuffer(frame, dtype=torch.uint8))
         if len(written) > len(head):
             self._broadcast(torch.frombuffer(bytearray(written[len(head) :]), dtype=torch.uint8))
-        for x in tensors:
-            self._broadcast(_bytes(x))
+        self._broadcast_all(tensors)
 
     def hear(self) -> Any:
         """The next message that the first process tells."""
@@ -114,8 +123,7 @@ class Group:
             written += rest.numpy().tobytes()
         tensors: list[Tensor] = []
         message = _Unpickler(io.BytesIO(written), tensors, self.device).load()
-        for x in tensors:
-            self._broadcast(_bytes(x))
+        self._broadcast_all(tensors)
         return message
 
     def scatter(self, parts: Tensor | None, size: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -150,6 +158,12 @@ class Group:
             dist.all_to_all_single(_bytes(given), _bytes(x))
         return given
 
+    def _broadcast_all(self, tensors: list[Tensor]) -> None:
+        # with nothing in it a tensor has nothing to send, and not every backend bears it
+        for x in tensors:
+            if x.numel():
+                self._broadcast(_bytes(x))
+
     def _broadcast(self, content: Tensor) -> None:
         with _one_sentence(self.size):
             dist.broadcast(content, 0)
@@ -183,7 +197,8 @@ class _Pickler(pickle.Pickler):
         if not isinstance(given, Tensor):
             return None
         self._tensors.append(given.contiguous())
-        return tuple(given.shape), given.dtype
+        # NCCL and gloo count their messages apart: both ends have to take the same one
+        return tuple(given.shape), given.dtype, given.device.type == "cpu"
 
 
 class _Unpickler(pickle.Unpickler):
@@ -195,6 +210,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, key: Any) -> Tensor:
         """See pickle."""
-        shape, dtype = key
-        self._tensors.append(torch.empty(shape, dtype=dtype, device=self._device))
+        shape, dtype, on_cpu = key
+        device = torch.device("cpu") if on_cpu else self._device
+        self._tensors.append(torch.empty(shape, dtype=dtype, device=device))
         return self._tensors[-1]

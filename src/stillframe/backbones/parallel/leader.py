@@ -164,6 +164,9 @@ class ParallelDenoiser(ShardedDenoiser):
         transformer, group: see `ShardedDenoiser`.
         graphs: capture fused passes, exchanges included, as CUDA graphs.
 
+    Attributes:
+        graphs: as given; a stream has what it was when its passes were made.
+
     Raises:
         ModelError: see `ShardedDenoiser`.
     """
@@ -172,7 +175,7 @@ class ParallelDenoiser(ShardedDenoiser):
         self, transformer: WanTransformer3DModel, group: Group, *, graphs: bool = False
     ) -> None:
         super().__init__(transformer, group)
-        self._leader, self._graphs = _Leader(group), graphs
+        self._leader, self.graphs = _Leader(group), graphs
         self._first: int | None = None
 
     def stop(self) -> None:
@@ -200,9 +203,9 @@ class ParallelDenoiser(ShardedDenoiser):
         def commit() -> None:
             leader.tell(Commit(attention.number))
 
-        leader.tell(Fuse(attention.number, fp8, self._graphs))
+        leader.tell(Fuse(attention.number, fp8, self.graphs))
         told = {"on_begin": begin, "on_commit": commit}
-        return self.blocks(attention, fp8=fp8, graphs=self._graphs, **told)
+        return self.blocks(attention, fp8=fp8, graphs=self.graphs, **told)
 
     def revision(self) -> int:
         """See `Backbone.revision`.
