@@ -97,7 +97,9 @@ def encoded(
     config = UMT5Config(**source.config("text_encoder"))
     with META:
         model = UMT5EncoderModel(config)
-    filled(typed(model, dtype))
+    # all of it: transformers keeps none of it in float32 when it loads bfloat16
+    filled(model.to(dtype))
+    model.tie_weights()  # or the embedding would be moved twice
     where = torch.device("cpu") if fit.text_on_cpu else device
     ids = torch.randint(2, config.vocab_size, (1, length))
     meter = Meter(device)

@@ -2,7 +2,7 @@
 
 Random weights of a known shape, random latents; masks of a given share. One card runs it as it does
 by default (`auto`: fused passes as CUDA graphs) and, with ``--plain``, through diffusers' modules
-(`reference`); several cards run fused passes eagerly, and with ``--graphs`` as graphs after that.
+(`reference`); several cards run fused passes eagerly (`fused`), then by default as well.
 
 Prints a row for each shape, share and number of cards: milliseconds of denoising, context pass and
 whole block, medians; how many times as fast as one card by default; how far latents of all blocks
@@ -10,7 +10,7 @@ are from those of one card by default, as a share of their norm; and bytes of ke
 card keeps. The processes load while one card is measured. A block that takes longer than
 ``--patience`` ends the run, and says where it was waiting.
 
-    python -m benchmarks.parallel --graphs                         # 1.3B and 14B, 2 and 4 H100s
+    python -m benchmarks.parallel                                  # 1.3B and 14B, 2 and 4 H100s
     python -m benchmarks.parallel --shapes tiny --device cpu --cards 2 --size 96x64
 """
 
@@ -32,7 +32,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import say
-from stillframe.backbones.parallel.leader import ParallelDenoiser
 from stillframe.engine.stages import BlockStats
 from stillframe.jobs.bench import Share, device_name
 from stillframe.jobs.parallel import Followers
@@ -179,16 +178,12 @@ def _spread(
     usual: dict[float, Measured],
     options: argparse.Namespace,
 ) -> Iterator[Row]:
-    """Several cards, eagerly and then as graphs."""
+    """Several cards, eagerly and then by default."""
     _watch(options.loading)
     with others.leading(pipe):
-        denoiser = pipe.denoiser
-        assert isinstance(denoiser, ParallelDenoiser)
-        for graphs in (False, True) if options.graphs else (False,):
-            denoiser.graphs = graphs
+        for way in ("fused", "auto"):
             for share in options.kept:
-                found = measure(pipe, share, "auto", options)
-                way = "graphs" if graphs else "eager"
+                found = measure(pipe, share, way, options)
                 yield _row((shape, share, count, way), found, usual[share])
         _watch(options.patience)
 
@@ -214,7 +209,6 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--warm", type=int, default=4, help="blocks that are not measured")
     parser.add_argument("--blocks", type=int, default=10, help="blocks that are")
-    parser.add_argument("--graphs", action="store_true", help="capture what cards exchange, too")
     parser.add_argument(
         "--plain", action="store_true", help="one card with diffusers' modules, too"
     )

@@ -85,14 +85,13 @@ def test_one_stream_on_several_processes(cards: int, capsys: pytest.CaptureFixtu
         "--blocks",
         "1",
         "--plain",
-        "--graphs",
     )
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [(row["share"], row["cards"]) for row in rows] == [
         *[(share, 1) for share in (1.0, 0.5) * 2],
         *[(share, cards) for share in (1.0, 0.5) * 2],
     ]
-    assert [row["execution"] for row in rows[::2]] == ["auto", "reference", "eager", "graphs"]
+    assert [row["execution"] for row in rows[::2]] == ["auto", "reference", "fused", "auto"]
     assert all(row["apart"] < 1e-4 for row in rows)
     assert 1 <= rows[-1]["kept_bytes"] * cards / rows[0]["kept_bytes"] < 1.02
 

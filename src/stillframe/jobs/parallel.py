@@ -42,19 +42,18 @@ _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 @contextlib.contextmanager
-def lead(pipe: CausalWanPipeline, group: Group, *, graphs: bool = False) -> Iterator[None]:
+def lead(pipe: CausalWanPipeline, group: Group) -> Iterator[None]:
     """Within the ``with`` block the pipeline's streams are run by all processes, which then end.
 
     Args:
         pipe: the model, in the process that leads.
         group: the processes, of which the others are at `follow`.
-        graphs: see `ParallelDenoiser`.
 
     Raises:
         ModelError: the heads of attention cannot be divided among the processes.
         WorkerError: a process has gone.
     """
-    alone, denoiser = pipe.denoiser, ParallelDenoiser(pipe.transformer, group, graphs=graphs)
+    alone, denoiser = pipe.denoiser, ParallelDenoiser(pipe.transformer, group)
     pipe.run_by(denoiser)
     try:
         yield
@@ -114,7 +113,7 @@ class Followers:
         return self
 
     @contextlib.contextmanager
-    def leading(self, pipe: CausalWanPipeline, *, graphs: bool = False) -> Iterator[None]:
+    def leading(self, pipe: CausalWanPipeline) -> Iterator[None]:
         """`lead`, once all of them have loaded the model.
 
         Raises:
@@ -133,7 +132,7 @@ class Followers:
         self._group = join(device, 0, len(self._devices), self._store)
         if device.type == "cuda":
             threading.Thread(target=self._watch, name="stillframe-watch", daemon=True).start()
-        with lead(pipe, self._group, graphs=graphs):
+        with lead(pipe, self._group):
             yield
         self._ended.set()
 

@@ -99,9 +99,9 @@ class _Follower:
             case Begin(number):
                 plan = self._begun(told)
                 self._streams[number][0].begin_block(plan)
-            case Fuse(number, fp8, graphs):
+            case Fuse(number, fp8):
                 attention, _ = self._streams[number]
-                self._fused[number] = self._denoiser.blocks(attention, fp8=fp8, graphs=graphs)
+                self._fused[number] = self._denoiser.blocks(attention, fp8=fp8)
             case RunFused(block, prompt, inputs):
                 plan = self._begun(block)
                 self._fused[block.number].denoise(plan, self._prompts[prompt], inputs)

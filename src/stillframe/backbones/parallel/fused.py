@@ -4,9 +4,9 @@ As in `ShardedAttention`, tokens are exchanged for heads around self-attention: 
 keys, which go over all heads, come before it, and what places and rotates them does no more than
 that. Each process denoises its slice through all passes; results meet when the last one is done.
 
-Passes run eagerly unless it is asked for graphs: whether exchanges of cards can be captured was not
-tried yet. A pass exchanges the same whether it runs eagerly, is captured or replayed, so processes
-need not capture in the same block.
+On cards passes are captured as CUDA graphs, exchanges included, as those of one card are. A pass
+exchanges the same whether it runs eagerly, is captured or replayed, so processes need not capture in
+the same block.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ class ShardedBlocks(FusedBlocks):
         attention: of this process's heads; a block's tokens can be divided among the processes.
         channels, fp8: see `FusedBlocks`.
         group: the processes.
-        graphs: capture passes where the workplaces say so.
         on_begin: called before the passes of a block, by the process that leads.
         on_commit: called before its context pass.
     """
@@ -85,14 +84,13 @@ class ShardedBlocks(FusedBlocks):
         group: Group,
         *,
         fp8: bool,
-        graphs: bool = False,
         on_begin: OnBegin | None = None,
         on_commit: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(model, attention, channels, fp8=fp8)
         # the last one is a whole block, which can be divided
         self.lengths = sorted({-(-n // group.size) * group.size for n in self.lengths})
-        self._group, self._wants_graphs = group, graphs
+        self._group = group
         self._on_begin, self._on_commit = on_begin, on_commit
         self._noted: LengthGraphs | None = None
 
@@ -118,8 +116,6 @@ class ShardedBlocks(FusedBlocks):
             self._buffers.x0[:length] = found.flatten(0, 1)
 
     def _find_graphs(self, static: Buffers) -> LengthGraphs | None:
-        if not self._wants_graphs:
-            return None
         found = super()._find_graphs(static)
         if found is not None and found is not self._noted:
             self._noted = found

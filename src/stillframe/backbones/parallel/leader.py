@@ -162,20 +162,14 @@ class ParallelDenoiser(ShardedDenoiser):
 
     Args:
         transformer, group: see `ShardedDenoiser`.
-        graphs: capture fused passes, exchanges included, as CUDA graphs.
-
-    Attributes:
-        graphs: as given; a stream has what it was when its passes were made.
 
     Raises:
         ModelError: see `ShardedDenoiser`.
     """
 
-    def __init__(
-        self, transformer: WanTransformer3DModel, group: Group, *, graphs: bool = False
-    ) -> None:
+    def __init__(self, transformer: WanTransformer3DModel, group: Group) -> None:
         super().__init__(transformer, group)
-        self._leader, self.graphs = _Leader(group), graphs
+        self._leader = _Leader(group)
         self._first: int | None = None
 
     def stop(self) -> None:
@@ -203,9 +197,9 @@ class ParallelDenoiser(ShardedDenoiser):
         def commit() -> None:
             leader.tell(Commit(attention.number))
 
-        leader.tell(Fuse(attention.number, fp8, self.graphs))
+        leader.tell(Fuse(attention.number, fp8))
         told = {"on_begin": begin, "on_commit": commit}
-        return self.blocks(attention, fp8=fp8, graphs=self.graphs, **told)
+        return self.blocks(attention, fp8=fp8, **told)
 
     def revision(self) -> int:
         """See `Backbone.revision`.

@@ -130,11 +130,10 @@ class Run(NamedTuple):
 
 
 class Fuse(NamedTuple):
-    """The stream has fused passes from now on; ``graphs`` says whether they are captured."""
+    """The stream has fused passes from now on."""
 
     number: int
     fp8: bool
-    graphs: bool
 
 
 class RunFused(NamedTuple):
