@@ -9,10 +9,14 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch import Tensor, nn
+from training.autoencoder import autoencoder_losses, seam_error
 from training.bidirectional import sibling
 from training.evaluate import latent_change, whole_blocks
+from training.latents import channel_sensitivity
+from training.linear_start import build_linear
 from training.rollout import Rollout
 from training.teacher_forcing import TeacherForcing
+from training.transformer import channel_weights
 
 SIZE, HEIGHT, WIDTH, CHANNELS, BATCH = 3, 4, 6, 4, 2
 TOKENS = HEIGHT // 2 * WIDTH // 2
@@ -180,30 +184,66 @@ def test_a_rollout_is_teacher_forcing_on_its_own_output() -> None:
 
 
 @torch.no_grad()
-def test_a_refinement_starts_as_nothing_and_is_what_the_decoder_adds() -> None:
-    from training.refine import refined, seam_loss, with_refinement
-
-    from stillframe.autoencoders.tiny import TinyVideoAutoencoder
-
+def test_a_refinement_starts_as_nothing() -> None:
     torch.manual_seed(0)
-    plain = TinyVideoAutoencoder(4, 6, (8, 8, 6, 6), patch_size=8, spatial_stages=0).eval()
-    grown = with_refinement(plain, 5)
-    latents = torch.randn(1, 2, 4, 3, 4)
-    decoded = plain.decode_raw(latents)
-    torch.testing.assert_close(grown.decode_raw(latents), decoded, rtol=0, atol=0)
+    grown = build_linear(6, refine=5).eval()
+    plain = build_linear(6, refine=0).eval()
+    own = {k: v for k, v in grown.state_dict().items() if not k.startswith("refine.")}
+    plain.load_state_dict(own)
+    latents = torch.randn(1, 2, 6, 3, 4)
+    assert torch.equal(grown.decode_raw(latents), plain.decode_raw(latents))
     assert grown.refine is not None
     for parameter in grown.refine.parameters():
         parameter.normal_(std=0.2)
-    flat = decoded.flatten(0, 1)
-    torch.testing.assert_close(refined(grown, flat), grown.decode_raw(latents).flatten(0, 1))
-    # an error that repeats from patch to patch costs more than the same one without a period
-    side = 64
-    target = torch.rand(2, 3, side, side)
-    ramp = torch.arange(side)
-    seams = 0.1 * ((ramp % 8 == 0).float() - 1 / 8)
-    aperiodic = seams[torch.randperm(side)]
-    costs = [seam_loss(target + e.view(1, 1, 1, -1), target).item() for e in (seams, aperiodic)]
-    assert costs[0] > costs[1]
+    assert not torch.equal(grown.decode_raw(latents), plain.decode_raw(latents))
+
+
+@torch.no_grad()
+def test_a_channel_counts_by_what_it_changes_in_the_picture() -> None:
+    torch.manual_seed(0)
+    vae = build_linear(4, refine=0).eval()
+    first = vae.decoder[1]
+    assert isinstance(first, nn.Conv2d)
+    first.weight[:, 2] = 0  # a channel that nothing is made of
+    found = channel_sensitivity(vae, 0.3 * torch.randn(2, 3, 4, 5, 6))
+    assert found[2] == 0
+    assert found.mean().item() == pytest.approx(1)
+    weights = channel_weights(found)
+    assert weights.mean().item() == pytest.approx(1)
+    assert weights.min() > 0  # the next block sees all of them
+
+
+@torch.no_grad()
+def test_an_autoencoder_is_asked_for_stillness_and_for_no_seams() -> None:
+    torch.manual_seed(0)
+    target = torch.rand(1, 4, 3, 32, 32)
+    error = 0.05 * torch.ones(1, 4, 1, 1, 1)
+    seamed = (error * (torch.arange(32) // 8 % 2)).expand_as(target)
+    # the same with its steps in the middle of patches
+    shifted = (error * ((torch.arange(32) + 4) // 8 % 2)).expand_as(target)
+    assert seam_error(seamed, 8) > seam_error(shifted, 8) == 0
+
+    class Made(nn.Module):
+        """Encodes to nothing, and decodes to the target and an error."""
+
+        def __init__(self, error: Tensor) -> None:
+            super().__init__()
+            self.error = error
+
+        def encode_raw(self, frames: Tensor) -> Tensor:
+            return frames.new_zeros(len(frames), 1, 1, 1, 1)
+
+        def decode_raw(self, latents: Tensor) -> Tensor:
+            return target + self.error
+
+    def cost(error: Tensor) -> float:
+        made: Any = Made(error)
+        return autoencoder_losses(made, target, target[:0]).total.item()
+
+    still = error.expand_as(target)
+    flicker = still * torch.tensor([1.0, -1, 1, -1]).view(1, 4, 1, 1, 1)
+    assert cost(flicker) > cost(still)
+    assert cost(seamed) > cost(shifted)
 
 
 def test_an_evaluation_takes_two_whole_blocks() -> None:

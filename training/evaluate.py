@@ -182,9 +182,10 @@ def fault_table(
 ) -> None:
     """Print grid ratios, correlation of lines, and what a still clip changes by, style by style.
 
-    The still clips are the middle frame of each, shown again and again.
+    The still clips are the middle frame of each, shown again and again. Beside the lines stand
+    those that the autoencoder alone keeps of the filter's own result.
     """
-    titles = (f"grid {_TOKEN}", f"grid {_TOKEN // 2}", "lines", "still")
+    titles = (f"grid {_TOKEN}", f"grid {_TOKEN // 2}", "lines", "still", "coded")
     say(f"{'':14s} " + "  ".join(f"{title:>9s}" for title in titles))
     decoded: list[list[float]] = []
     rows: dict[str, list[list[float]]] = {style: [] for style in styles}
@@ -199,6 +200,7 @@ def fault_table(
                 grid_ratio(made, _TOKEN // 2, target),
                 line_correlation(made, target),
                 still_change(stood),
+                line_correlation(reconstruct(model.vae, target), target),
             ]
             for made, target, stood in zip(moving, targets, standing, strict=True)
         ]

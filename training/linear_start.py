@@ -7,11 +7,17 @@ deviations keeps them positive; in the decoder a channel that is always one carr
 layers without bias need. Training goes on from there: it is worth thousands of steps.
 
 This file knows nothing of losses or loops.
+
+Run as ``python -m training.linear_start --clips DIR --eval DIR`` to see what latents of so many
+channels are good for before anything is trained.
 """
 
 from __future__ import annotations
 
+import argparse
+import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
+from training.data import decode, load_clips, random_crops, read_clips, weights
+from training.filters import apply_style
+from training.loop import say
+from training.patterns import line_correlation
 
 __all__ = ["COMPONENTS", "LATENT_STD", "build_linear", "start_linear"]
 
@@ -192,3 +202,40 @@ def _decoder(
         _set(narrow, more)
     inverse = a0.T / _SCALE**2
     _set(layers[-1], inverse, mean - inverse @ c0)
+
+
+@torch.no_grad()
+def main() -> None:
+    """Print, for numbers of channels, what the linear transform reconstructs of some styles."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--clips", type=Path, required=True, help="folder of the training clips")
+    parser.add_argument("--eval", type=Path, required=True, help="folder of held-out clips")
+    parser.add_argument("--channels", type=int, nargs="+", default=[16, 24, 32, 48])
+    parser.add_argument("--styles", nargs="+", default=["photo", "cartoon", "neon", "blueprint"])
+    parser.add_argument("--every", type=int, default=8, help="use one training clip in so many")
+    options = parser.parse_args()
+    listed = read_clips()[:: options.every]
+    clips = load_clips(options.clips, listed, torch.device("cpu"), workers=2)
+    rng = random.Random(0)
+    crops = [random_crops(clips, weights(listed), (4, 8, 128), rng) for _ in range(16)]
+    shown = [
+        decode(path, (240, 416), 24).float() / 255 for path in sorted(options.eval.glob("*.mp4"))
+    ]
+    for channels in options.channels:
+        torch.manual_seed(0)
+        model = build_linear(channels)
+        start_linear(model, [clip for batch in crops for clip in batch])
+        told = []
+        for style in options.styles:
+            targets = [apply_style(style, frames) for frames in shown]
+            made = [model.decode_raw(model.encode_raw(x[None]))[0].clamp(0, 1) for x in targets]
+            both = list(zip(made, targets, strict=True))
+            squared = [(a - b).square().mean() for a, b in both]
+            level = -10 * torch.stack(squared).log10().mean().item()
+            lines = sum(line_correlation(a, b) for a, b in both) / len(both)
+            told.append(f"{style} {level:.2f} dB, lines {lines:.2f}")
+        say(f"{channels} channels: " + "; ".join(told))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,8 +5,8 @@ keys, which go over all heads, come before it, and what places and rotates them 
 that. Each process denoises its slice through all passes; results meet when the last one is done.
 
 On cards passes are captured as CUDA graphs, exchanges included, as those of one card are. A pass
-exchanges the same whether it runs eagerly, is captured or replayed, so processes need not capture in
-the same block.
+exchanges the same whether it runs eagerly, is captured or replayed, so processes need not capture
+in the same block.
 """
 
 from __future__ import annotations
