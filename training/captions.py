@@ -60,7 +60,7 @@ _WORDS: dict[str, _Words] = {
         "|impressionist|impressionism|old master|classical painting",
     ),
     "cartoon": _Words(
-        "flat bright areas with dark outlines",
+        "flat bright areas with dark outlines (experimental: outlines are soft)",
         "cartoon|a cartoon|an animated cartoon|comic book|a comic strip|anime|cel shaded"
         "|a cel-shaded animation|like an animated film|toon shading|drawn as a cartoon"
         "|a comic with bold black outlines|flat colours and dark outlines|a Saturday morning toon",
@@ -135,7 +135,7 @@ _WORDS: dict[str, _Words] = {
         "|low sun|sunlit|sunset glow|sun glow",
     ),
     "neon": _Words(
-        "glowing coloured outlines on black",
+        "glowing coloured outlines on black (experimental: lines are soft)",
         "neon outlines|neon|neon lights|glowing neon|glowing outlines|cyberpunk|synthwave"
         "|neon tubes|glowing edges in the dark|electric neon lines|like Tron|glow in the dark"
         "|bright glowing lines on black|a neon sign",
@@ -155,7 +155,7 @@ _WORDS: dict[str, _Words] = {
         "|video game|minecraft|bit graphics|8 bit pixel art|retro pixel game",
     ),
     "blueprint": _Words(
-        "white lines on blue paper",
+        "white lines on blue paper (experimental: lines are soft)",
         "blueprint|a blueprint|an architect's blueprint|a technical drawing|white lines on blue"
         "|a cyanotype|blueprint drawing|an engineering plan|a technical blueprint|a schematic"
         "|blue print|white outlines on blue paper|an engineering drawing|a construction plan",
