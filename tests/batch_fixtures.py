@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +58,14 @@ def log(folder: Path, event: str) -> list[dict[str, Any]]:
     return [entry for entry in whole if entry["event"] == event]
 
 
-def begun(folder: Path, process: subprocess.Popen[str], count: int, seconds: float = 150) -> None:
-    """Wait until so many outputs are in the log, and another one grows."""
+def begun(folder: Path, ended: Callable[[], int | None], count: int, seconds: float = 150) -> None:
+    """Wait until so many outputs are in the log, and another one grows.
+
+    ``ended`` is how the batch ended, None while it runs.
+    """
     end = time.monotonic() + seconds
     while len(log(folder, "done")) < count or not list(folder.glob(".stillframe-*.part")):
-        assert process.poll() is None, process.communicate()
+        assert ended() is None, ended()
         assert time.monotonic() < end, "the batch takes too long"
         time.sleep(0.01)
 

@@ -57,8 +57,9 @@ LEVEL = {name: level for level, (_, names) in enumerate(LAYERS) for name in name
 # what the pipeline and all below it must not know: files, terminals, other people's frameworks
 OUTSIDE = {"av", "rich", "typer", "cv2", "torchvision"}
 
-# who may use OpenCV: for optical flow, which no package does without weights
-FLOW = {"detection.flow": {"cv2"}, "metrics.flow": {"cv2"}}
+# who may use OpenCV: for optical flow, which no package does without weights, and to ask what the
+# processor has
+OPENCV = {"detection.flow": {"cv2"}, "metrics.flow": {"cv2"}, "video.encoding": {"cv2"}}
 
 
 # what only the server is made with
@@ -184,7 +185,7 @@ def test_the_house_has_few_rooms() -> None:
 def test_the_pipeline_and_below_know_nothing_about_files_and_terminals() -> None:
     for name, path in files().items():
         if LEVEL.get(top(name), 99) <= LEVEL["pipelines"]:
-            outside = OUTSIDE & {top(i) for i in imported(path)} - FLOW.get(name, set())
+            outside = OUTSIDE & {top(i) for i in imported(path)} - OPENCV.get(name, set())
             assert not outside, f"{name} imports {outside}"
 
 
@@ -251,7 +252,7 @@ def test_only_a_group_knows_how_processes_reach_each_other() -> None:
 
 def test_the_package_does_not_know_its_training_or_tests() -> None:
     for name, path in files().items():
-        heads = {top(i) for i in imported(path)} - FLOW.get(name, set())
+        heads = {top(i) for i in imported(path)} - OPENCV.get(name, set())
         assert not heads & {"training", "tests", "cv2", "pytest"}, f"{name} imports {heads}"
 
 

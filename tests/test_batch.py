@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,23 +189,42 @@ def test_a_full_disk_fails_the_files_that_do_not_fit(model_folder: Path, tmp_pat
     assert not list((tmp_path / "out").glob(".stillframe-*"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_batch_that_was_stopped_goes_on_where_it_was(
-    model_folder: Path, tmp_path: Path, how: signal.Signals
-) -> None:
-    source = clips(tmp_path / "in", 5, 60)
-    out = tmp_path / "out"
-    command = [source, "-o", out, "--style", "oil", "--model", model_folder]
+def killed(out: Path, command: list[object]) -> None:
+    """A batch in a process of its own, which is killed after two files."""
     process = start(*command)
-    begun(out, process, 2)
-    process.send_signal(how)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == (-how if how == signal.SIGKILL else 130), told
+    begun(out, process.poll, 2)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+
+
+def interrupted(out: Path, command: list[object]) -> None:
+    """A batch in this process; Ctrl-C after two files."""
+
+    def press() -> None:
+        begun(out, lambda: None, 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    hand = threading.Thread(target=press)
+    hand.start()
+    done = batch(*command)
+    hand.join()
+    made = len(log(out, "done"))
+    assert done.exit_code == 130, done.output
+    assert f"interrupted: {made} files are done, and the same command goes on" in done.output
+    assert not list(out.glob(".stillframe-*"))
+
+
+@pytest.mark.parametrize("stopped", [killed, interrupted])
+def test_a_batch_that_was_stopped_goes_on_where_it_was(
+    model_folder: Path, tmp_path: Path, stopped: Callable[[Path, list[object]], None]
+) -> None:
+    source = clips(tmp_path / "in", 5, 40)
+    out = tmp_path / "out"
+    command: list[object] = [source, "-o", out, "--style", "oil", "--model", model_folder]
+    stopped(out, command)
     before, made = times(out), log(out, "done")
     assert 2 <= len(made) < 5
-    if how == signal.SIGINT:
-        assert f"interrupted: {len(made)} files are done, and the same command goes on" in told
-        assert not list(out.glob(".stillframe-*"))
     done = batch(*command)
     assert done.exit_code == 0, done.output
     assert sorted(times(out)) == [f"{n}.mp4" for n in range(5)]
@@ -211,7 +232,7 @@ def test_a_batch_that_was_stopped_goes_on_where_it_was(
     assert {name: times(out)[name] for name in kept} == {name: before[name] for name in kept}
     assert sorted(entry["output"] for entry in log(out, "done")) == sorted(times(out))
     assert not list(out.glob(".stillframe-*"))
-    assert [len(decode(out / f"{n}.mp4")) for n in range(5)] == [60 + n for n in range(5)]
+    assert [len(decode(out / f"{n}.mp4")) for n in range(5)] == [40 + n for n in range(5)]
 
 
 def test_object_stores_are_read_and_written(model_folder: Path, tmp_path: Path) -> None:

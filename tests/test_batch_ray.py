@@ -44,7 +44,7 @@ def command(model_folder: Path, tmp_path: Path) -> list[object]:
 def test_killing_a_worker_loses_no_file(command: list[object], tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(*command)
-    begun(out, process, 2)
+    begun(out, process.poll, 2)
     workers = {entry["worker"] for entry in log(out, "done")}
     os.kill(int(log(out, "done")[-1]["worker"].split()[-1]), signal.SIGKILL)
     _, told = process.communicate(timeout=200)
@@ -63,7 +63,7 @@ def test_stopping_the_driver_loses_what_was_in_flight(
 ) -> None:
     out = tmp_path / "out"
     process = start(*command)
-    begun(out, process, 2)
+    begun(out, process.poll, 2)
     process.send_signal(how)
     _, told = process.communicate(timeout=120)
     assert process.returncode == (-how if how == signal.SIGKILL else 130), told

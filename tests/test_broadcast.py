@@ -261,13 +261,13 @@ def test_frames_of_a_slow_model_are_left_out_and_latency_stays(tmp_path: Path) -
 
     path = tmp_path / "clip.mp4"
     with VideoWriter(path, 96, 64, 1 / _fraction(30), 30) as writer:
-        for number in range(360):
+        for number in range(240):
             writer.write(np.full((64, 96, 3), number % 200, np.uint8), number)
     receiver, pipe = Receiver("tcp"), tiny.pipeline()
     with while_decoding(pipe, lambda: time.sleep(0.8)):
         report, _ = run(Source.of(path), receiver.url, pipe)
-    assert report.dropped > 100
-    assert report.frames_in == 360
+    assert report.dropped > 60
+    assert report.frames_in == 240
     assert report.latency_p95 is not None
     assert report.latency_p95 < 6.0
     assert len(receiver.result().pictures) == report.frames_out

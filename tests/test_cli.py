@@ -252,7 +252,8 @@ def test_the_first_signal_is_a_request_and_the_second_acts(number: signal.Signal
 
 
 def test_interrupting_leaves_a_complete_file(folder: Path, model_folder: Path) -> None:
-    source = make_video(folder / "long.mp4", [noise(i % 40) for i in range(1000)])
+    frames = [noise(i % 40) for i in range(600)]
+    source = make_video(folder / "long.mp4", frames, options={"preset": "ultrafast"})
     out, report = folder / "out.mkv", folder / "report.json"
     arguments = ["edit", source, "-o", out, "--model", model_folder, "--prompt", "oil"]
     process = subprocess.Popen(
@@ -271,11 +272,11 @@ def test_interrupting_leaves_a_complete_file(folder: Path, model_folder: Path) -
     assert process.returncode == 130, complained
     assert "interrupted" in said
     assert "Traceback" not in complained
-    frames = len(decode(out))
-    assert 0 < frames < 1000
-    assert frames % 12 == 0
-    assert f"{frames} frames" in said
-    assert json.loads(report.read_text())["frames_out"] == frames
+    written = len(decode(out))
+    assert 0 < written < 600
+    assert written % 12 == 0
+    assert f"{written} frames" in said
+    assert json.loads(report.read_text())["frames_out"] == written
     assert not list(folder.glob(".stillframe-*"))
 
 

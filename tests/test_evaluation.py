@@ -325,7 +325,7 @@ def test_a_kill_loses_one_cell(plan: Plan, model_folder: Path, tmp_path: Path) -
     clips = [str(clip.path) for clip in plan.clips]
     arguments = ["eval", *clips, "--out", str(out), "--model", str(model_folder)]
     arguments += ["--frames", "24", "--prompts", "sepia", "--metrics", "psnr", "--threads", "1"]
-    arguments += ["--seeds", "0,1,2,3", "--methods", "prune"]
+    arguments += ["--seeds", "0,1", "--methods", "prune"]
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
     assert killed.returncode == -signal.SIGKILL
     done = {path: path.stat().st_mtime_ns for path in out.glob("cells/*.json")}
@@ -334,9 +334,9 @@ def test_a_kill_loses_one_cell(plan: Plan, model_folder: Path, tmp_path: Path) -
     assert not (out / "report.html").exists()
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert len(list(out.glob("cells/*.json"))) == 16
+    assert len(list(out.glob("cells/*.json"))) == 8
     with (out / "rows.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 16
+        assert len(list(csv.DictReader(file))) == 8
     assert not list(out.rglob(".stillframe-*")), "what the kill left half-written has gone"
 
 

@@ -193,12 +193,12 @@ def test_adapters_that_are_merged_into_offloaded_weights_are_refused() -> None:
 
 
 def test_all_methods_run_in_little_memory() -> None:
+    usual, little = pipeline(2, packed=True), pipeline(2, packed=True, offloaded=2)
     for method in METHODS:
         for execution in EXECUTIONS:
             given: dict[str, Any] = {"sigmas": SIGMAS, "cache": "fp8"}
-            expected = run(pipeline(2, packed=True), method, execution, **given)
-            found = run(pipeline(2, packed=True, offloaded=2), method, execution, **given)
-            assert torch.equal(found, expected), method
+            expected = run(usual, method, execution, **given)
+            assert torch.equal(run(little, method, execution, **given), expected), method
 
 
 @pytest.mark.gpu

@@ -71,7 +71,14 @@ def test_what_is_not_computed_is_one_picture_over_all_windows(
     provider = plan.provider.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
     stood = made.gather(0, provider.unsqueeze(1).expand_as(made))
     torch.testing.assert_close(made, stood, rtol=0, atol=1e-3)
-    shown, plain = (edit(named, video, standin=standin, hold=held) for held in (True, False))
+
+
+def test_windows_are_held_as_the_whole_clip_is(named: tuple[str, Any]) -> None:
+    name, pipe = named
+    video = stock.clip(frames=frames_of(name, 3))
+    with hooks.apply(pipe, video=video) as session:
+        pass
+    shown, plain = (edit(named, video, hold=held) for held in (True, False))
     assert torch.equal(shown, hooks.hold(plain, session))
 
 
@@ -291,7 +298,8 @@ def test_callbacks_and_kinds_of_output_are_as_ever() -> None:
     assert [step for step, _ in seen] == [*range(len(seen))]
     assert {*seen[0][1]} == {"prompt_embeds"}
     assert len(pictures) == 25
-    assert pictures[24].tobytes() == stock.picture(tensors[24] + 0.5 / 255).tobytes()
+    shown = (tensors[24].movedim(0, -1) * 255).round().byte().numpy()
+    assert pictures[24].tobytes() == shown.tobytes()
 
 
 def test_what_windows_cannot_do_is_refused() -> None:

@@ -6,6 +6,7 @@ The right value is where the same model goes with everything recomputed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ def camera(first: float, last: float) -> Iterator[tuple[float, Pixels]]:
         yield time, noisy.clip(0, 255).round().astype(np.uint8)
 
 
+@cache
 def played(pipe: Any, first: float, last: float, **options: Any) -> dict[float, float]:
     """The mean level of each edited frame, by the time of its source."""
     worker = Worker()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tests.live_fixtures import BLOCK, embeds, file_path, levels, pipeline, pixels
 from tests.server_fixtures import Server, alive, get, serving, wait_until
 
-from stillframe.controls import Controls, Gop
+from stillframe.controls import Controls, Gop, Guard, Rate
 from stillframe.errors import ModelError
 from stillframe.live import EditedFrame, RemoteSession, SessionError, WorkerProcess
 from stillframe.methods.prune import InterFramePruning
@@ -28,6 +28,8 @@ from stillframe.server.supervisor import ProcessSupervisor
 Pixels = NDArray[np.uint8]
 
 pytestmark = pytest.mark.timeout(120)
+
+WATCHED = Controls(Rate(kept=0.4), Guard(0.05))
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,32 @@ def test_who_does_not_read_stops_his_own_session_only(process: WorkerProcess) ->
         assert 3 * BLOCK <= number <= 6 * BLOCK
         assert deaf.unread <= BLOCK
         assert len(play(other, levels(2 * BLOCK))) == 2 * BLOCK
+
+
+def test_a_rate_and_a_guard_come_and_go_there_as_well(process: WorkerProcess) -> None:
+    frames = levels(9 * BLOCK, 64, 96)
+    with process.open(prompt_embeds=embeds(), policy="all") as session:
+        number = 0
+        for change in (None, {"control": WATCHED}, {"control": None}):
+            if change is not None:
+                session.change(**change)
+            batch = frames[number : number + 3 * BLOCK]
+            pusher = threading.Thread(target=push_all, args=(session, batch, number))
+            pusher.start()
+            out = [session.get(timeout=30) for _ in range(3 * BLOCK)]
+            pusher.join()
+            assert all(frame is not None for frame in out)
+            number += 3 * BLOCK
+        blocks = session.telemetry.blocks
+    expected = [False] * 3 + [True] * 3 + [False] * 3
+    assert [block.rate is not None for block in blocks] == expected
+    assert [block.guard is not None for block in blocks] == expected
+    assert {block.stream for block in blocks} == {0}
+
+
+def push_all(session: RemoteSession, frames: Pixels, start: int) -> None:
+    for number, frame in enumerate(frames):
+        assert session.push(frame, (start + number) / 10)
 
 
 def test_a_model_that_cannot_be_loaded_is_reported() -> None:

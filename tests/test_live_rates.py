@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,10 @@ import pytest
 import torch
 from tests.live_fixtures import (
     BLOCK,
-    embeds,
     file_path,
     levels,
     open_session,
     pipe_fixture,  # noqa: F401
-    pipeline,
     pixels,
     play,
     shares,
@@ -25,7 +22,7 @@ from tests.live_fixtures import (
 from stillframe.controls import Box, Controls, Cuts, Gop, Guard, Rate, Refresh, Region
 from stillframe.controls.guard import Watch
 from stillframe.controls.rate import RateController
-from stillframe.live import LiveSession, Worker, WorkerProcess
+from stillframe.live import LiveSession, Worker
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 pytestmark = pytest.mark.timeout(120)
@@ -202,38 +199,3 @@ def test_a_guard_is_asked_less_often_as_its_blocks_pile_up() -> None:
     assert drawn[:1024] == [8 * number for number in range(1, 1025)]
     assert len(set(drawn[1024:])) == 50
     assert drawn[-1] >= 8 * 1122
-
-
-def one_thread() -> CausalWanPipeline:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    return pipeline()
-
-
-def test_they_come_and_go_through_another_process() -> None:
-    frames = levels(9 * BLOCK, 64, 96)
-    with (
-        WorkerProcess(one_thread) as process,
-        process.open(prompt_embeds=embeds(), policy="all") as session,
-    ):
-        number = 0
-        for change in (None, {"control": WATCHED}, {"control": None}):
-            if change is not None:
-                session.change(**change)
-            batch = frames[number : number + 3 * BLOCK]
-            pusher = threading.Thread(target=_push, args=(session, batch, number))
-            pusher.start()
-            out = [session.get(timeout=30) for _ in range(3 * BLOCK)]
-            pusher.join()
-            assert all(frame is not None for frame in out)
-            number += 3 * BLOCK
-        blocks = session.telemetry.blocks
-    expected = [False] * 3 + [True] * 3 + [False] * 3
-    assert [block.rate is not None for block in blocks] == expected
-    assert [block.guard is not None for block in blocks] == expected
-    assert {block.stream for block in blocks} == {0}
-
-
-def _push(session: Any, frames: Any, start: int) -> None:
-    for number, frame in enumerate(frames):
-        assert session.push(frame, (start + number) / 10)

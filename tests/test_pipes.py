@@ -340,28 +340,6 @@ def test_three_programs_in_a_row() -> None:
         assert when - seen[0][0] == pytest.approx(index / 10, abs=1e-4)
 
 
-def test_a_reader_that_leaves_ends_the_run(model_folder: Path, tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    process = start(
-        *("--model", model_folder, "--prompt", "oil", "--report", report),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    into, back = pipes(process)
-    into.write(y4m(12))
-    into.flush()
-    assert back.read(len("YUV4MPEG2 ")) == b"YUV4MPEG2 "
-    back.close()
-    with contextlib.suppress(BrokenPipeError), into:
-        into.write(y4m(200)[len(HEADER) :])
-    said = said_by(process)
-    assert process.returncode == 141, said
-    assert "standard output was closed by its reader" in said
-    numbers = json.loads(report.read_text())
-    assert numbers["interrupted"]
-    assert 0 < numbers["frames_out"] < 200
-
-
 @contextlib.contextmanager
 def standing_for(descriptor: int, other: int) -> Iterator[None]:
     """Inside, `descriptor` is what `other` is; the latter is closed."""
@@ -389,6 +367,25 @@ def run_in_pipes(feed: Callable[[int, int], None], model: Path, *more: object) -
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     feeder.join()
     return result
+
+
+def test_a_reader_that_leaves_ends_the_run(model_folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+
+    def feed(into: int, back: int) -> None:
+        with os.fdopen(into, "wb", buffering=0) as pipe:
+            pipe.write(y4m(12))
+            with os.fdopen(back, "rb") as video:
+                assert video.read(len("YUV4MPEG2 ")) == b"YUV4MPEG2 "
+            with contextlib.suppress(BrokenPipeError):
+                pipe.write(y4m(200)[len(HEADER) :])
+
+    result = run_in_pipes(feed, model_folder, "--report", report)
+    assert result.exit_code == 141, result.output
+    assert "standard output was closed by its reader" in result.stderr
+    numbers = json.loads(report.read_text())
+    assert numbers["interrupted"]
+    assert 0 < numbers["frames_out"] < 200
 
 
 def test_ctrl_c_while_the_producer_pauses(model_folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests import tiny
+from tests.edit_fixtures import model_folder_fixture  # noqa: F401
 from tests.video_samples import make_video
+from typer.testing import CliRunner
 
+from stillframe.cli.app import app
 from stillframe.config import EditConfig
 from stillframe.jobs.preview import Moment, preview_file
 
@@ -64,31 +66,35 @@ def test_with_nothing_pruned_both_edits_are_one(clip: Path, tmp_path: Path) -> N
     assert moment.kept_share == 1
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "stillframe", *words]
-
-
 def test_a_file_is_not_replaced_unasked(clip: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     out.write_bytes(b"precious")
-    words = command("edit", str(clip), "-o", str(out), "--style", "oil", "-q")
-    ran = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert ran.returncode == 2
-    assert ran.stderr == f"Error: {out} is there already: -y replaces it\n"
+    done = CliRunner().invoke(app, ["edit", str(clip), "-o", str(out), "--style", "oil", "-q"])
+    assert done.exit_code == 2
+    assert done.stderr == f"Error: {out} is there already: -y replaces it\n"
     assert out.read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("answer", ["n", "y"])
-def test_at_a_terminal_it_asks(clip: Path, tmp_path: Path, answer: str) -> None:
+def test_at_a_terminal_it_asks(
+    clip: Path, model_folder: Path, tmp_path: Path, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out.png"
     out.write_bytes(b"precious")
-    words = command("edit", str(clip), "-o", str(out), "--style", "oil", "--preview", "1", "-q")
+    words = ["edit", str(clip), "-o", str(out), "--style", "oil", "--preview", "1", "-q"]
+    words += ["--model", str(model_folder)]
     ours, theirs = pty.openpty()
-    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs) as running:
+    with open(theirs, closefd=False) as keys, open(theirs, "w", closefd=False) as screen:
+        monkeypatch.setattr(sys, "stdin", keys)
+        monkeypatch.setattr(sys, "stdout", screen)
+        monkeypatch.setattr(sys, "stderr", screen)
         os.write(ours, f"{answer}\n".encode())
-        code = running.wait(timeout=120)
+        with pytest.raises(SystemExit) as ended:
+            app(words)
+        monkeypatch.undo()
     said = os.read(ours, 10000).decode()
     os.close(ours)
     os.close(theirs)
     assert f"{out} is there already. Replace?" in said.replace("\r\n", "")
+    code = ended.value.code
     assert (code, out.read_bytes() == b"precious") == ((2, True) if answer == "n" else (0, False))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +25,6 @@ from stillframe.server.access import (
 )
 from stillframe.server.limits import Limits, RefusedError
 from stillframe.server.middleware import content_security_policy
-from stillframe.server.serving import address
 
 KEY = "a-key-of-16-chars"
 UPGRADE = (
@@ -297,23 +293,6 @@ def test_a_token_is_the_files_else_the_variables_else_new(
     assert len(made) >= 16
     assert made != other
     assert token_asked_for("127.0.0.1", None) is None
-
-
-def test_the_token_is_no_argument_and_is_in_no_request() -> None:
-    assert address("10.0.0.1", 80, KEY).partition("#")[0] == "http://10.0.0.1:80/"
-    command = [sys.executable, "-m", "stillframe", "serve", "--host", "0.0.0.0", "--port", "0"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "STILLFRAME_TOKEN": KEY}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.partition("#token=")[2].split()[0] == KEY
-            arguments = Path(f"/proc/{process.pid}/cmdline")
-            if arguments.exists():
-                assert KEY not in arguments.read_text()
-        finally:
-            process.terminate()
-            process.wait(WAIT)
 
 
 @pytest.mark.parametrize(

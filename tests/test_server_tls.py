@@ -30,6 +30,8 @@ from stillframe.server.app import create_app
 from stillframe.server.certificate import check_certificate, own_certificate
 from stillframe.server.serving import address, listen, make_server
 
+KEY = "a-key-of-16-chars"
+
 
 def test_a_certificate_is_made_once_for_all_names_and_kept_from_others(tmp_path: Path) -> None:
     made = own_certificate(["box.example"], tmp_path)
@@ -106,29 +108,43 @@ def test_options_that_do_not_go_together_are_one_sentence(arguments: list[str], 
 
 
 def test_serve_says_what_it_does_from_the_first_moment(tmp_path: Path) -> None:
+    """With a token, which is in no argument and in no request."""
     with socket.socket() as place:
         place.bind(("127.0.0.1", 0))
         port = place.getsockname()[1]
     command = [sys.executable, "-m", "stillframe", "serve", "--port", str(port), "--tls-self-made"]
-    environment = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+    command += ["--host", "0.0.0.0"]
+    environment = {
+        **os.environ, "XDG_CONFIG_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1",
+        "STILLFRAME_TOKEN": KEY,
+    }  # fmt: skip
+    made, key = (tmp_path / "stillframe" / f"tls-{name}.pem" for name in ("certificate", "key"))
     lines: list[str] = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            if ":" in line and len(line) > 90 and line.startswith("  "):
-                break
-        process.send_signal(signal.SIGINT)
-        rest = process.communicate(timeout=60)[0]
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                if ":" in line and len(line) > 90 and line.startswith("  "):
+                    break
+            arguments = Path(f"/proc/{process.pid}/cmdline")
+            if arguments.exists():
+                assert KEY not in arguments.read_text()
+            trusting = ssl.create_default_context(cafile=str(made))
+            url = f"https://127.0.0.1:{port}/"
+            assert httpx.get(f"{url}healthz", verify=trusting, timeout=WAIT).json() == {"ok": True}
+            process.send_signal(signal.SIGINT)
+            rest = process.communicate(timeout=60)[0]
+        finally:
+            process.kill()
     assert [line.partition(";")[0] for line in lines[:2]] == [
-        "starting", f"listening on 127.0.0.1, port {port}",
+        "starting", f"listening on 0.0.0.0, port {port}",
     ]  # fmt: skip
     assert lines[2].startswith("the model is there, after")
-    assert lines[3].startswith(f"live editing at https://127.0.0.1:{port}/")
-    fingerprint = check_certificate(
-        tmp_path / "stillframe" / "tls-certificate.pem", tmp_path / "stillframe" / "tls-key.pem"
-    ).fingerprint
-    assert lines[-1].strip() == fingerprint
+    shown = address("0.0.0.0", port, KEY, tls=True)
+    assert lines[3].startswith(f"live editing at {shown} ")
+    assert shown.partition("#") == (f"https://{socket.gethostname()}:{port}/", "#", f"token={KEY}")
+    assert lines[-1].strip() == check_certificate(made, key).fingerprint
     assert "the server has ended" in rest

@@ -41,7 +41,7 @@ def stream(pipe: CausalWanPipeline, number: int, execution: str) -> Tensor:
     """Edited frames of a video, a seed and a prompt of one's own, pushed in uneven pieces."""
     generator = torch.Generator().manual_seed(number)
     opened = pipe.stream(PROMPTS[number], generator=generator, execution=execution)
-    video = tiny.clip(40, 32, 48, seed=number)
+    video = tiny.clip(30, 32, 48, seed=number)
     parts = [opened.push(piece) for piece in video.split(5 + number, 1)] + [opened.flush()]
     return torch.cat([part for part in parts if part is not None], 1)
 

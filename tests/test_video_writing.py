@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import platform
 import resource
 import signal
 import threading
@@ -23,6 +25,7 @@ from stillframe.video.timing import OutputClock
 from stillframe.whole_file import write_whole
 
 TICK = Fraction(1, 25)
+_M_PERTURB = -6
 
 
 def write(path: Path, frames: list[Pixels], codec: str | None = None, crf: int = 18) -> Path:
@@ -89,6 +92,30 @@ def test_times_move_to_the_nearest_free_tick_of_a_coarser_grid() -> None:
 def test_mp4_starts_with_its_index(tmp_path: Path) -> None:
     data = write(tmp_path / "a.mp4", [noise()] * 3).read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
+
+
+@contextlib.contextmanager
+def new_memory_holds(byte: int) -> Iterator[None]:
+    """What glibc's malloc hands out is full of this byte."""
+    libc = ctypes.CDLL(None)
+    # more than a byte, so that 0xFF, whose complement is 0, does not switch it off
+    assert libc.mallopt(_M_PERTURB, 0x100 | (byte ^ 0xFF))
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_PERTURB, 0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="fills memory with glibc's malloc")
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (128, 48), (208, 128)])
+def test_the_same_frames_make_the_same_file(tmp_path: Path, width: int, height: int) -> None:
+    world = np.kron(noise(0, 40, 20), np.ones((16, 16, 1), np.uint8))
+    frames = [world[i : i + height, 2 * i : 2 * i + width] for i in range(14)]
+    files = set()
+    for byte in (0x00, 0x1F, 0x3F, 0xAA, 0xFF):
+        with new_memory_holds(byte):
+            files.add(write(tmp_path / "a.mp4", frames).read_bytes())
+    assert len(files) == 1
 
 
 def test_a_written_array_may_be_reused(tmp_path: Path) -> None:

@@ -115,26 +115,16 @@ def fetch(
     if not wanted:
         say(f"{name} comes with the package: there is nothing to download")
         return
-    from stillframe.loading.hub import size_text
+    from stillframe.loading.hub import check_pins, size_text
+    from stillframe.loading.recipes import load_recipes
 
     missing, paths = fetch_shown(wanted)
-    _check_pins(name)
+    # said at once, and not when the model is used
+    if (recipe := load_recipes().get(name)) is not None:
+        check_pins(recipe)
     total = size_text(sum(path.stat().st_size for path in paths))
     done = f"{missing} fetched" if missing else "nothing to download"
     say(f"{name}: {done}, {len(paths)} files of {total} on disk")
-
-
-def _check_pins(name: str) -> None:
-    """Say at once, and not when the model is used, that a recipe's file is another.
-
-    Raises:
-        ModelError: it is.
-    """
-    from stillframe.loading.load import find_source
-    from stillframe.loading.recipes import load_recipes
-
-    if name in load_recipes():
-        find_source(name).check_pins()
 
 
 def _wanted(name: str, vae: str | None) -> tuple[Wanted, ...]:

@@ -125,17 +125,6 @@ class Source:
         """
         return self.read("model_index.json")
 
-    def check_pins(self) -> None:
-        """Refuse files that are not those that the recipe pins.
-
-        Raises:
-            ModelError: one is another, or not on disk.
-        """
-        if self.recipe is not None:
-            for file, expected in self.recipe.pins.items():
-                path = hub.require(self.recipe.repo_place, file, self.name)
-                hub.check_sha256(path, expected, f"recipe {self.recipe.name!r}")
-
     def read(self, file: str) -> dict[str, Any]:
         """The content of one of the base's JSON files.
 
@@ -308,7 +297,7 @@ def _transformer(source: Source, folder: Path, dtype: torch.dtype) -> Any:
     if recipe is None:
         with _told(f"the transformer of {source.name}"):
             return read_transformer(folder / "transformer", dtype)
-    source.check_pins()
+    hub.check_pins(recipe)
     repo = recipe.repo_place
     lora = None if recipe.lora is None else hub.require(repo, recipe.lora, source.name)
     weights = hub.require(repo, recipe.file, source.name)

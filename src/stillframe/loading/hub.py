@@ -33,6 +33,7 @@ __all__ = [
     "VAES",
     "RemoteFile",
     "Wanted",
+    "check_pins",
     "check_sha256",
     "fetch",
     "find",
@@ -266,6 +267,17 @@ def require(repo: str, file: str, name: str) -> Path:
     if (folder := _folder(repo)) is not None:
         raise ModelError(_missing_in(folder, file))
     raise ModelError(f"{file} of {repo} is not on disk: `stillframe models fetch {name}` gets it")
+
+
+def check_pins(recipe: Recipe) -> None:
+    """Refuse files that are not those that a recipe pins.
+
+    Raises:
+        ModelError: one is another, or not on disk.
+    """
+    for file, expected in recipe.pins.items():
+        path = require(recipe.repo_place, file, recipe.name)
+        check_sha256(path, expected, f"recipe {recipe.name!r}")
 
 
 def check_sha256(path: Path, expected: str, what: str) -> None:

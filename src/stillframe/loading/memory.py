@@ -221,7 +221,6 @@ def plan_memory(
     if text_config is not None:
         encoder = _text(_as_key(text_config), dtype, text_length)
     cache, fill = job.state(denoiser)
-    text = denoiser.text(job.embeds(denoiser))
     # float32, in and out
     frames = 2 * 4 * batch * timeline.later_frames * 3 * height * width
     compared = frames + whole.stays if vae_kind == "tiny" else 0
@@ -235,7 +234,7 @@ def plan_memory(
         autoencoder=weight_bytes(vae),
         cache=cache.nbytes,
         recovery=fill.nbytes,
-        text_cache=sum(x.nbytes for x in (*text.keys, *text.values, text.embeds)),
+        text_cache=_text_cache(model, dtype, weights, batch, text_length, denoiser.layers),
         stream=parts.stays,
         frames=job.seen(timeline.temporal),
         motion=_followed(job, timeline.temporal, denoiser.patch, stream.latent_channels, on_cpu)
@@ -380,6 +379,18 @@ def _activations(config: str, job: _Job) -> int:
     # where tokens are missing from the cache, attention reads a copy of those that are there
     copied = 0 if fill.complete else cache.keys(0).nbytes + cache.values(0).nbytes
     return added + copied
+
+
+@lru_cache(maxsize=16)
+def _text_cache(
+    config: str, dtype: torch.dtype, weights: str, batch: int, length: int, layers: int
+) -> int:
+    """Bytes of prompts' keys and values; all layers are alike, so one is enough."""
+    one = {**json.loads(config), "num_layers": 1}
+    denoiser = WanDenoiser(planned_transformer(one, dtype, weights))
+    dim = denoiser.transformer.config.text_dim
+    text = denoiser.text(torch.zeros(batch, length, dim, device=META, dtype=dtype))
+    return layers * (text.keys[0].nbytes + text.values[0].nbytes) + text.embeds.nbytes
 
 
 def _worked(added: int) -> int:

@@ -32,6 +32,8 @@ _LAMBDA_PER_QSCALE = 118
 # Who joins a stream late sees nothing before the next whole picture.
 _LIVE_KEYFRAME_S = 2
 _EVEN_FORMATS = ("yuv420", "yuvj420", "nv12", "p010")
+# OpenCV's number of AVX-512F.
+_AVX512F = 13
 
 
 class Picture(NamedTuple):
@@ -268,7 +270,7 @@ def _quality(codec: str, crf: int, is_live: bool) -> dict[str, str]:
     if codec == "libx264" and is_live:
         return {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
     if codec in ("libx264", "libx264rgb"):
-        return {"crf": str(crf), "preset": "faster"}
+        return {"crf": str(crf), "preset": "faster", **_repeatable_x264()}
     if codec == "libx265":
         return {"crf": str(min(51, crf + 3)), "x265-params": "log-level=none"}
     if codec == "libvpx-vp9":
@@ -279,3 +281,16 @@ def _quality(codec: str, crf: int, is_live: bool) -> dict[str, str]:
         quantiser = max(1, round(crf / 6))
         return {"flags": "+qscale", "global_quality": str(_LAMBDA_PER_QSCALE * quantiser)}
     return {}
+
+
+def _repeatable_x264() -> dict[str, str]:
+    """Options with which libx264 makes the same file of the same pictures.
+
+    With AVX-512 its macroblock tree takes eight macroblocks at a time and reads past the last one
+    of a picture whose width is no multiple of 128, where memory holds anything (core 165). With
+    AVX2, which is as fast and what such a processor has, too, it stops at the last one. Streams
+    have no macroblock tree.
+    """
+    import cv2
+
+    return {"x264-params": "asm=avx2"} if cv2.checkHardwareSupport(_AVX512F) else {}
