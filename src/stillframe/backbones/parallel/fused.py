@@ -119,7 +119,7 @@ class ShardedBlocks(FusedBlocks):
         found = super()._find_graphs(static)
         if found is not None and found is not self._noted:
             self._noted = found
-            self._group.before_close(found.forget)
+            self._group.drop_first(found)
         return found
 
     def warm(self, counts: Sequence[int] | None) -> Iterator[int]:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -59,6 +60,13 @@ def _file_store(path: str, size: int) -> Any:
     return store(path, size)
 
 
+class _Graphs(Protocol):
+    """Can be dropped."""
+
+    def forget(self) -> None:
+        """Drop all graphs."""
+
+
 class Group:
     """The processes of one stream.
 
@@ -70,18 +78,18 @@ class Group:
 
     def __init__(self, device: torch.device, rank: int, size: int) -> None:
         self.device, self.rank, self.size = device, rank, size
-        self._before_close: list[Callable[[], None]] = []
+        self._graphs: weakref.WeakSet[_Graphs] = weakref.WeakSet()
 
-    def before_close(self, forget: Callable[[], None]) -> None:
-        """Have something dropped first when the group is left: CUDA graphs with exchanges in them,
-        since NCCL does not let a connection go while there are graphs that use it."""
-        self._before_close.append(forget)
+    def drop_first(self, graphs: _Graphs) -> None:
+        """Have CUDA graphs with exchanges in them dropped before the group is left, if they are
+        still there then: NCCL does not let a connection go while there are graphs that use it."""
+        self._graphs.add(graphs)
 
     def close(self, *, cut: bool = False) -> None:
         """Leave; ``cut`` ends what still waits for others, which may be gone."""
-        for forget in self._before_close:
-            forget()
-        self._before_close.clear()
+        for graphs in self._graphs:
+            graphs.forget()
+        self._graphs.clear()
         if not dist.is_initialized():
             return
         if cut:
