@@ -7,7 +7,7 @@ only follow it, whatever it is: they read, write and print nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -103,13 +103,17 @@ def only_follow(given: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def loaded(
-    given: Mapping[str, Any], method: Method | None = None, **task: Any
+    given: Mapping[str, Any],
+    method: Method | None = None,
+    on_gone: Callable[[str], None] | None = None,
+    **task: Any,
 ) -> Iterator[CausalWanPipeline]:
     """The model, on as many cards as were asked for; see `load` for ``given`` and ``task``.
 
     Args:
         given: has the values of `PARALLEL`, too.
         method: that it shall run, if that is known.
+        on_gone: see `Followers`.
         task: what memory is planned for.
 
     Raises:
@@ -125,7 +129,7 @@ def loaded(
     _fetch(given)
     if place is None:
         devices = _devices(given.get("device", "auto"), count)
-        with _started(given, devices, task) as pipe:
+        with _started(given, devices, task, on_gone) as pipe:
             yield pipe
         return
     if given["parallel"] is not None:
@@ -182,7 +186,10 @@ def _devices(name: str, count: int) -> list[str]:
 
 @contextmanager
 def _started(
-    given: Mapping[str, Any], devices: list[str], task: dict[str, Any]
+    given: Mapping[str, Any],
+    devices: list[str],
+    task: dict[str, Any],
+    on_gone: Callable[[str], None] | None,
 ) -> Iterator[CausalWanPipeline]:
     from stillframe.jobs.parallel import Followers
 
@@ -191,7 +198,7 @@ def _started(
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         given = {**given, "threads": max((cores or 1) // len(devices), 1)}
     make = partial(_transformer, _for_follower(given))
-    with Followers(devices, make) as followers:
+    with Followers(devices, make, on_gone) as followers:
         pipe = load({**given, "device": devices[0]}, **task)
         with followers.leading(pipe):
             yield pipe

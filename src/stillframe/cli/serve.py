@@ -5,6 +5,7 @@ What the server does is in ``server``, which needs packages of its own.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,6 +21,7 @@ from stillframe.cli.listening import (
     run_until_interrupted,
 )
 from stillframe.cli.options import LOADING, MODEL, SIZE, live_edits, load, part
+from stillframe.cli.parallel import PARALLEL, loaded
 from stillframe.cli.screen import say
 from stillframe.cli.warm import made_ready, told
 from stillframe.config import EditConfig
@@ -52,6 +54,7 @@ _OWN = {
         metavar="LIST",
         group=SERVER,
     ),
+    **PARALLEL,
     **part(LISTENING, ("token_file", "name", "tls_cert", "tls_key", "tls_self_made")),
     "max_pixels": Option(
         "int",
@@ -110,6 +113,7 @@ def serve(given: Given) -> None:
     # refused here, as for `edit`, and not when the first client comes
     EditConfig.from_options(edits, named=flag)
     who, devices = access(given), _devices(given)
+    _check_parallel(given)
     with listen(given["host"], given["port"]) as place:
         port = place.getsockname()[1]
         say(f"listening on {given['host']}, port {port}; loading {given['model']}", stderr=True)
@@ -146,6 +150,22 @@ def _devices(given: Mapping[str, Any]) -> list[str]:
     return devices
 
 
+def _check_parallel(given: Mapping[str, Any]) -> None:
+    """Raise a ValueError if options do not go together with `--parallel`."""
+    if given["parallel"] is None:
+        return
+    for name, why in (
+        ("devices", "each of which runs sessions of its own"),
+        ("one_process", "which starts no other process"),
+        ("warm", "which captures what one card runs"),
+    ):
+        if given[name]:
+            raise ValueError(
+                f"--parallel {given['parallel']} does not go with {flag(name)}, {why}: "
+                f"leave one out"
+            )
+
+
 def _app(
     given: Mapping[str, Any], edits: Mapping[str, Any], token: str | None, devices: Sequence[str]
 ) -> FastAPI:
@@ -155,7 +175,12 @@ def _app(
     from stillframe.server.limits import Limits
 
     loading = part(given, (*MODEL, *LOADING, *SIZE, "store", "cache", "motion"))
-    make = partial(load_warm, edits=dict(edits)) if given["warm"] else load
+    make: Callable[[Mapping[str, Any]], Any] = load
+    if given["warm"]:
+        make = partial(load_warm, edits=dict(edits))
+    if given["parallel"] is not None:
+        loading |= {"parallel": given["parallel"]}
+        make = partial(loaded, on_gone=_end)
     return create_app(
         make(loading)
         if given["one_process"]
@@ -175,6 +200,12 @@ def _app(
     )
 
 
+def _end(reason: str) -> None:
+    """End the process that runs the model: the server starts another one, and its others."""
+    say(reason, stderr=True)
+    os._exit(1)
+
+
 def load_warm(loading: Mapping[str, Any], edits: Mapping[str, Any]) -> CausalWanPipeline:
     """The model, made ready for sessions that edit as options say."""
     pipe, quiet = load(loading), bool(loading.get("quiet"))
@@ -188,7 +219,7 @@ def load_warm(loading: Mapping[str, Any], edits: Mapping[str, Any]) -> CausalWan
 
 
 def _in_processes(
-    make: Callable[[Mapping[str, Any]], CausalWanPipeline],
+    make: Callable[[Mapping[str, Any]], Any],
     loading: Mapping[str, Any],
     devices: Sequence[str],
     max_sessions: int,
@@ -201,7 +232,8 @@ def _in_processes(
     # here, where there is a screen to show it on
     if missing := missing_files(loading["model"], loading["vae"]):
         fetch_shown(missing)
-    supervisor: ModelSupervisor = ProcessSupervisor(partial(make, loading))
+    several = loading.get("parallel") is not None
+    supervisor: ModelSupervisor = ProcessSupervisor(partial(make, loading), starts_others=several)
     if devices:
         threads = _threads(loading, len(devices))
         # of CUDA devices a process sees its own alone

@@ -70,18 +70,25 @@ class Followers:
     Args:
         devices: of all processes, this one's first.
         load: makes the transformer, with the same weights as here.
+        on_gone: called from a thread, with a sentence, when one of them has gone that should not
+            have, once all of them had been there.
 
     Attributes:
         pids: of the processes, once they were started.
     """
 
-    def __init__(self, devices: Sequence[str], load: Load) -> None:
-        self._devices, self._load = devices, load
+    def __init__(
+        self,
+        devices: Sequence[str],
+        load: Load,
+        on_gone: Callable[[str], None] | None = None,
+    ) -> None:
+        self._devices, self._load, self._on_gone = devices, load, on_gone
         self._processes: list[Any] = []
         self._connections: list[Connection[Any, Any]] = []
         self._loaded: set[int] = set()
         self._group: Group | None = None
-        self._ended = threading.Event()
+        self._ended, self._over = threading.Event(), threading.Event()
         self._reason: str | None = None
         self._stack = contextlib.ExitStack()
 
@@ -130,10 +137,11 @@ class Followers:
             wait([*self._connections, *(x.sentinel for x in self._processes)], _LOOK_SECONDS)
         device = torch.device(self._devices[0])
         self._group = join(device, 0, len(self._devices), self._store)
-        if device.type == "cuda":
+        if device.type == "cuda" or self._on_gone is not None:
             threading.Thread(target=self._watch, name="stillframe-watch", daemon=True).start()
         with lead(pipe, self._group):
             yield
+            self._over.set()
         self._ended.set()
 
     def __exit__(
@@ -179,10 +187,14 @@ class Followers:
         return self._reason or found
 
     def _watch(self) -> None:
-        """End what waits on a card for a process that has gone; a thread's work."""
+        """End what waits on a card for a process that has gone, and tell; a thread's work."""
         wait([process.sentinel for process in self._processes])
-        if not self._ended.is_set() and self._group is not None:
-            self._reason = self._gone()
+        if self._over.is_set() or self._ended.is_set() or self._group is None:
+            return
+        self._reason = self._gone()
+        if self._on_gone is not None:
+            self._on_gone(self._reason or "a process has gone")
+        if self._group.device.type == "cuda":
             self._group.close(cut=True)
 
     def _end(self) -> None:

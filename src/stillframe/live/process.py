@@ -14,7 +14,6 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -23,10 +22,9 @@ from stillframe.errors import ModelError
 from stillframe.live.client import RemoteSession
 from stillframe.live.ipc import Channel, ChannelClosedError, ModelInfo, Pixels
 from stillframe.live.worker import SessionError
-from stillframe.live.worker_main import run_worker
+from stillframe.live.worker_main import Load, run_worker
 from stillframe.loading.devices import environment_of
 from stillframe.loading.host import run_with
-from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["WorkerProcess"]
 
@@ -45,10 +43,11 @@ class WorkerProcess:
     One that hangs is killed: it sends a heartbeat once a second (``worker_main``).
 
     Args:
-        load: makes the model, in that process; must be picklable, such as
-            ``functools.partial(load_pipeline, "tiny")``.
+        load: makes the model, in that process, or a context manager that has it while sessions
+            are served; must be picklable, such as ``functools.partial(load_pipeline, "tiny")``.
         device: a name of ``loading.devices``: of CUDA devices the process sees this one alone, as
             its first. By default it sees all.
+        starts_others: the model runs in processes that that one starts, and ends.
         silence_seconds: without a word from it after which it counts as hung.
         turn_seconds: a session's turn, a block or a prompt, may take.
 
@@ -59,15 +58,16 @@ class WorkerProcess:
 
     def __init__(
         self,
-        load: Callable[[], CausalWanPipeline],
+        load: Load,
         device: str | None = None,
         *,
+        starts_others: bool = False,
         silence_seconds: float = 30.0,
         turn_seconds: float = 600.0,
     ) -> None:
         self.model = ModelInfo(0, "")
         self.pid: int | None = None
-        self._load, self._device = load, device
+        self._load, self._device, self._starts_others = load, device, starts_others
         self._silence_seconds, self._turn_seconds = silence_seconds, turn_seconds
         self._silent = 0.0
         self._hung: str | None = None
@@ -113,7 +113,8 @@ class WorkerProcess:
                 target=run_with,
                 args=(environment_of(self._device), run, its),
                 name="stillframe-model",
-                daemon=True,
+                # one that is may start none; it ends with its channel either way
+                daemon=not self._starts_others,
             )
             self._process.start()
             self._begun, self.pid = True, self._process.pid

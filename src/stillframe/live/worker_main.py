@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -25,7 +26,10 @@ from stillframe.live.session import LiveSession
 from stillframe.live.worker import SessionError, Worker
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
-__all__ = ["run_worker"]
+__all__ = ["Load", "run_worker"]
+
+#: Makes the model, or a context manager that has it while sessions are served.
+Load = Callable[[], "CausalWanPipeline | AbstractContextManager[CausalWanPipeline]"]
 
 _HEARTBEAT_SECONDS = 1.0
 
@@ -34,7 +38,7 @@ _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
 def run_worker(
-    connection: Connection[Any, Any], load: Callable[[], CausalWanPipeline]
+    connection: Connection[Any, Any], load: Load
 ) -> None:  # pragma: no cover - runs in a process of its own
     """Load the model, say so, and serve until the channel ends."""
     # Ctrl-C reaches every process of a terminal; when to end is for the other one to say
@@ -43,18 +47,21 @@ def run_worker(
     threading.Thread(
         target=_send_heartbeats, args=(channel, worker), name="stillframe-heartbeat", daemon=True
     ).start()
-    try:
-        pipe = load()
-    except Exception as error:
-        known = isinstance(error, StillframeError | ValueError)
-        content = str(error) if known else f"{type(error).__name__}: {error}"
-        channel.send(("failed", type(error).__name__, content, traceback.format_exc()))
-        return
-    try:
-        channel.send(("ready", ModelInfo(pipe.config.default_height, str(pipe.compute_device))))
-        _RequestHandler(channel, pipe, worker).run()
-    except ChannelClosedError:
-        return
+    with ExitStack() as stack:
+        try:
+            made = load()
+            pipe = made if isinstance(made, CausalWanPipeline) else stack.enter_context(made)
+        except Exception as error:
+            known = isinstance(error, StillframeError | ValueError)
+            content = str(error) if known else f"{type(error).__name__}: {error}"
+            channel.send(("failed", type(error).__name__, content, traceback.format_exc()))
+            return
+        try:
+            info = ModelInfo(pipe.config.default_height, str(pipe.compute_device))
+            channel.send(("ready", info))
+            _RequestHandler(channel, pipe, worker).run()
+        except ChannelClosedError:
+            return
 
 
 def _send_heartbeats(channel: Channel, worker: Worker) -> None:  # pragma: no cover - as above

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from stillframe.live import LiveSession, Session, SessionError, Worker, WorkerProcess
+from stillframe.live.worker_main import Load
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.server.limits import RefusedError
 
@@ -146,18 +147,20 @@ class ProcessSupervisor:
 
     Args:
         load: makes the model, in that process; picklable, see `WorkerProcess`.
-        device: of that process, see there.
+        device, starts_others: of that process, see there.
         patience: seconds that `open` waits for a process.
     """
 
     def __init__(
         self,
-        load: Callable[[], CausalWanPipeline],
+        load: Load,
         device: str | None = None,
         *,
+        starts_others: bool = False,
         patience: float = 60.0,
     ) -> None:
         self._load, self._device, self._patience = load, device, patience
+        self._starts_others = starts_others
         self._process: WorkerProcess | None = None
         self._starting: WorkerProcess | None = None
         self._changed = threading.Condition()
@@ -217,7 +220,7 @@ class ProcessSupervisor:
 
     def _start_process(self) -> None:
         """Start a process, and wait until it serves; see `start`."""
-        process = WorkerProcess(self._load, self._device)
+        process = WorkerProcess(self._load, self._device, starts_others=self._starts_others)
         with self._changed:
             if self._stopped:
                 process.stop()  # so that it does not start
