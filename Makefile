@@ -12,8 +12,8 @@ demo: $(STAMP)  ## restyle two clips; results in demo/
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
 
-test-kernels: $(STAMP)  ## the kernels that take Triton's interpreter a minute, against their references
-	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu" tests/test_fused_kernels.py
+test-kernels: $(STAMP)  ## kernels that take Triton a minute, interpreted against their references and compiled ahead
+	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu" tests/test_fused_kernels.py tests/test_compiling.py
 
 test-installs: $(STAMP)  ## the wheel with the newest of everything, on every Python there is
 	VENV=$(VENV) .ci/installs

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from tests import tiny
+
+
+def pytest_collection_finish() -> None:
+    # what was imported and collected stays to the end: `gc.collect` need not walk it in every test
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -68,19 +68,33 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Recordings:
 
 def _replayed(recorder: _Recorder, last: Any) -> Any:
     made: dict[int, Tensor] = {}
-
-    def now(tensor: Tensor) -> Tensor:
-        return made.get(id(tensor), tensor)
-
     for func, args, kwargs, out in recorder.done:
-        again = func(*tree_map_only(Tensor, now, args), **tree_map_only(Tensor, now, kwargs))
-        for old, new in zip(_tensors(out), _tensors(again), strict=True):
-            if old is not new:
-                made[id(old)] = new
-    return tree_map_only(Tensor, now, last)
+        again = func(*_now(args, made), **_now(kwargs, made))
+        _note(out, again, made)
+    return tree_map_only(Tensor, lambda tensor: made.get(id(tensor), tensor), last)
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    tree_map_only(Tensor, found.append, value)
-    return found
+# by hand, since torch's trees would take most of a replay's time: arguments of torch's own
+# operations are tensors within lists, tuples and dictionaries, and results are so, too
+
+
+def _now(value: Any, made: dict[int, Tensor]) -> Any:
+    """What stands for a recorded argument in this replay."""
+    if isinstance(value, Tensor):
+        return made.get(id(value), value)
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([_now(each, made) for each in value])
+    if kind is dict:
+        return {key: _now(each, made) for key, each in value.items()}
+    return value
+
+
+def _note(old: Any, new: Any, made: dict[int, Tensor]) -> None:
+    """Let the results of an operation stand for those that were recorded."""
+    if isinstance(old, Tensor):
+        if old is not new:
+            made[id(old)] = new
+    elif isinstance(old, list | tuple):
+        for one, other in zip(old, new, strict=True):
+            _note(one, other, made)

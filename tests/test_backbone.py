@@ -118,12 +118,10 @@ def edited(
     return torch.cat([part for part in parts if part is not None], 1), shares
 
 
-# a method that never prunes has nothing to recover
-EVERY = [
-    (name, recovery)
-    for name, kind in methods().items()
-    for recovery in (recoveries() if kind.prunes else ("none",))
-]
+# a mask is all that a recovery knows of a method: each of either, not each with each; a method that
+# never prunes has nothing to recover
+EVERY = [(name, "aligned" if kind.prunes else "none") for name, kind in methods().items()]
+EVERY += [("prune", recovery) for recovery in recoveries() if recovery != "aligned"]
 
 
 @pytest.mark.parametrize(("name", "recovery"), EVERY)

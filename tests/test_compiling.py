@@ -31,7 +31,7 @@ def launched(cache: Path, how: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("how", ["works", "fails"])
+@pytest.mark.parametrize("how", ["works", pytest.param("fails", marks=pytest.mark.slow)])
 def test_a_launch_waits_for_its_kernel_and_finds_it(how: str, tmp_path: Path) -> None:
     found = launched(tmp_path, how)
     assert found["hits"] == [True, True]
@@ -56,6 +56,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_an_edit_is_rehearsed_to_its_end(tmp_path: Path) -> None:
     found = json.loads(ran(tmp_path, "-c", REHEARSAL))
     kernels = [(kernel, key) for kernel, key, _ in found]

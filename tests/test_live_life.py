@@ -203,7 +203,10 @@ def _only_new() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     yield
+    # as after collection: what is left of tests is not frozen for good, what was imported is
     gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def living(kind: type) -> int:

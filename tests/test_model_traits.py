@@ -35,11 +35,31 @@ SPECIAL = ["streamdiffusionv2", "causal-forcing-2step", "rolling-forcing", "rewa
 SPECIAL += ["longlive", "krea-14b"]
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in diffusers' format that every recipe starts from."""
+    return base_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def self_forcing(base: Path, tmp_path_factory: pytest.TempPathFactory) -> StreamSettings:
+    """What Self Forcing generates with, which has none of the traits."""
+    _, table = publish(tmp_path_factory.mktemp("plain"), BUILT_IN["self-forcing"], base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RECIPES_VARIABLE, str(table))
+        return load_pipeline("self-forcing", device="cpu", vae="full").generation_settings()
+
+
 @pytest.mark.parametrize("name", SPECIAL)
 def test_a_converted_folder_runs_as_its_recipe_does(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    base: Path,
+    self_forcing: StreamSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, table = publish(tmp_path, BUILT_IN[name], base_folder(tmp_path / "base"))
+    """And not as Self Forcing does."""
+    _, table = publish(tmp_path, BUILT_IN[name], base)
     monkeypatch.setenv(RECIPES_VARIABLE, str(table))
     folder = convert_model(name, tmp_path / "out", vae="full", dtype="float32")
     own, kept = (
@@ -47,11 +67,7 @@ def test_a_converted_folder_runs_as_its_recipe_does(
     )
     assert kept.settings() == own.settings()
     assert kept.generation_settings() == own.generation_settings()
-    # and not as Self Forcing does
-    _, plain = publish(tmp_path, BUILT_IN["self-forcing"], tmp_path / "base")
-    monkeypatch.setenv(RECIPES_VARIABLE, str(plain))
-    other = load_pipeline("self-forcing", device="cpu", vae="full")
-    assert own.generation_settings() != other.generation_settings()
+    assert own.generation_settings() != self_forcing
 
 
 def test_a_plan_counts_the_blocks_of_its_task() -> None:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from tests import tiny
-from tests.server_fixtures import WAIT, Client, Server, get, serving
+from tests.server_fixtures import Server, get, serving
 from typer.testing import CliRunner
 from websockets.exceptions import InvalidStatus
-from websockets.sync.client import connect
 
 from stillframe.cli.app import app as command_line
 from stillframe.loading.styles import Style
@@ -26,7 +20,6 @@ from stillframe.server.app import create_app
 
 STYLES = [Style("oil", "an oil painting", "thick paint", ("oil",))]
 KEY = "a-key-of-16-chars"
-HELLO = '{"type": "hello", "prompt": "oil", "width": 96, "height": 64}'
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -119,42 +112,6 @@ def test_pages_and_names_of_others_are_turned_away(server: Server) -> None:
     with server.client(origin=f"http://127.0.0.1:{server.port}") as client:
         client.until("ready")
     assert get(server, "/api/status", headers={"Host": "evil.example"}).status_code == 403
-
-
-def test_the_command_serves_until_it_is_interrupted() -> None:
-    held = ["--target-kept", "0.4", "--rate-mode", "capped", "--refresh", "16", "--gop", "20"]
-    held += ["--cuts", "--guard", "0.05"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "stillframe", "serve", "--port", "0", "--threads", "1", *held],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    ) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
-            assert found, line
-            answer = httpx.Client(transport=httpx.HTTPTransport(retries=5), timeout=WAIT)
-            with answer:
-                assert answer.get(f"{found[0]}api/models").json()["loaded"] == "tiny"
-            url = f"ws://127.0.0.1:{found[1]}/live"
-            with connect(url, open_timeout=WAIT, close_timeout=1) as talk:
-                client = Client(talk)
-                talk.send(HELLO)
-                client.works()
-                assert client.texts[0]["holding"] == {
-                    "target_kept": 0.4, "rate_mode": "capped", "refresh": 16, "gop": 20,
-                    "cuts": True, "guard": 0.05,
-                }  # fmt: skip
-                told = next(text for text in client.texts if text["type"] == "telemetry")
-                assert (told["rate"]["target_kept"], told["guard"]["share"]) == (0.4, 0.05)
-                process.send_signal(signal.SIGINT)
-                assert client.ending()[0] == 1012
-            # its two processes end one after the other, which takes seconds on a machine at rest
-            assert process.wait(3 * WAIT) == 0
-        finally:
-            process.kill()
 
 
 def test_the_command_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

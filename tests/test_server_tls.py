@@ -107,13 +107,20 @@ def test_options_that_do_not_go_together_are_one_sentence(arguments: list[str], 
     assert told in " ".join(done.output.split())
 
 
-def test_serve_says_what_it_does_from_the_first_moment(tmp_path: Path) -> None:
-    """With a token, which is in no argument and in no request."""
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port = place.getsockname()[1]
-    command = [sys.executable, "-m", "stillframe", "serve", "--port", str(port), "--tls-self-made"]
-    command += ["--host", "0.0.0.0"]
+HELD = {
+    "target_kept": 0.4,
+    "rate_mode": "capped",
+    "refresh": 16,
+    "gop": 20,
+    "cuts": True,
+    "guard": 0.05,
+}
+
+
+def test_serve_says_what_it_does_and_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    """On any port that is free; with a token, which is in no argument and in no request."""
+    command = [sys.executable, "-m", "stillframe", "serve", "--port", "0", "--tls-self-made"]
+    command += ["--host", "0.0.0.0", "--threads", "1", *options(HELD)]
     environment = {
         **os.environ, "XDG_CONFIG_HOME": str(tmp_path), "PYTHONUNBUFFERED": "1",
         "STILLFRAME_TOKEN": KEY,
@@ -132,13 +139,12 @@ def test_serve_says_what_it_does_from_the_first_moment(tmp_path: Path) -> None:
             arguments = Path(f"/proc/{process.pid}/cmdline")
             if arguments.exists():
                 assert KEY not in arguments.read_text()
-            trusting = ssl.create_default_context(cafile=str(made))
-            url = f"https://127.0.0.1:{port}/"
-            assert httpx.get(f"{url}healthz", verify=trusting, timeout=WAIT).json() == {"ok": True}
-            process.send_signal(signal.SIGINT)
-            rest = process.communicate(timeout=60)[0]
+            port = int(lines[1].partition(";")[0].rpartition(" ")[2])
+            use(port, ssl.create_default_context(cafile=str(made)), process)
+            rest = process.communicate(timeout=3 * WAIT)[0]
         finally:
             process.kill()
+    assert process.returncode == 0
     assert [line.partition(";")[0] for line in lines[:2]] == [
         "starting", f"listening on 0.0.0.0, port {port}",
     ]  # fmt: skip
@@ -148,3 +154,31 @@ def test_serve_says_what_it_does_from_the_first_moment(tmp_path: Path) -> None:
     assert shown.partition("#") == (f"https://{socket.gethostname()}:{port}/", "#", f"token={KEY}")
     assert lines[-1].strip() == check_certificate(made, key).fingerprint
     assert "the server has ended" in rest
+
+
+def options(held: dict[str, Any]) -> list[str]:
+    """As they stand on the command line."""
+    words = []
+    for name, value in held.items():
+        words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return words
+
+
+def use(port: int, trusting: ssl.SSLContext, process: subprocess.Popen[str]) -> None:
+    """Ask for what there is, edit with what the command holds, and interrupt the command."""
+    url = f"https://127.0.0.1:{port}/"
+    asked: dict[str, Any] = {"verify": trusting, "timeout": WAIT}
+    assert httpx.get(f"{url}healthz", **asked).json() == {"ok": True}
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    assert httpx.get(f"{url}api/models", headers=bearer, **asked).json()["loaded"] == "tiny"
+    with connect(
+        f"wss://127.0.0.1:{port}/live", ssl=trusting, open_timeout=WAIT, close_timeout=1
+    ) as line:
+        client = Client(line)
+        client.say("hello", prompt="oil", width=96, height=64, token=KEY)
+        client.works()
+        assert client.texts[0]["holding"] == HELD
+        told = next(text for text in client.texts if text["type"] == "telemetry")
+        assert (told["rate"]["target_kept"], told["guard"]["share"]) == (0.4, 0.05)
+        process.send_signal(signal.SIGINT)
+        assert client.ending()[0] == 1012
