@@ -95,8 +95,10 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
+            # all of them first: the first signal puts them back
+            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
             for number in _SIGNALS:
-                self._before[number] = signal.signal(number, self._request)
+                signal.signal(number, self._request)
             for handler in self._before.values():
                 if isinstance(handler, _Raising) and handler.received and not self._requested:
                     self._request(handler.received)
