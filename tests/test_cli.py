@@ -21,7 +21,7 @@ from tests.video_samples import LOSSLESS, decode, make_video, noise, scramble
 from typer.testing import CliRunner
 
 from stillframe.cli.app import app
-from stillframe.cli.screen import Interruption
+from stillframe.cli.interruption import Interruption
 from stillframe.methods import methods
 from stillframe.recovery import recoveries
 from stillframe.video import VideoReader

@@ -5,6 +5,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """Entry point of the ``stillframe`` command."""
-    from stillframe.cli.app import app
+    from stillframe.cli.interruption import interruptible
 
-    app()
+    with interruptible():
+        from stillframe.cli.app import app
+
+        app()

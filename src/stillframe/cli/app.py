@@ -2,7 +2,8 @@
 
 torch is imported by commands that need it, so that ``--help`` answers at once. Exit codes: 0 done
 (perhaps with a warning), 2 refused with one sentence, 3 a batch came to its end and some of its
-files could not be edited, 130 interrupted, 141 stopped because nobody reads the output any more.
+files could not be edited, 130 interrupted (143 by SIGTERM), 141 stopped because nobody reads the
+output any more.
 """
 
 from __future__ import annotations

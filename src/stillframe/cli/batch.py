@@ -14,6 +14,7 @@ import typer
 
 from stillframe.cli.command import Given, flag, takes
 from stillframe.cli.edit import placed_prompt
+from stillframe.cli.interruption import Interruption
 from stillframe.cli.options import (
     FRAMES,
     LOADING,
@@ -27,7 +28,7 @@ from stillframe.cli.options import (
     load,
     part,
 )
-from stillframe.cli.screen import Interruption, counted_progress, numbers_table, say, warn
+from stillframe.cli.screen import counted_progress, numbers_table, say, warn
 from stillframe.config import EditConfig, edit_options
 from stillframe.options import Option
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from stillframe.cli.command import Given, takes
+from stillframe.cli.interruption import Interruption
 from stillframe.cli.options import MODEL, SIDE, load, part
-from stillframe.cli.screen import Interruption, edit_progress, numbers_table, say
+from stillframe.cli.screen import edit_progress, numbers_table, say
 from stillframe.errors import InputError, OutputError
 from stillframe.options import Option
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stillframe.cli.command import Given, flag, takes
+from stillframe.cli.interruption import Interruption
 from stillframe.cli.options import (
     FRAMES,
     LOADING,
@@ -26,7 +27,7 @@ from stillframe.cli.options import (
 )
 from stillframe.cli.parallel import PARALLEL, loaded, only_follow
 from stillframe.cli.replacing import ask_to_replace
-from stillframe.cli.screen import READER_GONE, Interruption, edit_progress, say, summary, warn
+from stillframe.cli.screen import READER_GONE, edit_progress, say, summary, warn
 from stillframe.config import EditConfig, edit_options
 from stillframe.options import Option
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from stillframe.cli.command import Given, takes
+from stillframe.cli.interruption import Interruption
 from stillframe.cli.options import (
     FRAMES,
     LOADING,
@@ -21,7 +22,7 @@ from stillframe.cli.options import (
 )
 from stillframe.cli.parallel import PARALLEL, loaded, only_follow
 from stillframe.cli.replacing import ask_to_replace
-from stillframe.cli.screen import Interruption, edit_progress, say
+from stillframe.cli.screen import edit_progress, say
 from stillframe.config import OPTIONS, EditConfig
 from stillframe.options import Option
 

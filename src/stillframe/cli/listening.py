@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from stillframe.cli.interruption import Interruption
 from stillframe.cli.screen import say
 from stillframe.errors import StillframeError
 from stillframe.options import Option
@@ -104,7 +105,7 @@ def access(given: Mapping[str, Any]) -> Access:
 def run_until_interrupted(
     app: Any, place: socket.socket, who: Access, what: str, *, opens: bool, camera: bool = False
 ) -> None:
-    """Say where the page is, and serve it until Ctrl-C.
+    """Say where the page is, and serve it until Ctrl-C or SIGTERM.
 
     Args:
         app: whose ``state.server`` is its `Admission`.
@@ -117,14 +118,21 @@ def run_until_interrupted(
 
     port, tls = place.getsockname()[1], who.certificate is not None
     url = address(who.host, port, who.token, tls=tls)
+    server = make_server(app, who.certificate)
+
+    def end() -> None:
+        server.should_exit = True
+
     try:
-        say(f"{what} at {url} (Ctrl-C ends it)")
-        for line in _others(who, port, camera):
-            say(line)
-        with _opened(url) if opens else nullcontext():
-            make_server(app, who.certificate).run(sockets=[place])
+        # who reads where the page is may end it at once, before the server's own handlers are there
+        with Interruption(end):
+            say(f"{what} at {url} (Ctrl-C ends it)")
+            for line in _others(who, port, camera):
+                say(line)
+            with _opened(url) if opens else nullcontext():
+                server.run(sockets=[place])
     except KeyboardInterrupt:
-        pass  # which is how a server ends
+        pass  # the second one, which does not wait for clients
 
 
 def check_packages() -> None:

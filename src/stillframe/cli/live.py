@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillframe.cli.command import Given, flag, takes
 from stillframe.cli.edit import placed_prompt
+from stillframe.cli.interruption import Interruption
 from stillframe.cli.options import (
     LOADING,
     MODEL,
@@ -21,7 +22,7 @@ from stillframe.cli.options import (
     load,
     part,
 )
-from stillframe.cli.screen import Interruption, say, warn
+from stillframe.cli.screen import say, warn
 from stillframe.config import EditConfig
 from stillframe.options import Option
 

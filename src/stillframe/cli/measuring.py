@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from stillframe.cli.interruption import Interruption
 from stillframe.cli.options import FRAMES, HARDWARE, MODEL, OFFLOAD, QUIET, SIZE, VAE, load, part
-from stillframe.cli.screen import Interruption, warn
+from stillframe.cli.screen import warn
 from stillframe.errors import StillframeError
 from stillframe.options import Option
 from stillframe.untrusted.printable import printable

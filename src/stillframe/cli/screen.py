@@ -6,15 +6,13 @@ rich is imported by what shows something, so that help does not wait for it.
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
+from stillframe.cli.interruption import exit_code
 from stillframe.errors import OutputClosedError, StillframeError
 from stillframe.untrusted.printable import printable
 
@@ -25,10 +23,8 @@ if TYPE_CHECKING:
     from stillframe.jobs.report import Report, RunReport
 
 __all__ = [
-    "INTERRUPTED",
     "READER_GONE",
     "REFUSED",
-    "Interruption",
     "complain",
     "counted_progress",
     "edit_progress",
@@ -41,7 +37,6 @@ __all__ = [
 ]
 
 REFUSED = 2
-INTERRUPTED = 130
 # A line of JSON may be long; sentences and names are not.
 _LONGEST_LINE = 100_000
 #: What a shell reports of a program that ended because nobody reads its output any more.
@@ -77,7 +72,8 @@ def _to_stderr(label: str, style: str, text: str) -> None:
 
 @contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """What users cause: one sentence on standard error and exit code 2; for Ctrl-C, 130.
+    """What users cause: one sentence on standard error and exit code 2; for Ctrl-C, 130, and for
+    SIGTERM, 143.
 
     A reader of the output that has gone is a warning, and exit code 141.
     """
@@ -100,8 +96,8 @@ def one_sentence_errors() -> Iterator[None]:
         complain(_of_the_system(error))
         raise typer.Exit(REFUSED) from error
     except KeyboardInterrupt as error:
-        _to_stderr("Interrupted", "yellow", "the file being made was not kept")
-        raise typer.Exit(INTERRUPTED) from error
+        _to_stderr("Interrupted", "yellow", "nothing unfinished was kept")
+        raise typer.Exit(exit_code(error)) from error
 
 
 def _of_the_system(error: OSError) -> str:
@@ -118,45 +114,6 @@ def _is_out_of_memory(error: Exception) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "allocate memory" in str(error)
     )
-
-
-class Interruption:
-    """Ctrl-C and SIGTERM as a request: the first one is remembered, a second one acts as usual.
-
-    Use as a context manager in the main thread; call it to ask.
-
-    Attributes:
-        code: the exit code that tells of it, 130 for Ctrl-C.
-    """
-
-    def __init__(self) -> None:
-        self.code = INTERRUPTED
-        self._requested = False
-        self._before: dict[int, Any] = {}
-
-    def __call__(self) -> bool:
-        """Whether it happened."""
-        return self._requested
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self._requested = True
-        self.code = 128 + number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            # None stands for a handler that Python did not install and cannot put back
-            if handler is not None:
-                signal.signal(number, handler)
-
-    def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._restore()
 
 
 @contextmanager
