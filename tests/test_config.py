@@ -217,7 +217,6 @@ def test_a_server_takes_what_an_edit_takes_but_for_files() -> None:
     )
     files = {
         "out", "prompt", "style", "compare", "preview", "yes", "quiet", "report", "frames", "crf",
-        "parallel",
         "map", "input_format", "output_format", "input_timeout", "background", "cuts_by",
         "masks_in", "masks_out", "two_pass", "rate_trace_in", "rate_trace_out",
     }  # fmt: skip
