@@ -159,6 +159,11 @@ def main() -> None:
     options = parser.parse_args()
     ranks = Ranks(options.device)
     device, listed = ranks.device, read_clips()[: options.limit]
+    if ranks.first:
+        # of another autoencoder, or of more cards
+        for old in options.state.glob("latents-*.pt"):
+            old.unlink()
+    ranks.wait()
     started = time.monotonic()
     clips = load_clips(options.clips, listed, device)
     say(f"{len(clips)} clips decoded in {time.monotonic() - started:.0f} s")
