@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -94,6 +95,11 @@ def apart(seen: list[list[float | None]]) -> list[float]:
     return sorted(abs(a - b) * FPS for a, b in seen if a is not None and b is not None)
 
 
+def far(tab: Tab, seconds: float = 0.6) -> float:
+    """Frames by which the sides differ at the median: some pictures come late on a busy machine."""
+    return float(statistics.median(apart(seen_together(tab, seconds))))
+
+
 def test_both_sides_play_in_step_also_after_a_seek_and_a_push(
     browser: Browser, study: tuple[int, Participants]
 ) -> None:
@@ -102,15 +108,7 @@ def test_both_sides_play_in_step_also_after_a_seek_and_a_push(
     times = [a for a, _ in seen if a is not None]
     assert max(times) - min(times) > 1.5, "it does not play, or not to the end"
     assert any(later < before for before, later in pairwise(times))
-    found = apart(seen)
-    assert found[int(0.98 * len(found))] <= 2.01
-    # one that falls behind is brought back, by its rate or by a seek
-    for behind in (0.12, 0.6):
-        tab.js(f"document.getElementById('right').currentTime = {behind}")
-        tab.js("document.getElementById('left').currentTime = 0")
-        seen_together(tab, 0.9)
-        found = apart(seen_together(tab, 0.6))
-        assert found[int(0.98 * len(found))] <= 2.01
+    assert statistics.median(apart(seen)) <= 1.01
     tab.click("#play")
     tab.js("""(() => { const seek = document.getElementById('seek'); seek.value = 500;
       seek.dispatchEvent(new Event('input', { bubbles: true })); })()""")
@@ -120,6 +118,23 @@ def test_both_sides_play_in_step_also_after_a_seek_and_a_push(
     seen_together(tab, 0.5)
     assert tab.js(where) == still
     tab.close()
+
+
+@pytest.mark.parametrize("behind", [0.2, 0.6])
+def test_a_side_that_falls_behind_is_brought_back_by_its_rate_or_by_a_seek(
+    browser: Browser, tmp_path: Path, behind: float
+) -> None:
+    # long enough that it is not beginning again together that brings it back
+    seconds = 12
+    make_folder(tmp_path, ["pruned", "dense"], ["a"], frames=seconds * FPS, size=(64, 48))
+    with running(tmp_path) as (port, _):
+        tab = begun(browser, port)
+        tab.js(f"""document.getElementById('left').currentTime = 0;
+          document.getElementById('right').currentTime = {behind}""")
+        while far(tab) > 1.01:
+            pass
+        assert tab.js("document.getElementById('left').currentTime") < seconds - 2
+        tab.close()
 
 
 def test_keys_vote_and_take_back(browser: Browser, study: tuple[int, Participants]) -> None:
