@@ -45,14 +45,15 @@ def test_a_prompt_changes_at_the_next_block_and_nothing_is_lost(pipe: CausalWanP
     not what a fresh stream would make.
     """
     frames, worker = levels(72, 64, 96), Worker()
-    session = open_session(pipe, worker, policy="all")
+    session, told = open_session(pipe, worker, policy="all"), []
 
     def during() -> None:
         if len(session.telemetry.blocks) == 2:
-            session.change(prompt="sepia")
+            told.append(session.change(prompt="sepia"))
 
     with while_decoding(pipe, during):
         out = play(session, worker, frames)
+    assert told == [3]
     got = shares(session)
     assert got[0] == got[3] == 1
     assert max(got[1], got[2], *got[4:]) < 1
@@ -97,7 +98,7 @@ def test_what_a_change_costs_is_at_most_one_whole_block(
     worker, still = Worker(), levels(1).repeat(72, 0)
     session = open_session(pipe, worker, policy="all")
     out = play(session, worker, still[:36])
-    session.change(**changes)
+    assert session.change(**changes) == 3
     out += play(session, worker, still[36:], 3.6)
     after = [1.0] * 3 if changes == {"method": "full"} else [float(whole), 0, 0]
     assert shares(session) == [1, 0, 0, *after]

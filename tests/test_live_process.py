@@ -115,6 +115,26 @@ def test_who_does_not_read_stops_his_own_session_only(process: WorkerProcess) ->
         assert len(play(other, levels(2 * BLOCK))) == 2 * BLOCK
 
 
+def test_a_change_tells_its_first_block_whether_one_is_running_or_not(
+    process: WorkerProcess,
+) -> None:
+    clip = levels(8 * BLOCK, 64, 96)
+    with process.open(prompt_embeds=embeds(), policy="all") as session:
+        assert session.change(blend=0) == 0
+        push_all(session, clip[: 2 * BLOCK], 0)
+        assert None not in [session.get(30) for _ in range(2 * BLOCK)]
+        told = [session.change(prompt="night")]
+        assert told == [2]
+        rest = threading.Thread(target=push_all, args=(session, clip[2 * BLOCK :], 2 * BLOCK))
+        rest.start()
+        assert None not in [session.get(30) for _ in range(BLOCK)]
+        told.append(session.change(prompt="sepia"))
+        assert None not in [session.get(30) for _ in range(5 * BLOCK)]
+        rest.join()
+        shares = [block.kept_share for block in session.telemetry.blocks]
+    assert [block for block, share in enumerate(shares) if share == 1] == [0, *told]
+
+
 def test_a_rate_and_a_guard_come_and_go_there_as_well(process: WorkerProcess) -> None:
     frames = levels(9 * BLOCK, 64, 96)
     with process.open(prompt_embeds=embeds(), policy="all") as session:

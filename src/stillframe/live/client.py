@@ -36,7 +36,7 @@ class Session(Protocol):
     def push(self, frame: Pixels, timestamp: float, timeout: float | None = None) -> bool: ...
     def get(self, timeout: float | None = None) -> EditedFrame | None: ...
     def __iter__(self) -> Iterator[EditedFrame]: ...
-    def change(self, **changes: Any) -> None: ...
+    def change(self, **changes: Any) -> int: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def reset(self) -> None: ...
@@ -174,14 +174,17 @@ class RemoteSession:
         while (frame := self.get()) is not None:
             yield frame
 
-    def change(self, **changes: Any) -> None:
+    def change(self, **changes: Any) -> int:
         """Change what is given, from the next block on; see `LiveSession.change`.
+
+        Returns:
+            the number of the first block that is made so.
 
         Raises:
             ValueError: for anything out of range; nothing is changed then.
             SessionError: the session is closed.
         """
-        self._do("change", changes)
+        return int(self._do("change", changes))
 
     def pause(self) -> None:
         """Turn frames away until `resume`; the stream is kept."""
@@ -214,11 +217,11 @@ class RemoteSession:
         finally:
             self._process.forget(self._number)
 
-    def _do(self, verb: str, options: dict[str, Any] | None = None) -> None:
+    def _do(self, verb: str, options: dict[str, Any] | None = None) -> Any:
         self._raise_error()
         if self._closed:
             raise SessionError("the session is closed: nothing can be changed")
-        self._process.call(self._number, verb, options or {})
+        return self._process.call(self._number, verb, options or {})
 
     def _raise_error(self) -> None:
         if self._error is not None:

@@ -98,6 +98,7 @@ class LiveSession(SessionState):
         self._changing = threading.Lock()
         self._newest = -math.inf
         self._serving: int | None = None
+        self._next_block = 0  # the number of the next one to be begun
         self._own_worker = worker is None
         self._worker = Worker() if worker is None else worker
         self._worker.add(self)
@@ -183,7 +184,7 @@ class LiveSession(SessionState):
         config: EditConfig | None = None,
         blend: int | None = None,
         **changes: Any,
-    ) -> None:
+    ) -> int:
         """Change what is given, from the next block on. No frame is lost.
 
         What needs a whole block gets one, see ``EditStream.set_text`` and ``EditStream.update``; a
@@ -200,6 +201,10 @@ class LiveSession(SessionState):
                 takes it away. What a stream is set up with (``store``, ``execution``, ``products``,
                 ``seed``) cannot change.
 
+        Returns:
+            the number of the first block that is made so. Where a stream is just being ended, that
+            may take more blocks than one, and so it may be a later one.
+
         Raises:
             ValueError: for anything out of range; nothing is changed then.
             SessionError: the session is closed.
@@ -213,6 +218,7 @@ class LiveSession(SessionState):
                 if self._state == "closed":
                     raise SessionError("the session is closed: nothing can be changed")
                 self._request = request
+                return self._next_block
 
     def pause(self) -> None:
         """Turn frames away until `resume`; the stream is kept.
@@ -291,6 +297,7 @@ class LiveSession(SessionState):
             if batch is None and not encodes:
                 return
             self._serving = threading.get_ident()
+            self._next_block += batch is not None
             self._changed.notify_all()
         blocks: list[EditedBlock] = []
         what = "the prompt" if encodes else f"block {editor.blocks}"
@@ -304,7 +311,7 @@ class LiveSession(SessionState):
             self.fail(message, traceback.format_exc())
         finally:
             with self._changed:
-                self._serving = None
+                self._serving, self._next_block = None, editor.blocks
                 self._deliver(blocks, editor.lost)
                 self._changed.notify_all()
 

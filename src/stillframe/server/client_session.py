@@ -216,22 +216,18 @@ class ClientSession:
         return isinstance(message, Bye)
 
     async def _change(self, update: Update) -> None:
-        def change() -> ClientConfig:
+        def change() -> tuple[ClientConfig, int]:
             config = self._config.changed(update)
             changes = config.changes(self._config)
-            self._session.change(prompt=update.prompt, blend=update.blend, **changes)
-            return config
+            block = self._session.change(prompt=update.prompt, blend=update.blend, **changes)
+            return config, block
 
         try:
-            self._config = await self._on_pool(change)
+            self._config, block = await self._on_pool(change)
         except ValueError as error:
             raise UpdateError(str(error)) from error
-        last = self._session.telemetry.last
-        # a block may be running, which is not affected
-        started = self._session.state != "ready"
-        done = 0 if last is None else last.block + 1
         placed = {} if update.prompt is None else {"style": self._state.matched(update.prompt)}
-        self._tell("updated", what=update.what, from_block=done + started, **placed)
+        self._tell("updated", what=update.what, from_block=block, **placed)
 
     # out
 
