@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -62,7 +61,9 @@ class Browser:
         if script:
             tab.call("Page.addScriptToEvaluateOnNewDocument", source=script)
         tab.call("Page.navigate", url=url)
-        tab.until("document.readyState === 'complete'")
+        # what was there before is complete, too
+        there = "true" if url == "about:blank" else "location.href !== 'about:blank'"
+        tab.until(f"{there} && document.readyState === 'complete'")
         return tab
 
 
@@ -131,15 +132,23 @@ def browsing(folder: Path) -> Iterator[Browser]:
     """A browser with a profile in a folder."""
     with subprocess.Popen(
         [str(CHROMIUM), *_FLAGS, f"--user-data-dir={folder}"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         try:
-            assert process.stderr is not None
-            found = None
-            while found is None and (line := process.stderr.readline()):
-                found = re.search(r"ws://\S+", line)
-            assert found is not None, "the browser did not start"
-            with connect(found[0], max_size=None, compression=None) as socket:
+            with connect(_address(process, folder), max_size=None, compression=None) as socket:
                 yield Browser(socket)
         finally:
             process.kill()
+
+
+def _address(process: subprocess.Popen[bytes], folder: Path) -> str:
+    """Where a browser that has just been started is to be called."""
+    place, end = folder / "DevToolsActivePort", time.monotonic() + _WAIT
+    while True:
+        # port and path, a line each
+        words = place.read_text().split() if place.exists() else []
+        if len(words) == 2:
+            return f"ws://127.0.0.1:{words[0]}{words[1]}"
+        assert process.poll() is None, "the browser did not start"
+        assert time.monotonic() < end, "the browser did not start in time"
+        time.sleep(0.05)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ __all__ = [
     "findings",
     "opened",
     "put",
+    "resized",
     "says",
     "shows",
     "start",
     "text",
+    "themed",
 ]
 
 SHOWN = "Number(document.getElementById('result').dataset.frames ?? 0)"
@@ -86,9 +87,33 @@ def axe_core() -> Path | None:
     return path if path.is_file() else None
 
 
+# changes of colour that are under way; what never ends is how the page is
+_CHANGING = """document.getAnimations().filter((each) => each.playState === 'running'
+  && each.effect.getComputedTiming().endTime !== Infinity).length"""
+
+
 def findings(tab: Tab) -> Any:
     """What axe-core, which the page has been given, finds on it."""
-    # colours change in a moment, not at once
-    time.sleep(0.5)
+    tab.until(f"{_CHANGING} === 0")
     return tab.js("""axe.run().then(({ violations }) => violations.map((each) =>
       [each.id, each.nodes.map((node) => [node.target.join(' '), node.any[0]?.message])]))""")
+
+
+def resized(
+    tab: Tab, width: int, height: int = 900, density: float = 1, phone: bool = False
+) -> None:
+    """Give a page a window of a size."""
+    tab.call(
+        "Emulation.setDeviceMetricsOverride", width=width, height=height,
+        deviceScaleFactor=density, mobile=phone,
+    )  # fmt: skip
+    tab.until(
+        f"innerWidth === {width} && innerHeight === {height} && devicePixelRatio === {density}"
+    )
+
+
+def themed(tab: Tab, theme: str) -> None:
+    """Let the computer prefer a theme, and see that the page follows."""
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    tab.call("Emulation.setEmulatedMedia", features=features)
+    tab.until(f"document.documentElement.dataset.theme === '{theme}'")

@@ -12,7 +12,9 @@ from tests.page_fixtures import (
     browser_fixture,  # noqa: F401
     findings,
     opened,
+    resized,
     start,
+    themed,
 )
 from tests.server_fixtures import Server, serving, wait_until
 
@@ -44,13 +46,7 @@ def tab(browser: Browser, server: Server) -> Iterator[Tab]:
 
 def test_on_a_phone_the_result_stays_in_view_while_typing(browser: Browser, server: Server) -> None:
     tab = opened(browser, server.port)
-    tab.call(
-        "Emulation.setDeviceMetricsOverride",
-        width=390,
-        height=460,
-        deviceScaleFactor=1,
-        mobile=True,
-    )
+    resized(tab, 390, 460, phone=True)
     tab.js("document.getElementById('prompt').focus()")
     tab.js("document.getElementById('prompt').scrollIntoView({ block: 'center' })")
     box = "(({ top, bottom }) => [top, bottom])(%s.getBoundingClientRect())"
@@ -75,17 +71,11 @@ def test_axe_finds_nothing(browser: Browser, server: Server, theme: str, width: 
     axe = axe_core()
     assert axe is not None
     tab = opened(browser, server.port)
-    tab.call(
-        "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1,
-        mobile=False,
-    )  # fmt: skip
-    tab.call(
-        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}]
-    )
+    resized(tab, width)
+    themed(tab, theme)
     tab.js("document.getElementById('advanced').open = true")
     tab.js(axe.read_text())
     assert findings(tab) == []
-    assert tab.js("document.documentElement.dataset.theme") == theme
     tab.js("document.getElementById('token-form').hidden = false")
     start(tab)
     assert findings(tab) == []

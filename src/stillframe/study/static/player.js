@@ -150,7 +150,7 @@ export class Player {
         this.#wanted = false;
         this.#halt();
         this.changed();
-      } else {
+      } else if (this.#wanted && !document.hidden) { // nobody has stopped it meanwhile
         this.#clock.since ??= performance.now();
       }
     }

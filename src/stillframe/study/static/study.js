@@ -233,6 +233,8 @@ element("join").addEventListener("submit", (event) => {
   event.preventDefault();
   join(element("name").value);
 });
+// it may be sought when all else is ready
+videos[0].addEventListener("canplay", () => enable(!busy));
 for (const button of answers) button.addEventListener("click", () => vote(button.dataset.vote));
 element("play").addEventListener("click", () => (player.playing ? player.pause() : player.play()));
 element("seek").addEventListener("input", (event) => player.seek(event.target.value / 1000));
