@@ -41,7 +41,7 @@ __all__ = [
     "wait_until",
 ]
 
-WAIT = 20.0  # seconds after which a test gives up
+WAIT = 60.0  # seconds after which a test gives up; on a busy machine much is late
 Pixels = NDArray[np.uint8]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tests import tiny
 from tests.chromium import CHROMIUM, Browser, Tab
 from tests.page_fixtures import (
@@ -29,11 +29,9 @@ from tests.page_fixtures import (
     start,
     text,
 )
-from tests.server_fixtures import Server, serving, wait_until
+from tests.server_fixtures import WAIT, Server, serving, wait_until
 
 from stillframe.loading.load import find_model, model_styles, style_pictures
-from stillframe.server.app import create_app
-from stillframe.server.serving import listen, make_server
 
 pytestmark = [
     pytest.mark.slow,
@@ -130,23 +128,6 @@ def test_a_wrong_token_offers_a_field_before_the_camera_is_asked_for(
 
 
 @contextmanager
-def _on_port(pipe: Any, port: int, **options: Any) -> Iterator[Any]:
-    """A server on that port, whose end is as sudden as may be."""
-    app = create_app(pipe, height=64, width=96, **options)
-    place = listen("127.0.0.1", port)
-    running = make_server(app)
-    thread = threading.Thread(target=running.run, kwargs={"sockets": [place]}, daemon=True)
-    thread.start()
-    wait_until(lambda: running.started)
-    try:
-        yield place.getsockname()[1]
-    finally:
-        running.should_exit = running.force_exit = True
-        thread.join(20)
-        place.close()
-
-
-@contextmanager
 def _process(port: int) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """A server in a process that can be killed: where it listens, and itself."""
     command = [
@@ -173,7 +154,7 @@ def test_a_lost_connection_comes_back_by_itself(browser: Browser, suddenly: bool
         start(tab)
         (first.kill if suddenly else first.terminate)()
         tab.until(f"{STATE} === 'waiting'")
-        first.wait(20)
+        first.wait(WAIT)
         pauses: list[int] = []
         while len(pauses) < 3:  # each is longer than the one before
             said = tab.until(
@@ -313,12 +294,9 @@ def test_a_snapshot_is_what_the_result_shows_and_full_screen_its_frame(
     tab.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     start(tab)
     tab.click("#snapshot")
-    end = time.monotonic() + 20
-    while not (found := list(tmp_path.glob("stillframe-*.png"))) and time.monotonic() < end:
-        time.sleep(0.1)
-    from PIL import Image
-
-    with Image.open(found[0]) as picture:
+    wait_until(lambda: list(tmp_path.glob("stillframe-*.png")))
+    [found] = tmp_path.glob("stillframe-*.png")
+    with Image.open(found) as picture:
         assert list(picture.size) == tab.js("[result.width, result.height]")
         assert len(picture.getcolors(2**20) or ()) > 50
     tab.click("#fullscreen")
