@@ -106,7 +106,7 @@ def test_what_is_wrong_is_said_on_this_side(process: WorkerProcess) -> None:
 def test_who_does_not_read_stops_his_own_session_only(process: WorkerProcess) -> None:
     with process.open("oil", policy="all") as deaf, process.open("oil", policy="all") as other:
         number = 0
-        while deaf.push(levels(1)[0], float(number), timeout=0.5):
+        while deaf.push(levels(1)[0], float(number), timeout=4.0):  # a block takes less
             number += 1
             assert number < 12 * BLOCK
         # on their way, in the output queue, and before the model: not more than two blocks of each

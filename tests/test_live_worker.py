@@ -148,14 +148,15 @@ def test_a_session_that_shares_is_edited_as_one_that_does_not(pipe: CausalWanPip
 
 
 def test_latest_keeps_up_in_real_time(pipe: CausalWanPipeline) -> None:
-    """Two sessions, a second of frames far faster than the model: what comes out is fresh."""
+    """Two sessions, and frames far faster than the model: what comes out is fresh."""
     frame = levels(1)[0]
     with Worker() as worker:
         pair = [LiveSession(pipe, prompt_embeds=embeds(), worker=worker) for _ in range(2)]
         out: dict[int, list[EditedFrame]] = {0: [], 1: []}
         with while_decoding(pipe, lambda: time.sleep(0.05)):
             begun = time.monotonic()
-            while (now := time.monotonic() - begun) < 1.0:
+            while any(len(session.telemetry.blocks) < 5 for session in pair):
+                now = time.monotonic() - begun
                 for session in pair:
                     session.push(frame, now)
                 time.sleep(0.001)
@@ -163,7 +164,6 @@ def test_latest_keeps_up_in_real_time(pipe: CausalWanPipeline) -> None:
                     out[name] += read(session)
         for name, session in enumerate(pair):
             blocks = session.telemetry.blocks
-            assert len(blocks) >= 2
             assert session.dropped > 0
             stamps = [one.timestamp for one in out[name]]
             assert all(a < b for a, b in pairwise(stamps))

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -190,7 +191,7 @@ def test_a_block_leaves_while_the_source_pauses(
         with os.fdopen(into, "wb") as pipe:
             pipe.write(y4m(block))
             pipe.flush()
-            for _ in range(100):
+            for _ in range(1200):
                 time.sleep(0.05)
                 seen.append(frames_in(bytes(received)))
                 if seen[-1] >= block - late:
@@ -213,16 +214,17 @@ def test_a_block_leaves_while_the_source_pauses(
 def test_whoever_never_reads_does_not_keep_us(tiny_pipe: CausalWanPipeline) -> None:
     """More than a pipe holds; the reader is there, and sleeps."""
     back, away = os.pipe()
-    asked: list[float] = []
+    full: list[float] = []
 
     def stop() -> bool:
-        asked.append(time.monotonic())
-        return asked[-1] > asked[0] + 0.5
+        if not select.select([], [away], [], 0)[1]:
+            full.append(time.monotonic())
+        return bool(full) and time.monotonic() > full[0] + 0.5
 
     with feeding(y4m(120)) as source:
         sink = Sink("-", "pipe", "y4m", descriptor=away)
         report = edit_file(tiny_pipe, stdin(source), sink, prompt=PROMPT, stop=stop)
-    assert time.monotonic() - asked[0] < 15
+    assert time.monotonic() - full[0] < 60
     assert report.interrupted
     assert 0 < report.frames_out < 120
     assert "standard output takes nothing more" in report.warnings[-1]
@@ -403,7 +405,7 @@ def test_ctrl_c_while_the_producer_pauses(model_folder: Path) -> None:
             received.extend(video.read())
 
     result = run_in_pipes(feed, model_folder)
-    assert time.monotonic() - sent[0] < 10
+    assert time.monotonic() - sent[0] < 60
     assert result.exit_code == 130, result.output
     assert frames_of(bytes(received)) == 12
     assert not result.stdout

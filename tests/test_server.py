@@ -33,7 +33,7 @@ LIMITS = Limits(
     picture_pixels=320 * 240,
     stall_seconds=1.0,
     frames_per_second=2000.0,
-    hello_seconds=1.0,
+    hello_seconds=3.0,
 )
 STYLES = [Style("oil", "an oil painting", "thick paint", ("oil",))]
 HELLO = json.dumps({"type": "hello", "prompt": "oil", "width": 96, "height": 64})
@@ -119,7 +119,7 @@ def test_a_prompt_takes_effect_within_two_blocks_and_the_stream_goes_on(server: 
     same = [np.array_equal(a, b) for a, b in zip(plain, changed, strict=True)]
     assert same[:24] == [True] * 24
     assert same[24:] == [False] * 36
-    assert 2 <= first <= 3
+    assert first == 2
 
 
 def test_methods_and_numbers_change_while_it_runs(server: Server) -> None:
@@ -228,7 +228,7 @@ def test_what_a_client_does_wrong_closes_only_its_own_socket(server: Server) -> 
 def test_silence_is_not_waited_for(server: Server) -> None:
     with server.client({}) as client:
         code, last = client.ending()
-    assert (code, last["message"]) == (1008, "no hello within 1 s")
+    assert (code, last["message"]) == (1008, "no hello within 3 s")
 
 
 def fuzzed(rng: np.random.Generator) -> str | bytes:

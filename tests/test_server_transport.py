@@ -29,7 +29,7 @@ from stillframe.server.transport import (
     UnusableFrameError,
 )
 
-WAIT = 20.0
+WAIT = 60.0
 HELLO = {"prompt": "oil", "width": 96, "height": 64, "policy": "all"}
 
 
