@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from benchmarks.live_loop import Heard, free_port, told
 from tests import tiny
 from tests.edit_fixtures import clip_path_fixture  # noqa: F401
+from tests.server_fixtures import wait_until
 from typer.testing import CliRunner
 
 from stillframe.cli.app import app
@@ -162,6 +164,14 @@ def _nobody_is_left() -> Iterator[None]:
         process.communicate()
 
 
+def _bound(port: int, kind: str = "tcp") -> bool:
+    """Whether somebody waits at a port of this computer to be called."""
+    lines = Path(f"/proc/net/{kind}").read_text().splitlines()[1:]
+    words = [line.split() for line in lines]
+    # 0A: listens; of udp all that have a port do
+    return any(w[1].endswith(f":{port:04X}") and (kind == "udp" or w[3] == "0A") for w in words)
+
+
 class Sender:
     """That of the benchmark, in a process of its own: FFmpeg lets no thread run while it calls."""
 
@@ -204,7 +214,7 @@ class Receiver:
         STARTED.append(self._process)
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"listening\n"
-        time.sleep(0.5)
+        wait_until(lambda: _bound(port))
 
     def result(self) -> Heard:
         heard = self._process.communicate(timeout=WAIT)[0]
@@ -247,7 +257,9 @@ def test_a_stream_comes_out_edited_with_its_sound_in_step(source: str, sink: str
     figures = told(heard, begun)
     assert figures["beeps"] >= 3
     assert figures["flashes"] >= 2
-    if figures["apart_most"] is not None:  # unless no frame before a flash had come through
+    # of one flash the first bright frame may be left out where the machine is slow
+    assert abs(figures["apart_median"]) < 0.040
+    if not report.dropped:
         assert figures["apart_most"] < 0.040
     # times are those of the source
     times = np.array([shown for _, shown, _ in heard.pictures])
@@ -263,13 +275,20 @@ def test_frames_of_a_slow_model_are_left_out_and_latency_stays(tmp_path: Path) -
     with VideoWriter(path, 96, 64, 1 / _fraction(30), 30) as writer:
         for number in range(240):
             writer.write(np.full((64, 96, 3), number % 200, np.uint8), number)
-    receiver, pipe = Receiver("tcp"), tiny.pipeline()
-    with while_decoding(pipe, lambda: time.sleep(0.8)):
+    receiver, pipe, begun = Receiver("tcp"), tiny.pipeline(), list[float]()
+
+    def slowly() -> None:
+        begun.append(time.monotonic())
+        time.sleep(0.8)
+
+    with while_decoding(pipe, slowly):
         report, _ = run(Source.of(path), receiver.url, pipe)
     assert report.dropped > 60
     assert report.frames_in == 240
     assert report.latency_p95 is not None
-    assert report.latency_p95 < 6.0
+    # a frame waits for its block to be full and for the one that runs, and then is in its own
+    longest = max(later - before for before, later in pairwise(begun))
+    assert report.latency_p95 < 0.4 + 3 * longest
     assert len(receiver.result().pictures) == report.frames_out
 
 
@@ -318,7 +337,7 @@ def test_an_output_that_goes_is_opened_again_and_then_given_up(clip_path: Path) 
         thread = threading.Thread(target=take_two, daemon=True)
         thread.start()
         with pytest.raises(OutputError, match=r"closed by its reader|could not be written"):
-            run(Source.of(_endless(clip_path)), f"tcp://127.0.0.1:{port}", reconnect=2.0)
+            run(Source.of(_endless(clip_path)), f"tcp://127.0.0.1:{port}", reconnect=4.0)
         thread.join(WAIT)
     assert len(calls) == 2
     assert all(calls)
@@ -367,7 +386,7 @@ def test_who_waits_for_a_sender_can_be_stopped() -> None:
     assert report.frames_in == report.frames_out == 0
     assert said[0].startswith("waiting for a sender at rtmp://127.0.0.1")
     assert "key" not in said[0]
-    assert time.monotonic() - begun < 20.0
+    assert time.monotonic() - begun < WAIT
 
 
 @pytest.mark.parametrize(
@@ -423,7 +442,8 @@ def test_without_a_program_for_srt_that_is_one_sentence(tmp_path: Path) -> None:
 
 def test_video_goes_over_srt_and_is_whole() -> None:
     pytest.importorskip("imageio_ffmpeg")
-    place = f"srt://127.0.0.1:{free_port(socket.SOCK_DGRAM)}"
+    port = free_port(socket.SOCK_DGRAM)
+    place = f"srt://127.0.0.1:{port}"
     pictures: list[int] = []
 
     def read() -> None:
@@ -432,7 +452,7 @@ def test_video_goes_over_srt_and_is_whole() -> None:
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
-    time.sleep(2.0)  # it has to listen first
+    wait_until(lambda: _bound(port, "udp"))
     with VideoWriter(Sink.of(place), 96, 64, 1 / _fraction(25), 25) as writer:
         for number in range(75):
             writer.write(np.full((64, 96, 3), 2 * number, np.uint8), number)
