@@ -69,7 +69,7 @@ def test_a_dead_server_is_given_up(silent_port: int, scheme: str) -> None:
     started = time.monotonic()
     with pytest.raises(InputError, match=r"did not answer within 0\.4 s") as caught:
         VideoReader(Source.of(url, timeout=0.4))
-    assert 0.4 <= time.monotonic() - started < 5
+    assert 0.4 <= time.monotonic() - started < 30
     assert "secret" not in str(caught.value)
 
 
@@ -116,13 +116,13 @@ def test_what_is_no_rtmp_server_is_told() -> None:
 
 def _send(url: str, count: int, ended: Callable[[], bool]) -> None:
     """Send `count` frames, or as many as it takes, as soon as somebody listens."""
-    for _ in range(100):
+    for _ in range(600):
         with contextlib.suppress(OutputError), VideoWriter(url, WIDTH, HEIGHT, TICK, 25) as writer:
             for index in range(count):
                 writer.write(gradient(index), UNEVEN[index] if count == 16 else index)
                 if ended():
                     return
-                time.sleep(0.002)
+                time.sleep(0.01)  # a reader that gets no processor for a while misses datagrams
             return
         time.sleep(0.05)
 
@@ -131,7 +131,7 @@ def test_a_connection_carries_every_frame(port: int) -> None:
     url = f"tcp://127.0.0.1:{port}"
     sender = threading.Thread(target=_send, args=(url, 16, lambda: False))
     sender.start()
-    with VideoReader(Source.of(f"{url}?listen=1", timeout=10)) as reader:
+    with VideoReader(Source.of(f"{url}?listen=1", timeout=60)) as reader:
         seen = list(reader)
         assert not reader.fell_silent
     sender.join()
@@ -146,7 +146,7 @@ def test_datagrams_are_read_until_they_stop(port: int) -> None:
     url, done = f"udp://127.0.0.1:{port}", threading.Event()
     sender = threading.Thread(target=_send, args=(url, 5000, done.is_set))
     sender.start()
-    with VideoReader(Source.of(url, timeout=1.5)) as reader:
+    with VideoReader(Source.of(url, timeout=4)) as reader:
         seen = [next(iter(reader)) for _ in range(20)]
         done.set()
         seen += list(reader)
