@@ -140,6 +140,24 @@ def test_what_is_out_of_reach_is_said(tap: Tap) -> None:
     assert tap.faults == []
 
 
+SAID = """async (rate) => {
+  const {showRate} = await import("/static/controls.js");
+  showRate({rate});
+  const reach = document.getElementById("hold-reach");
+  return reach.hidden ? "" : reach.textContent;
+}"""
+
+
+def test_trouble_with_a_rate_is_said_for_as_long_as_there_is_some(tap: Tap) -> None:
+    rate = {"target_fps": 30, "share": 0.5, "achieved": 29, "limit": 8, "behind": False}
+    assert tap.page.evaluate(SAID, {**rate, "out_of_reach": False}) == ""
+    late = tap.page.evaluate(SAID, {**rate, "out_of_reach": True})
+    assert late == "30 fps is out of reach: 8 fps at most."
+    stale = tap.page.evaluate(SAID, {**rate, "out_of_reach": False, "behind": True})
+    assert stale.startswith("The picture is falling behind")
+    assert tap.page.evaluate(SAID, {**rate, "out_of_reach": False}) == ""
+
+
 def test_refreshes_and_cuts_and_recomputing_all(tap: Tap) -> None:
     page = tap.page
     start(tap)
