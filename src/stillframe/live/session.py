@@ -202,8 +202,8 @@ class LiveSession(SessionState):
                 ``seed``) cannot change.
 
         Returns:
-            the number of the first block that is made so. Where a stream is just being ended, that
-            may take more blocks than one, and so it may be a later one.
+            the number of the first block that is made so. Where a stream is being ended at that
+            moment, which takes any number of blocks, one is counted for it.
 
         Raises:
             ValueError: for anything out of range; nothing is changed then.
