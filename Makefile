@@ -9,8 +9,13 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)  ## restyle two clips; results in demo/
 	$(BIN)/stillframe demo --out demo
 
+# One worker more than there are cores, since tests also wait, for processes and for clocks. Tests
+# stay in order, half of what is left of a worker's going to one that has none, so that few files
+# are shared out and make what their tests share twice. Bytecode is written even where the
+# environment says not to: tests start many processes, and compiling the package takes each a second.
+WORKERS = $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 test-kernels: $(STAMP)  ## kernels that take Triton a minute, interpreted against their references and compiled ahead
 	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu" tests/test_fused_kernels.py tests/test_compiling.py

@@ -6,39 +6,23 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tests import parallel_models
 from tests.live_fixtures import embeds, file_path, levels, pixels
+from tests.live_models import spread
 from tests.server_fixtures import alive, wait_until
 from tests.test_live_process import play
 from typer.testing import CliRunner
 
 from stillframe.cli.app import app
-from stillframe.cli.serve import _end
-from stillframe.jobs.parallel import Followers
 from stillframe.live import SessionError
-from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.server.supervisor import ProcessSupervisor
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@contextmanager
-def spread() -> Iterator[CausalWanPipeline]:
-    torch.set_num_threads(1)
-    pipe = parallel_models.pipeline()
-    with (
-        Followers(["cpu"] * 2, parallel_models.transformer, _end) as others,
-        others.leading(pipe),
-    ):
-        yield pipe
 
 
 def children(pid: int) -> list[int]:
