@@ -9,10 +9,10 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)  ## restyle two clips; results in demo/
 	$(BIN)/stillframe demo --out demo
 
-# One worker more than there are cores, since tests also wait, for processes and for clocks. Tests
-# stay in order, half of what is left of a worker's going to one that has none, so that few files
-# are shared out and make what their tests share twice. Bytecode is written even where the
-# environment says not to: tests start many processes, and compiling the package takes each a second.
+# One worker more than there are cores, since tests also wait, for processes and for clocks. Each
+# has its part of the files, and takes over half of what another one has left when it has none, so
+# that few files are shared out and make twice what their tests share. Bytecode is kept even where
+# the environment says not to: to rewrite all tests' assertions takes each worker seconds.
 WORKERS = $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
 test: $(STAMP)  ## the whole test suite
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8 --dist worksteal

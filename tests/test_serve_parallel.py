@@ -62,7 +62,10 @@ def test_sessions_of_two_processes_are_those_of_one_and_go_on_after_the_loss_of_
         assert len(first) == 2
         session = opened()
         os.kill(first[1], signal.SIGKILL)
-        with pytest.raises(SessionError, match="the process that runs the model ended"):
+        # the block that fails may be told of before the process has ended
+        with pytest.raises(
+            SessionError, match=r"that runs the model ended|2 processes .* has gone"
+        ):
             push_for_ever(session, frames[0])
         wait_until(partial(ended, first))
         assert np.abs(pixels(play(opened(), frames)).astype(int) - expected).max() <= 1
