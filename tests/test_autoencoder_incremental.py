@@ -113,7 +113,7 @@ def slow_blocks(kind: str, batch: int, count: int) -> list[Block]:
     h, w = 5, 7
     vae = autoencoder(kind)
     stream, slow = TinyStream(vae, count), SlowAutoencoder(vae)
-    found = []
+    found: list[Block] = []
     for share in [None, 0.05, 0.2, None, None, 0.05, 0.0, 0.1, 0.9, 0.03, 1.0, 0.05]:
         frames, latents = source(stream, batch, h, w)
         asked = None if share is None else cells(share, batch, count, h, w)
