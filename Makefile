@@ -9,8 +9,12 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)  ## restyle two clips; results in demo/
 	$(BIN)/stillframe demo --out demo
 
+# One worker more than there are cores, since tests also wait, for processes and for clocks. Bytecode
+# is kept even where the environment says not to: to rewrite the assertions of all tests takes each
+# worker seconds.
+WORKERS = $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --maxprocesses 8
 
 test-kernels: $(STAMP)  ## kernels that take Triton a minute, interpreted against their references and compiled ahead
 	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu" tests/test_fused_kernels.py tests/test_compiling.py

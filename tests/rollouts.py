@@ -7,7 +7,7 @@ passes saw them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,7 +20,16 @@ from torch import Tensor
 from stillframe.loading.recipes import Recipe
 from stillframe.tokens.grid import Grid, patchify
 
-__all__ = ["LATENT", "Level", "Rollout", "Rules", "of_editing", "of_generating", "reference"]
+__all__ = [
+    "LATENT",
+    "Level",
+    "Rollout",
+    "Rules",
+    "blocks",
+    "of_editing",
+    "of_generating",
+    "reference",
+]
 
 LATENT = (4, 6)
 TINY_POSITIONS = 64
@@ -132,9 +141,10 @@ class Rollout:
         """The largest difference between two rollouts of the same length."""
         return max(self._differences(other, "passes") + self._differences(other, "latents"))
 
-    def apart(self, other: Rollout) -> float:
-        """The largest difference of their latents, which may have taken other numbers of passes."""
-        return max(self._differences(other, "latents"))
+    def is_apart(self, others: Iterator[Tensor], least: float) -> bool:
+        """Whether latents are further apart in any block; no more are made than that takes."""
+        pairs = zip(self.latents, others, strict=True)
+        return any((ours - theirs).abs().max().item() > least for ours, theirs in pairs)
 
     def _differences(self, other: Rollout, kind: str) -> list[float]:
         pairs = zip(getattr(self, kind), getattr(other, kind), strict=True)
@@ -184,7 +194,22 @@ def reference(
         given: source latents by block; None makes video from the prompt alone.
         scale: mean and deviation (C, 1, 1, 1) by which the source was normalised.
     """
-    text, generator, made = prompt(), torch.Generator().manual_seed(0), Rollout()
+    made = Rollout()
+    for _ in blocks(model, rules, given, scale, made):
+        pass
+    return made
+
+
+def blocks(
+    model: Any,
+    rules: Rules,
+    given: Sequence[Tensor] | None = None,
+    scale: tuple[Tensor, Tensor] | None = None,
+    made: Rollout | None = None,
+) -> Iterator[Tensor]:
+    """Latents of `reference`, block by block; ``made`` is what they are added to."""
+    text, generator = prompt(), torch.Generator().manual_seed(0)
+    made = Rollout() if made is None else made
     nothing = torch.zeros(1, tiny.CHANNELS, rules.block, *LATENT)
     for number in range(rules.blocks):
         passes = rules.of(number)
@@ -201,7 +226,7 @@ def reference(
         set_self_attention(model, _attention(model, rules, number + 1, finished=True))
         newest(model, rules, made, x0, 0.0, text)
         made.latents.append(x0)
-    return made
+        yield x0
 
 
 def newest(model: Any, rules: Rules, made: Rollout, x: Tensor, told: float, text: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -35,6 +36,12 @@ def pipeline(layers: int = 5, packed: bool = False, offloaded: int = 0) -> Causa
         pack_transformer(transformer)
     offload_transformer(transformer, CPU, offloaded)
     return CausalWanPipeline(**{**tiny.parts(), "transformer": transformer}, text_length=12)
+
+
+@cache
+def usual(packed: bool, method: Any, execution: str) -> Tensor:
+    """Frames of the pipeline with all its layers there, for all that are compared with it."""
+    return run(pipeline(packed=packed), method, execution, sigmas=SIGMAS)
 
 
 def packed_layers(model: nn.Module) -> list[PackedLinear]:
@@ -82,7 +89,7 @@ def test_a_packed_model_is_the_model_of_the_rounded_weights(method: Any, executi
     assert unsupported(packed.transformer) is None
     found, expected = (run(pipe, method, execution, sigmas=SIGMAS) for pipe in (packed, rounded))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
-    plain = run(pipeline(), method, execution, sigmas=SIGMAS)
+    plain = usual(False, method, execution)
     assert not torch.equal(found, plain)
     assert (found - plain).norm() < 0.03 * plain.norm()
 
@@ -103,8 +110,8 @@ def test_products_in_fp8_take_packed_weights_as_they_lie() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_offloaded_layers_compute_what_they_did(count: int, packed: bool, execution: str) -> None:
     method = RandomMask(recovery="aligned")
-    expected = run(pipeline(packed=packed), method, execution, sigmas=SIGMAS)
     pipe = pipeline(packed=packed, offloaded=count)
+    expected = usual(packed, method, execution)
     assert torch.equal(run(pipe, method, execution, sigmas=SIGMAS), expected)
 
 

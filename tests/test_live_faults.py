@@ -17,39 +17,18 @@ import numpy as np
 import pytest
 import torch
 from tests.live_fixtures import BLOCK, embeds, levels, open_session, pipeline, pixels
+from tests.live_models import BROKEN, SLOW, faulty, one_thread
 from tests.server_fixtures import WAIT, alive
-from tests.test_live_process import one_thread, play
+from tests.test_live_process import play
 
 from stillframe.controls import Controls, Cuts
 from stillframe.engine.stream import EditStream
 from stillframe.errors import StillframeError
-from stillframe.live import LiveSession, RemoteSession, SessionError, Worker, WorkerProcess
+from stillframe.live import RemoteSession, SessionError, Worker, WorkerProcess
 from stillframe.live.ipc import Channel
 from stillframe.methods.prune import InterFramePruning
-from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 pytestmark = pytest.mark.timeout(120)
-
-BROKEN, SLOW = 64, 80  # heights of frames of sessions with faults
-
-
-def faulty() -> CausalWanPipeline:
-    """A model in whose process sessions of one height have broken telemetry, of another hang."""
-    pipe, whole = one_thread(), LiveSession.memory
-
-    def memory(self: LiveSession) -> Any:
-        if self._size.height == BROKEN and self.telemetry.last is not None:
-            raise RuntimeError("of all things")
-        return whole.fget(self)  # type: ignore[attr-defined]
-
-    LiveSession.memory = property(memory)  # type: ignore[assignment]
-
-    def hang(_module: Any, args: tuple[Any, ...]) -> None:
-        if args[0].shape[-2] * 8 == SLOW:
-            time.sleep(3600)
-
-    pipe.vae.decoder[1].register_forward_pre_hook(hang)
-    return pipe
 
 
 @pytest.fixture(scope="module")

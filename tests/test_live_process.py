@@ -13,16 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from tests.live_fixtures import BLOCK, embeds, file_path, levels, pipeline, pixels
+from tests.live_models import no_model, one_thread
 from tests.server_fixtures import Server, alive, get, serving, wait_until
 
 from stillframe.controls import Controls, Gop, Guard, Rate
 from stillframe.errors import ModelError
 from stillframe.live import EditedFrame, RemoteSession, SessionError, WorkerProcess
 from stillframe.methods.prune import InterFramePruning
-from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.server.supervisor import ProcessSupervisor
 
 Pixels = NDArray[np.uint8]
@@ -164,17 +163,6 @@ def push_all(session: RemoteSession, frames: Pixels, start: int) -> None:
 def test_a_model_that_cannot_be_loaded_is_reported() -> None:
     with pytest.raises(ModelError, match="of all things"):
         WorkerProcess(no_model).start()  # type: ignore[arg-type]
-
-
-def one_thread() -> CausalWanPipeline:
-    """The model as it is in this process: sums come out alike in the last bit."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    return pipeline()
-
-
-def no_model() -> None:
-    raise ModelError("of all things")
 
 
 def descriptors() -> int:

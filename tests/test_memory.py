@@ -16,6 +16,7 @@ from diffusers import WanTransformer3DModel
 from tests import tiny
 from tests.tiny import Drive, whole
 from torch import nn
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from stillframe.autoencoders.streaming import open_autoencoder
@@ -403,6 +404,21 @@ def test_only_on_a_cpu_the_process_itself_is_planned() -> None:
     assert here.editing - elsewhere.editing == sum(on_cpu.values()) - there
     assert here.graphs == 0
     assert elsewhere.graphs == max(here.activations, here.encode, here.decode)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_stands_in_for_a_function_is_counted_as_that(dtype: torch.dtype) -> None:
+    """On the meta device a function's result is made up, of any layout, as it is on a CPU."""
+    x = torch.randn(2, 3, 4, 6, dtype=dtype)
+    for given in (x, x.movedim(1, -1), x[:, :, 1:3], x.movedim(1, -1)[:, :2]):
+        found = []
+        for device in ("cpu", "meta"):
+            there = torch.empty_strided(given.shape, given.stride(), dtype=dtype, device=device)
+            there.fill_(1)
+            with PeakMeter() as meter:
+                out = F.normalize(there, dim=-1)
+                found.append((out.shape, out.stride(), out.dtype, meter.live, meter.peak))
+        assert found[0] == found[1]
 
 
 def test_the_meter_counts_from_making_to_forgetting() -> None:

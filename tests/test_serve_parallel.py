@@ -6,39 +6,23 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tests import parallel_models
 from tests.live_fixtures import embeds, file_path, levels, pixels
+from tests.live_models import spread
 from tests.server_fixtures import alive, wait_until
 from tests.test_live_process import play
 from typer.testing import CliRunner
 
 from stillframe.cli.app import app
-from stillframe.cli.serve import _end
-from stillframe.jobs.parallel import Followers
 from stillframe.live import SessionError
-from stillframe.pipelines.causal_wan import CausalWanPipeline
 from stillframe.server.supervisor import ProcessSupervisor
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@contextmanager
-def spread() -> Iterator[CausalWanPipeline]:
-    torch.set_num_threads(1)
-    pipe = parallel_models.pipeline()
-    with (
-        Followers(["cpu"] * 2, parallel_models.transformer, _end) as others,
-        others.leading(pipe),
-    ):
-        yield pipe
 
 
 def children(pid: int) -> list[int]:
@@ -78,7 +62,10 @@ def test_sessions_of_two_processes_are_those_of_one_and_go_on_after_the_loss_of_
         assert len(first) == 2
         session = opened()
         os.kill(first[1], signal.SIGKILL)
-        with pytest.raises(SessionError, match="the process that runs the model ended"):
+        # the block that fails may be told of before the process has ended
+        with pytest.raises(
+            SessionError, match=r"that runs the model ended|2 processes .* has gone"
+        ):
             push_for_ever(session, frames[0])
         wait_until(partial(ended, first))
         assert np.abs(pixels(play(opened(), frames)).astype(int) - expected).max() <= 1

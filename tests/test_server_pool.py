@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 import torch
 from tests.live_fixtures import embeds, file_path, levels, pipeline, pixels
+from tests.live_models import one_after, one_thread
 from tests.server_fixtures import WAIT, Server, alive, get, serving, wait_until
-from tests.test_live_process import one_thread, play
+from tests.test_live_process import play
 from typer.testing import CliRunner
 
 from stillframe.cli.app import app
@@ -40,13 +41,6 @@ NAMES = ["cpu:0", "cpu:1"]
 
 def no_model() -> CausalWanPipeline:
     raise ModelError(f"sees {os.environ['CUDA_VISIBLE_DEVICES']} of all things")
-
-
-def one_after(sign: Path) -> CausalWanPipeline:
-    """The same, as soon as a file is there."""
-    while not sign.exists():
-        time.sleep(0.05)
-    return one_thread()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -19,6 +20,10 @@ META = torch.device("meta")
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _CONVOLUTIONS = (torch.conv2d, torch.conv3d)
+
+#: What torch works out step by step, on the meta device in Python: it took four fifths of a plan of
+#: Wan's autoencoder. Results are of the shape and type of what is given.
+_STEPWISE = (F.normalize,)
 
 
 class PeakMeter(TorchFunctionMode):
@@ -47,7 +52,8 @@ class PeakMeter(TorchFunctionMode):
         kwargs = kwargs or {}
         for tensor in _tensors((args, kwargs)):
             self._note(tensor, 0)
-        out, work = func(*args, **kwargs), 0
+        stands_in = func in _STEPWISE and args[0].is_meta
+        out, work = torch.empty_like(args[0]) if stands_in else func(*args, **kwargs), 0
         if func in _CONVOLUTIONS:
             out, work = _convolved(args[0], args[1], out)
         for tensor in _tensors(out):

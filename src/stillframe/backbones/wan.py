@@ -399,7 +399,8 @@ class WanDenoiser:
             (B, K, p*p*C): the model's velocity ``v`` for each token.
         """
         model = self.transformer
-        hidden = self._embed(tokens.to(model.dtype))
+        # the weights' type, which text came in: to ask the model walks through all its modules
+        hidden = self._embed(tokens.to(text.embeds.dtype))
         # one text token is enough here: the text projections are in `text` already
         temb, modulation, _, _ = model.condition_embedder(timestep, text.embeds[:, :1])
         modulation = modulation.unflatten(1, (6, -1))

@@ -214,7 +214,7 @@ def plan_memory(
     steps = steps or len(settings.sigmas)
     job = _Job(grid, batch, dtype, settings, recovery, steps, text_length, multiple, weights)
     codings = (vae_kind, dtype, settings.block_frames, batch, height, width)
-    whole, parts = _codings(_as_key(vae_config), *codings)
+    whole, parts = _codings(_as_key(_arguments(vae_config, vae_kind)), *codings)
     # where everything is computed nothing else stays, so that there is more to work in
     spare = parts.stays - whole.stays
     encoder = (0, 0)
@@ -405,7 +405,7 @@ class _Coding(NamedTuple):
     stays: int
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _codings(
     config: str, kind: str, dtype: torch.dtype, block: int, batch: int, height: int, width: int
 ) -> tuple[_Coding, _Coding]:
@@ -473,6 +473,11 @@ def _text(config: str, dtype: torch.dtype, length: int) -> tuple[int, int]:
 def _autoencoder(config: Mapping[str, Any], kind: str) -> nn.Module:
     if kind not in _AUTOENCODERS:
         raise ValueError(f"autoencoders are {' and '.join(_AUTOENCODERS)}, got {kind!r}")
-    known = signature(_AUTOENCODERS[kind].__init__).parameters
-    given = {name: value for name, value in config.items() if name in known}
+    given = _arguments(config, kind)
     return built(f"{kind} autoencoder", lambda: _AUTOENCODERS[kind](**given))
+
+
+def _arguments(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """What an autoencoder is built from: not where it lies, nor by which version it was written."""
+    known = signature(_AUTOENCODERS[kind].__init__).parameters
+    return {name: value for name, value in config.items() if name in known}
