@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, redirect_stdout
 
 import pytest
@@ -24,6 +24,14 @@ from stillframe.server.serving import listen
 
 HERE = "127.0.0.1"
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.fixture(autouse=True)
+def _foreground() -> Iterator[None]:
+    # whoever runs the tests in the background has them ignore Ctrl-C, which commands respect
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class _Finalized:
@@ -132,3 +140,10 @@ def test_a_signal_that_the_shell_ignores_stays_ignored() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_program_in_the_background_goes_on() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
