@@ -17,19 +17,20 @@ from training.linear_start import build_linear
 from training.rollout import Rollout
 from training.teacher_forcing import TeacherForcing
 from training.transformer import channel_weights
+from training.warm_start import start_from_source
 
 SIZE, HEIGHT, WIDTH, CHANNELS, BATCH = 3, 4, 6, 4, 2
 TOKENS = HEIGHT // 2 * WIDTH // 2
 
 
-def tiny() -> Any:
+def fresh(channels: int) -> Any:
     torch.manual_seed(0)
-    model = WanTransformer3DModel(
+    return WanTransformer3DModel(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
-        in_channels=2 * CHANNELS,
-        out_channels=CHANNELS,
+        in_channels=2 * channels,
+        out_channels=channels,
         text_dim=8,
         freq_dim=16,
         ffn_dim=32,
@@ -37,11 +38,15 @@ def tiny() -> Any:
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
         rope_max_seq_len=64,
-    )
+    ).eval()
+
+
+def tiny() -> Any:
+    model = fresh(CHANNELS)
     # the published scale leaves gates near zero, where attention would hardly count
     for block in model.blocks:
         nn.init.normal_(block.scale_shift_table, std=0.5)
-    return model.eval()
+    return model
 
 
 def inputs(blocks: int) -> dict[str, Any]:
@@ -181,6 +186,29 @@ def test_a_rollout_is_teacher_forcing_on_its_own_output() -> None:
         sigma * noise, made, clip["source"], torch.full((BATCH, 4), sigma), clip["text"]
     )
     assert (sigma * noise - sigma * velocity - made).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@torch.no_grad()
+def test_training_starts_from_the_source(channels: int) -> None:
+    """Also where noisy and source patch fill the width, as of the bundled model's 32 channels."""
+    model, shape = fresh(channels), (2, channels, SIZE, HEIGHT, WIDTH)
+    noise, source, text = torch.randn(shape), torch.randn(shape), torch.randn(2, 5, 8)
+
+    def apart() -> float:
+        both = torch.cat([noise, source], 1)
+        found = model(both, torch.full((2,), 1000.0), text, return_dict=False)[0]
+        wanted = noise - source
+        return float((found - wanted).norm() / wanted.norm())
+
+    assert apart() > 0.9
+    start_from_source(model)
+    assert apart() < 0.45
+
+
+def test_patches_that_do_not_fit_into_the_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="16 numbers each do not fit into a width of 24"):
+        start_from_source(fresh(4))
 
 
 @torch.no_grad()

@@ -30,10 +30,18 @@ def start_from_source(transformer: WanTransformer3DModel) -> None:
     The patch embedding becomes an isometry of the noisy and the source patch, and the output
     projection reads one minus the other back. Gates are small in Wan's own initialisation, so the
     blocks between change little.
+
+    Raises:
+        ValueError: the two patches have more numbers than the model is wide.
     """
     weight = transformer.patch_embedding.weight  # inner, 2C, 1, p, p
     inner, channels = weight.shape[:2]
     inputs = weight[0].numel()
+    if inputs > inner:
+        raise ValueError(
+            f"a noisy and a source patch of {inputs // 2} numbers each do not fit into "
+            f"a width of {inner}"
+        )
     isometry = torch.linalg.qr(torch.randn(inner, inputs)).Q.to(weight)  # inner x inputs
     weight.copy_(isometry.view_as(weight))
     transformer.patch_embedding.bias.zero_()
