@@ -69,7 +69,7 @@ def test_a_dead_server_is_given_up(silent_port: int, scheme: str) -> None:
     started = time.monotonic()
     with pytest.raises(InputError, match=r"did not answer within 0\.4 s") as caught:
         VideoReader(Source.of(url, timeout=0.4))
-    assert 0.4 <= time.monotonic() - started < 30
+    assert 0.4 <= time.monotonic() - started < 5
     assert "secret" not in str(caught.value)
 
 

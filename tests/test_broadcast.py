@@ -386,7 +386,7 @@ def test_who_waits_for_a_sender_can_be_stopped() -> None:
     assert report.frames_in == report.frames_out == 0
     assert said[0].startswith("waiting for a sender at rtmp://127.0.0.1")
     assert "key" not in said[0]
-    assert time.monotonic() - begun < WAIT
+    assert time.monotonic() - begun < 20.0
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tests.live_fixtures import (
 from torch import Tensor
 
 from stillframe.engine.stream import EditStream
+from stillframe.errors import WorkerError
 from stillframe.live import (
     LiveSession,
     SessionError,
@@ -33,6 +34,29 @@ from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 # what hangs shall not hang for long
 pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RuntimeError("out of luck"), "block 0 failed with RuntimeError: out of luck"),
+        (WorkerError("one has gone"), "block 0 failed: one has gone"),
+    ],
+)
+def test_of_our_own_errors_the_sentence_is_told(
+    pipe: CausalWanPipeline, error: Exception, sentence: str
+) -> None:
+    worker = Worker()
+    session = open_session(pipe, worker, policy="all")
+    for number, frame in enumerate(levels(12)):
+        session.push(frame, float(number))
+
+    def burst() -> None:
+        raise error
+
+    with while_decoding(pipe, burst):
+        assert worker.step()
+    assert session.error == sentence
 
 
 def test_life_of_a_session(pipe: CausalWanPipeline) -> None:

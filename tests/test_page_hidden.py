@@ -92,16 +92,16 @@ def test_a_hidden_tab_goes_on_sending_and_showing(browser: Browser, tab: Tab) ->
     before, begun = tab.js(SHOWN), time.monotonic()
     pictures = tab.sent(lambda: time.sleep(10))
     took, shown = time.monotonic() - begun, tab.js(SHOWN) - before
-    # 15 a second are asked for, and a busy machine makes fewer; a hidden page's own timer gives 1
-    assert len({picture[16:] for picture in pictures}) > 3 * took
-    assert shown > 3 * took
+    # 15 a second are asked for; a timer of a hidden page's own gives 1
+    assert len({picture[16:] for picture in pictures}) > 7 * took
+    assert shown > 7 * took
     assert tab.js("window.bitmaps") < 200
     tab.front()
     tab.until(
         "document.getElementById('message').textContent.startsWith('While the tab was hidden')"
     )
     said = float(tab.message.split("hidden, ")[1].split()[0])
-    assert said == pytest.approx(len(pictures) / took, rel=0.5)
+    assert said == pytest.approx(len(pictures) / took, rel=0.25)
     goes_on(tab)
     front.close()
 
@@ -115,9 +115,8 @@ def test_a_hidden_tab_plays_its_file(browser: Browser, server: Server, tmp_path:
     front = browser.tab()
     front.front()
     tab.until("document.hidden")
-    begun = time.monotonic()
     pictures = tab.sent(lambda: time.sleep(5))
-    assert len({picture[16:] for picture in pictures}) > 3 * (time.monotonic() - begun)
+    assert len({picture[16:] for picture in pictures}) > 35
     for each in (tab, front):
         each.close()
 

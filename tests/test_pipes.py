@@ -224,7 +224,7 @@ def test_whoever_never_reads_does_not_keep_us(tiny_pipe: CausalWanPipeline) -> N
     with feeding(y4m(120)) as source:
         sink = Sink("-", "pipe", "y4m", descriptor=away)
         report = edit_file(tiny_pipe, stdin(source), sink, prompt=PROMPT, stop=stop)
-    assert time.monotonic() - full[0] < 60
+    assert time.monotonic() - full[0] < 15
     assert report.interrupted
     assert 0 < report.frames_out < 120
     assert "standard output takes nothing more" in report.warnings[-1]
@@ -405,7 +405,7 @@ def test_ctrl_c_while_the_producer_pauses(model_folder: Path) -> None:
             received.extend(video.read())
 
     result = run_in_pipes(feed, model_folder)
-    assert time.monotonic() - sent[0] < 60
+    assert time.monotonic() - sent[0] < 10
     assert result.exit_code == 130, result.output
     assert frames_of(bytes(received)) == 12
     assert not result.stdout

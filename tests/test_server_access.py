@@ -140,15 +140,15 @@ def test_a_request_comes_in_time_or_not_at_all(pipe: Any) -> None:
         head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
         drip, again, none = silent(server, head), silent(server, head + b"\r\n"), silent(server)
         begun = time.monotonic()
-        # neither a header now and then, nor an answer got, makes the time longer: uvicorn by itself
-        # waits 5 seconds for another request, and for the end of one for ever
-        while time.monotonic() - begun < 4.5 and not ended(drip, 0.1):
+        # neither a header now and then, nor an answer got, makes the time longer
+        while time.monotonic() - begun < 3 and not ended(drip, 0.1):
             try:
                 drip.sendall(b"X-A: b\r\n")
             except OSError:
                 break
-        for line in (drip, again, none):
-            assert ended(line, max(begun + 4.5 - time.monotonic(), 0.1))
+        assert time.monotonic() - begun < 2
+        assert ended(again, 2)
+        assert ended(none, 2)
         # nor does the body of an offer
         body = silent(server, b"POST /webrtc/offer HTTP/1.1\r\nHost: localhost\r\n"
                               b"Content-Length: 999\r\n\r\n{")  # fmt: skip

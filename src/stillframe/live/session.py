@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stillframe.config import EditConfig
+from stillframe.errors import StillframeError
 from stillframe.live.editor import EditedBlock, EditedFrame, Editor, FrameSize
 from stillframe.live.input_queue import InputQueue, Policy
 from stillframe.live.output_queue import OutputQueue
@@ -307,7 +308,9 @@ class LiveSession(SessionState):
             else:
                 blocks = editor.run(batch, request)
         except Exception as error:
-            message = f"{what} failed with {type(error).__name__}: {error}"
+            # of our own errors the sentence says it all
+            kind = "" if isinstance(error, StillframeError) else f" with {type(error).__name__}"
+            message = f"{what} failed{kind}: {error}"
             self.fail(message, traceback.format_exc())
         finally:
             with self._changed:
