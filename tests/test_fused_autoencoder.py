@@ -18,6 +18,9 @@ from stillframe.autoencoders.tiny_fused import (
 )
 from stillframe.kernels.graphs import Graphs
 from stillframe.loading.taehv import TAEW_CONFIG
+from stillframe.models import bundled_models
+
+_BUNDLED = TinyVideoAutoencoder.load_config(bundled_models()["tiny"] / "vae")
 
 WIDTHS: list[dict[str, Any]] = [
     {"encoder_channels": 16, "decoder_channels": (32, 16, 48, 16)},
@@ -41,7 +44,9 @@ WIDTHS: list[dict[str, Any]] = [
         "spatial_stages": 0,
         "patch_size": 8,
         "refine_channels": 16,
-        "latents_std": [1.5] * 16,
+        "latent_channels": _BUNDLED["latent_channels"],
+        "latents_mean": [0.3 * (i % 3 - 1) for i in range(_BUNDLED["latent_channels"])],
+        "latents_std": [0.5 + 0.5 * (i % 4) for i in range(_BUNDLED["latent_channels"])],
     },
 ]
 widths = pytest.mark.parametrize(
