@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests import tiny
 from tests.published import base_folder, publish, taehv_file
 from tests.video_samples import decode, make_video
@@ -27,6 +28,7 @@ from stillframe.loading import load as load_module
 from stillframe.loading.adapt import attention_backends
 from stillframe.loading.assemble import Task, plan
 from stillframe.loading.load import load_pipeline
+from stillframe.loading.prompts import PromptEncoder
 from stillframe.loading.recipes import RECIPES_VARIABLE, load_recipes
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
@@ -183,6 +185,26 @@ def test_the_text_encoder_is_not_held(published: Any, base: Path, tmp_path: Path
     torch.testing.assert_close(again.encode_prompt(PROMPT), whole.encode_prompt(PROMPT))
     with pytest.raises(ModelError):
         again.encode_prompt("another prompt")
+
+
+@pytest.mark.usefixtures("published")
+def test_a_text_encoder_that_was_exchanged_encodes_anew(base: Path, tmp_path: Path) -> None:
+    """As the bundled model's is by an update of the package: same folder, names and sizes."""
+    own, table = tmp_path / "own", Path(os.environ[RECIPES_VARIABLE])
+    shutil.copytree(base, own)
+    table.write_text(table.read_text().replace(str(base), str(own)))
+    before = load().encode_prompt(PROMPT)
+    (path,) = (own / "text_encoder").glob("*.safetensors")
+    facts, mirrored = path.stat(), {k: x.flip(0) for k, x in load_file(path).items()}
+    save_file(mirrored, path, metadata={"format": "pt"})
+    # archives and images of disks may give all files the same time
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert path.stat().st_size == facts.st_size
+    exchanged = load().prompt_encoder
+    assert isinstance(exchanged, PromptEncoder)
+    fresh = PromptEncoder(own, exchanged.text_length, exchanged.dtype, cache=None, identity="")
+    assert torch.equal(exchanged(PROMPT), fresh(PROMPT))
+    assert not torch.equal(exchanged(PROMPT), before[0])
 
 
 # low-rank updates, attention, memory

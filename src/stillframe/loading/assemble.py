@@ -9,6 +9,7 @@ This file downloads nothing, and does not know devices.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from stillframe.errors import ModelError
 from stillframe.loading import hub
 from stillframe.loading.bases import known_base
 from stillframe.loading.checkpoint import load_transformer
+from stillframe.loading.identity import folder_identity
 from stillframe.loading.memory import MemoryPlan, plan_memory
 from stillframe.loading.prompts import PromptEncoder
 from stillframe.loading.recipes import TIMESTEPS, Recipe
@@ -250,8 +252,16 @@ def open_text(
         device,
         keep,
         cache=cache,
-        identity=source.base,
+        identity=_text_identity(source),
     )
+
+
+def _text_identity(source: Source) -> str:
+    """Which text encoder it is: into a folder on this machine another one may come, of its name."""
+    folder = Path(source.base).expanduser()
+    if not os.path.isdir(folder):
+        return source.base
+    return f"{source.base} {folder_identity(folder, ('text_encoder', 'tokenizer'))}"
 
 
 def build(source: Source, dtype: torch.dtype, text: PromptEncoder) -> CausalWanPipeline:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stillframe.jobs.batch.stores import ends_of
+from stillframe.loading.identity import ends_of
 
 __all__ = ["fingerprint", "model_identity"]
 

@@ -16,7 +16,8 @@ from stillframe.errors import InputError, StillframeError
 from stillframe.jobs.batch.fingerprint import fingerprint
 from stillframe.jobs.batch.record import Record
 from stillframe.jobs.batch.rows import Row
-from stillframe.jobs.batch.stores import ends_of, identity, is_url, join, size_of
+from stillframe.jobs.batch.stores import identity, is_url, join, size_of
+from stillframe.loading.identity import ends_of
 from stillframe.video.header import Header, read_header
 
 __all__ = ["Failure", "Item", "Placed", "Plan", "make_plan"]

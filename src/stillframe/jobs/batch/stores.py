@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
 import os
 import re
 import shutil
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from stillframe.errors import InputError, OutputError, StillframeError
+from stillframe.loading.identity import ends_of
 
 __all__ = [
-    "ends_of",
     "exists",
     "expand",
     "fetched",
@@ -36,7 +35,6 @@ __all__ = [
 ]
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_ENDS = 1 << 16
 
 
 def is_url(place: str) -> bool:
@@ -121,20 +119,6 @@ def identity(place: str) -> str:
             return f"{system.size(path)} {system.ukey(path)}"
         facts = os.stat(place)
         return f"{facts.st_size} {facts.st_mtime_ns} {ends_of(place)}"
-
-
-def ends_of(path: str) -> str:
-    """A hash of the first and the last 64 KiB of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read(_ENDS))
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _ENDS))
-        digest.update(file.read(_ENDS))
-    return digest.hexdigest()[:32]
 
 
 @contextmanager
