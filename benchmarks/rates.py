@@ -255,9 +255,9 @@ def noted_results(run: Run, latents: Sequence[Tensor], pixels: Sequence[Tensor])
     decode = coder.decode
     patch = run.stream._backbone.patch
 
-    def noted(grid: Tensor) -> Tensor:
+    def noted(grid: Tensor, changed: Tensor | None = None) -> Tensor:
         run.results.append(patchify(grid.float(), patch))
-        frames: Tensor = decode(grid)
+        frames: Tensor = decode(grid, changed)
         return frames
 
     coder.decode = noted

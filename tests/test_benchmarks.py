@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import pkgutil
 import sys
+from pathlib import Path
 
 import benchmarks
 import pytest
 import torch
 from benchmarks.on_gpu import equality
 from tests import tiny
+from tests.video_samples import make_video
 
 from stillframe.jobs.bench import Share
 from stillframe.methods.prune import MOTIONS
@@ -55,6 +58,19 @@ def test_a_tiny_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(rows) == len(lines) - 1
     assert {row["motion"] for row in rows} == set(MOTIONS)
     assert all(0 <= row["computed"] <= 1 for row in rows)
+
+
+def test_drift_is_told_of_blocks_that_reuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_video(tmp_path / "in.mkv", list((255 * tiny.clip(36)[0].movedim(1, -1)).byte().numpy()))
+    run("drift", str(tmp_path / "in.mkv"), "--height", "64", "--out", str(tmp_path))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["clips"] == 1
+    with open(tmp_path / "drift.csv", newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert 0 < float(row["kept"]) < 1
+    assert float(row["low"]) <= float(row["estimated"]) <= float(row["high"])
+    assert float(row["true"]) > 0
 
 
 def test_streams_are_driven_to_their_end(capsys: pytest.CaptureFixture[str]) -> None:
