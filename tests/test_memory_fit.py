@@ -70,12 +70,15 @@ def _counted(taken: tuple[Any, ...]) -> tuple[int, ...]:
 
 def test_less_memory_takes_more_measures_and_none_before_its_turn() -> None:
     source = find_source("krea-14b")
-    sizes = [45, 38, 26, 24, 11.95]
+    sizes = [45, 38, 27, 24, 11.95]
     found = [fitted("krea-14b", size) for size in sizes]
     for size, one in zip(sizes, found, strict=True):
         planned = plan(source, BFLOAT16, one.task, CARD)
         assert planned == one.plan
         assert planned.editing <= size * GB
+        # some is left for the allocator, unless nothing is left to do
+        done = one.task.offloaded == source.config("transformer")["num_layers"]
+        assert done or planned.editing <= 0.96 * size * GB
         assert one.text_on_cpu == (planned.encoding > size * GB)
         assert one.peak <= size * GB
     taken = [steps(one.task) for one in found]
@@ -93,7 +96,7 @@ def test_less_memory_takes_more_measures_and_none_before_its_turn() -> None:
         elif one.task.cache == "fp8":
             milder = replace(one.task, cache="auto")
         if milder is not None:
-            assert plan(source, BFLOAT16, milder, CARD).editing > size * GB
+            assert plan(source, BFLOAT16, milder, CARD).editing > 0.96 * size * GB
     assert {sum(step > 0 for step in one) for one in map(_counted, taken)} >= {1, 2, 3, 4}
 
 

@@ -23,6 +23,10 @@ __all__ = ["GB", "Fit", "find_fit"]
 #: the CUDA context and what the allocator cannot use.
 GB = 10**9
 
+#: Share of a GPU's memory that measures leave free where they can: what torch's allocator held
+#: beside what was in use came to 2.6% when a plan of 23.8 GB did not fit into 24.
+_SPARE = 0.04
+
 #: Bytes a second from page-locked memory to a card, PCIe 4.0 with 16 lanes.
 _BUS = 25 * GB
 
@@ -79,7 +83,7 @@ def find_fit(
     measures: list[str] = []
     planned = search.plan(task)
     for step in _STEPS:
-        if search.fits(planned):
+        if search.at_ease(planned):
             break
         found = step(search, task)
         # what saves nothing is left alone
@@ -130,13 +134,20 @@ class _Search:
         """Whether a plan does; text can be encoded elsewhere, but for on a CPU."""
         return (planned.peak if self.on_cpu else planned.editing) <= self.budget
 
+    def at_ease(self, planned: MemoryPlan) -> bool:
+        """Whether a plan fits and leaves a GPU's allocator what it cannot use."""
+        if self.on_cpu:
+            return self.fits(planned)
+        return planned.editing <= (1 - _SPARE) * self.budget
+
     def least(self, tasks: Sequence[Task]) -> Task:
-        """The first of some tasks that fits, each taking less than the one before; else the
-        last."""
+        """The first of some tasks that fits at ease, each taking less than the one before; else
+        the last."""
         low, high = 0, len(tasks) - 1
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.fits(self.plan(tasks[middle])) else (middle + 1, high)
+            eased = self.at_ease(self.plan(tasks[middle]))
+            low, high = (low, middle) if eased else (middle + 1, high)
         return tasks[low]
 
 
