@@ -26,6 +26,7 @@ from stillframe.autoencoders.tiny import TinyVideoAutoencoder
 from stillframe.models import bundled_models
 
 TINY = bundled_models()["tiny"]
+ALL = torch.ones(1, 1, 1, 1, 1, dtype=torch.bool)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -60,10 +61,10 @@ def test_lines_correlate_with_themselves_and_not_with_noise() -> None:
 def test_the_loss_asks_for_stillness_and_for_no_grid() -> None:
     target = noise(1, 8, 3, 64, 64)
     error = 0.02 * torch.randn(1, 1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    same = decoder_losses(target + error, target)
+    same = decoder_losses(target + error, target, ALL)
     assert same.shimmer < 1e-6
     other = error * torch.tensor([1, -1] * 4).view(1, 8, 1, 1, 1)
-    shimmering = decoder_losses(target + other, target)
+    shimmering = decoder_losses(target + other, target, ALL)
     assert shimmering.squared == pytest.approx(same.squared.item(), rel=1e-3)
     assert shimmering.total > same.total + 0.01
     # as large an error that is another one in every token
@@ -71,7 +72,7 @@ def test_the_loss_asks_for_stillness_and_for_no_grid() -> None:
     smooth = torch.nn.functional.interpolate(tokens[0], (64, 64), mode="bicubic")[None]
     stepped = tokens.repeat_interleave(16, -1).repeat_interleave(16, -2)
     stepped = stepped * smooth.square().mean().sqrt() / stepped.square().mean().sqrt()
-    with_steps, without = (decoder_losses(target + e, target) for e in (stepped, smooth))
+    with_steps, without = (decoder_losses(target + e, target, ALL) for e in (stepped, smooth))
     assert with_steps.seams > 4 * without.seams
     assert with_steps.total > without.total
 
@@ -144,6 +145,26 @@ def test_sides_of_a_crop_that_are_no_sides_of_the_picture_teach_nothing(pool: Pa
             assert line.sum() in (8 * 5, 8 * 2)  # of eight latents without three, or three twice
             seen.add((line[0].item(), line[-1].item()))
     assert seen == {(True, False), (False, True), (False, False)}
+
+
+def test_what_is_made_at_such_sides_does_not_count() -> None:
+    target, error = noise(1, 4, 3, 64, 64), noise(1, 4, 3, 64, 64, seed=1) - 0.5
+    inside = torch.zeros(1, 1, 1, 64, 64, dtype=torch.bool)
+    inside[..., 16:, :48] = True
+    found = []
+    for beyond in (0.0, 7.0):
+        made = (target + torch.where(inside, error, beyond)).requires_grad_()
+        losses = decoder_losses(made, target, inside)
+        losses.total.backward()
+        assert made.grad is not None
+        found.append((*losses, made.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    gradient = found[0][-1]
+    assert gradient.masked_select(~inside).abs().max() == 0
+    assert gradient.masked_select(inside).abs().min() > 0
+    share = error.masked_select(inside).square().mean()
+    assert found[0][1].item() == pytest.approx(share.item(), rel=1e-4)
 
 
 def test_an_empty_pool_is_refused(tmp_path: Path) -> None:

@@ -37,7 +37,9 @@ from training.ranks import Ranks
 __all__ = [
     "Losses",
     "autoencoder_losses",
+    "copy_of",
     "edge_error",
+    "export",
     "grid_error",
     "latent_statistics",
     "seam_error",
@@ -179,9 +181,17 @@ def export(model: TinyVideoAutoencoder, clips: Sequence[Tensor], folder: Path) -
         latents_mean=[round(x, 5) for x in mean], latents_std=[round(x, 5) for x in std]
     )
     say(f"latents: mean {min(mean):.2f}..{max(mean):.2f}, std {min(std):.2f}..{max(std):.2f}")
-    half = TinyVideoAutoencoder.from_config(model.config)
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(folder)
+    copy_of(model).half().save_pretrained(folder)
+
+
+def copy_of(model: TinyVideoAutoencoder) -> TinyVideoAutoencoder:
+    """A copy with its own weights."""
+    # all that the configuration says, also where it was registered after it was built: diffusers
+    # takes such entries for defaults, and leaves them out of what is built from a configuration
+    known = {name: value for name, value in model.config.items() if not name.startswith("_")}
+    twin = TinyVideoAutoencoder.from_config(known)
+    twin.load_state_dict(model.state_dict())
+    return twin
 
 
 def _options() -> argparse.Namespace:

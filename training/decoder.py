@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder
-from training.autoencoder import edge_error, grid_error, seam_error
+from training.autoencoder import copy_of, edge_error, grid_error, seam_error
 from training.captions import canonical
 from training.data import load_clips, read_clips
 from training.evaluate import Model
@@ -74,14 +74,17 @@ class DecoderLosses(NamedTuple):
     shimmer: Tensor
 
 
-def decoder_losses(made: Tensor, target: Tensor) -> DecoderLosses:
-    """Loss of decoded frames (B, T, 3, H, W).
+def decoder_losses(made: Tensor, target: Tensor, inside: Tensor) -> DecoderLosses:
+    """Loss of decoded frames (B, T, 3, H, W), of the pixels that count (B, 1, 1, H, W).
 
     A small error, more so in shadows; edges where they belong; no part of the error that repeats
     with the autoencoder's patches, and no steps where those or the transformer's meet; and an error
     that stays what it is from frame to frame, so that what is still comes out still.
+
+    The decoder of a crop lacks what is beyond its sides. What it makes there is taken for right, so
+    that it is not learnt from and spoils neither the figures nor the steps to it.
     """
-    error = made - target
+    error = torch.where(inside, made - target, 0)
     emphasis = 1 + 1.5 * torch.exp(-target.mean(2, keepdim=True) / 0.12)
     squared = error.square()
     seams = seam_error(error, 8) + seam_error(error, _PATCH)
@@ -94,7 +97,8 @@ def decoder_losses(made: Tensor, target: Tensor) -> DecoderLosses:
         + 2 * seams
         + 2 * shimmer
     )
-    return DecoderLosses(total, squared.mean().detach(), seams.detach(), shimmer.detach())
+    mean = squared.mean().detach() / inside.float().mean()
+    return DecoderLosses(total, mean, seams.detach(), shimmer.detach())
 
 
 def window(frames: Tensor, rng: random.Random) -> Tensor:
@@ -255,10 +259,9 @@ class Trainer:
         latents = latents + strength * torch.randn_like(latents)
         with torch.autocast(self.device.type, torch.bfloat16):
             made = self.vae.decode_raw(raw_latents(self.vae, latents))
-        # at a crop's sides the decoder lacks what is beyond: nothing is to be learnt from that
-        made = torch.where(sample.inside.to(self.device), made, made.detach())
         seen = slice(4 * sample.settling, None)
-        losses = decoder_losses(made[:, seen].float(), target[:, seen])
+        inside = sample.inside.to(self.device)
+        losses = decoder_losses(made[:, seen].float(), target[:, seen], inside)
         progress = self.training.budget.progress
         self.training.learn(losses.total, learning_rate(progress, self.peak, warm_up=0.03))
         return {
@@ -273,9 +276,7 @@ class Trainer:
         average.swap()
         with contextlib.ExitStack() as undo:
             undo.callback(average.swap)
-            half = TinyVideoAutoencoder.from_config(self.vae.config)
-            half.load_state_dict(self.vae.state_dict())
-            half.half().save_pretrained(folder)
+            copy_of(self.vae).half().save_pretrained(folder)
 
 
 def _options() -> argparse.Namespace:

@@ -28,8 +28,10 @@ def start_from_source(transformer: WanTransformer3DModel) -> None:
     """Initialise a source-conditioned transformer to predict about ``noise - source``.
 
     The patch embedding becomes an isometry of the noisy and the source patch, and the output
-    projection reads one minus the other back. Gates are small in Wan's own initialisation, so the
-    blocks between change little.
+    projection reads one minus the other back. What would change them at random in between begins
+    as nothing: the time embedding, which scales the last layer norm, and what the later blocks read
+    in the prompt (the first one's is `teach_prompts`'s). Gates are small in Wan's own
+    initialisation.
 
     Raises:
         ValueError: the two patches have more numbers than the model is wide.
@@ -53,6 +55,12 @@ def start_from_source(transformer: WanTransformer3DModel) -> None:
     transformer.proj_out.weight.copy_(scale * (maps[:, :half] - maps[:, half:]).flatten(0, 1))
     transformer.proj_out.bias.zero_()
     transformer.scale_shift_table.zero_()
+    embedder: Any = transformer.condition_embedder
+    silent = [embedder.time_embedder.linear_2]
+    silent += [block.attn2.to_out[0] for block in list(transformer.blocks)[1:]]
+    for layer in silent:
+        layer.weight.zero_()
+        layer.bias.zero_()
 
 
 def teach_prompts(
