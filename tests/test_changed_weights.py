@@ -296,11 +296,12 @@ def test_products_in_fp8_follow(layer: str) -> None:
     assert not torch.equal(after, before)
 
 
+@pytest.mark.parametrize("name", ["load_state_dict, assigned", "load_state_dict", "unfuse_lora"])
 def test_graphs_are_made_anew(
-    fused_blocks: list[FusedBlocks], monkeypatch: pytest.MonkeyPatch
+    name: str, fused_blocks: list[FusedBlocks], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As recordings on a CPU, which read the tensors that there were when they were made."""
-    case = CASES["load_state_dict, assigned"]
+    case = CASES[name]
     plain = across(case, "fused", fused_blocks, method=Full())
     recordings = record(monkeypatch)
     graphed = across(case, "fused", fused_blocks, method=Full())
