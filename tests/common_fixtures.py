@@ -55,7 +55,7 @@ def source_transformer() -> Any:
 
 @pytest.fixture
 def autoencoder() -> Any:
-    """A tiny random `TinyVideoAutoencoder`, width 8, nothing trimmed."""
+    """A tiny random `TinyVideoAutoencoder`, nothing trimmed."""
     return tiny.autoencoder()
 
 
