@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from tests import tiny
+from typer.main import get_command
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     # these models are too small to share, and the machine may be busy
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_command_line() -> Iterator[None]:
+    # commands do not change, and typer's runner builds all of them for every call
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", cache(get_command))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +55,7 @@ def source_transformer() -> Any:
 
 @pytest.fixture
 def autoencoder() -> Any:
-    """A tiny random `TinyVideoAutoencoder`, width 8, nothing trimmed."""
+    """A tiny random `TinyVideoAutoencoder`, nothing trimmed."""
     return tiny.autoencoder()
 
 

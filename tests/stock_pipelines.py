@@ -48,6 +48,21 @@ C = tiny.CHANNELS
 FRAMES, HEIGHT, WIDTH = 17, 64, 96  # of Wan, 5 latent frames of 4x6 tokens; of LTX, 3 of 2x3
 
 
+def ready(vae: Any) -> Any:
+    """An autoencoder that encodes a clip once: it has no part in what `hooks` changes."""
+    encode, known = vae.encode, list[tuple[Tensor, Any]]()
+
+    def remembered(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        for clip, encoded in known:
+            if clip.dtype == x.dtype and torch.equal(clip, x):
+                return encoded
+        known.append((x.clone(), encode(x, *args, **kwargs)))
+        return known[-1][1]
+
+    vae.encode = remembered
+    return vae.eval().requires_grad_(False)
+
+
 def wan_transformer(seed: int = 1, **changes: Any) -> Any:
     torch.manual_seed(seed)
     vace = "vace_layers" in changes
@@ -75,7 +90,7 @@ def _wan(kind: Any, transformer: Any, flow: Any = None, **more: Any) -> Any:
     pipe = kind(
         tokenizer=tiny.tokenizer(),
         text_encoder=tiny.text_encoder(),
-        vae=tiny.wan_autoencoder(),
+        vae=ready(tiny.wan_autoencoder()),
         transformer=transformer,
         scheduler=flow or FlowMatchEulerDiscreteScheduler(shift=5.0),
         **more,
@@ -121,7 +136,7 @@ def _cogvideox(kind: Any, scheduler: Any, rotary: bool) -> Any:
     pipe = kind(
         tokenizer=tiny.tokenizer(),
         text_encoder=tiny.text_encoder(),
-        vae=vae.eval().requires_grad_(False),
+        vae=ready(vae),
         transformer=transformer.eval().requires_grad_(False),
         scheduler=scheduler(
             prediction_type="v_prediction",
@@ -207,7 +222,7 @@ def _animatediff(kind: Any) -> Any:
     pipe = kind(
         tokenizer=tiny.tokenizer(),
         text_encoder=tiny.text_encoder(),
-        vae=vae.eval().requires_grad_(False),
+        vae=ready(vae),
         unet=unet.eval().requires_grad_(False),
         motion_adapter=None,
         scheduler=scheduler,
@@ -220,7 +235,7 @@ def _pipe(kind: Any, vae: Any, transformer: Any, **more: Any) -> Any:
     pipe = kind(
         tokenizer=tiny.tokenizer(),
         text_encoder=tiny.text_encoder(),
-        vae=vae.eval().requires_grad_(False),
+        vae=ready(vae),
         transformer=transformer.eval().requires_grad_(False),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
         **more,

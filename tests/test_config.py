@@ -277,6 +277,8 @@ def test_a_control_of_a_user_is_an_option_of_every_edit(monkeypatch: pytest.Monk
     from stillframe.controls import base
 
     monkeypatch.setitem(base._REGISTRY._kinds, "thirds", Thirds)
+    # the command line is built anew, as that of a program that starts with it
+    monkeypatch.setattr("typer.testing._get_command", typer.main.get_command)
     assert "thirds" in edit_options()
     for command in ("edit", "serve"):
         shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})

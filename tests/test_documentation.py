@@ -8,6 +8,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +153,19 @@ def command_lines() -> list[str]:
     return list(found)
 
 
+@cache
+def commands() -> Any:
+    """What the command line has."""
+    return typer.main.get_command(app)
+
+
 def parsed(words: list[str]) -> None:
     """Refuse what the command line would refuse before it looks at any file.
 
     Raises:
         Exception: an unknown command or option, or a value that is none.
     """
-    command: Any = typer.main.get_command(app)
+    command = commands()
     context = command.context_class(command, info_name="stillframe")
     while hasattr(command, "commands"):
         if not words and command.invoke_without_command:
@@ -197,7 +204,7 @@ def options(command: Any) -> set[str]:
 
 
 def test_options_named_in_the_text_exist() -> None:
-    known = options(typer.main.get_command(app)) | {"--help"}
+    known = options(commands()) | {"--help"}
     for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "training").rglob("*.py")]:
         known |= set(re.findall(r'"(--[a-z][\w.-]*)"', path.read_text(encoding="utf-8")))
     for page in PAGES:

@@ -274,7 +274,7 @@ def test_a_denoiser_sees_a_window_at_a_time(named: tuple[str, Any], method: str)
 
     denoiser.forward = forward
     try:
-        edit(named, video, method=method)
+        edit(named, video, method=method, output_type="latent")
     finally:
         del denoiser.forward
     assert {*seen} == {family.geometry(pipe).length(NAMES[name][0])}

@@ -36,11 +36,6 @@ def numeric() -> Iterator[Any]:
                 yield pytest.param(names, command, parameter, kind, id=f"{names}{parameter.name}")
 
 
-@pytest.fixture(autouse=True)
-def _made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("typer.testing._get_command", lambda app: COMMAND)
-
-
 def run(arguments: list[str]) -> Any:
     return CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
 

@@ -37,7 +37,7 @@ BLOCKS = 7
 PROMPTS = ["oil", "sepia", "night"]
 
 
-def latents(seed: int, blocks: int = BLOCKS, sides: tuple[int, int] = (8, 10)) -> list[Tensor]:
+def latents(seed: int, blocks: int = BLOCKS, sides: tuple[int, int] = (4, 6)) -> list[Tensor]:
     """Of blocks that drift."""
     generator = torch.Generator().manual_seed(seed)
     drift = 0.2 * torch.randn(blocks, 1, tiny.CHANNELS, 3, *sides, generator=generator)

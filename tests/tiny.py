@@ -7,6 +7,7 @@ model under an explicit mask, or its processor block by block with positions wor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,11 +61,24 @@ def transformer(
 
 def autoencoder(*, trim: int = 0) -> TinyVideoAutoencoder:
     """A random tiny autoencoder whose latents are of about unit variance on `clip`."""
+    vae = _autoencoder((8, 8, 4, 4), trim)
+    vae.encoder.load_state_dict(_encoder())
+    return vae
+
+
+@cache
+def _encoder() -> dict[str, Tensor]:
+    """The weights whose latents have the mean and deviation that `_autoencoder` states."""
+    weights: dict[str, Tensor] = _autoencoder((8, 8, 8, 8)).encoder.state_dict()
+    return weights
+
+
+def _autoencoder(decoder_channels: tuple[int, ...], trim: int = 0) -> TinyVideoAutoencoder:
     torch.manual_seed(2)
     vae = TinyVideoAutoencoder(
         latent_channels=CHANNELS,
         encoder_channels=8,
-        decoder_channels=(8, 8, 8, 8),
+        decoder_channels=decoder_channels,
         frames_to_trim=trim,
         latents_mean=[0.07, -0.09, 0.11, 0.26],
         latents_std=[0.12, 0.18, 0.13, 0.14],
