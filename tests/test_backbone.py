@@ -45,7 +45,7 @@ class Toy(nn.Module):
     def transformer(self) -> nn.Module:
         return self
 
-    def revision(self) -> int:
+    def revision(self, *, read: bool = True) -> int:
         return 0
 
     def text(self, embeds: Tensor) -> TextCache:

@@ -188,12 +188,21 @@ def fused_blocks(monkeypatch: pytest.MonkeyPatch) -> list[FusedBlocks]:
 
 
 def across(
-    case: Case, execution: str, ran: list[FusedBlocks], device: str = "cpu", **given: Any
+    case: Case,
+    execution: str,
+    ran: list[FusedBlocks],
+    device: str = "cpu",
+    *,
+    rarely: bool = False,
+    **given: Any,
 ) -> Tensor:
-    """Three blocks, the change, and four more; ``ran`` has what ran fused after the change."""
+    """Three blocks, the change, and four more; ``ran`` has what ran fused after the change. Numbers
+    of weights are read ``rarely`` on a GPU."""
     pipe = tiny.pipeline().to(device)
     case.before(pipe)
     running = stream(pipe, execution, **given)
+    if rarely:
+        running._reads_every = 8
     latents = [x.to(device) for x in source(7)]
     frames = [running.edit_block(x) for x in latents[:3]]
     ran.clear()
@@ -221,16 +230,35 @@ def test_fused_equals_plain_across_a_change(case: Case, fused_blocks: list[Fused
         assert (plain[3:] - unchanged[3:]).abs().flatten(1).amax(1).min() > 1e-4
 
 
+CALLS = (
+    "load and fuse_lora",
+    "fuse_lora at another scale",
+    "unfuse_lora",
+    "set_adapters",
+    "unload_lora_weights once merged",
+    "load_state_dict",
+)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_diffusers_own_calls_are_noticed_at_once(
+    name: str, fused_blocks: list[FusedBlocks]
+) -> None:
+    """Also where numbers are read only now and then."""
+    case = CASES[name]
+    plain = across(case, "reference", fused_blocks)
+    fused = across(case, "fused", fused_blocks, rarely=True)
+    torch.testing.assert_close(fused, plain, atol=5e-5, rtol=0)
+    assert bool(fused_blocks) == case.fused
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    "name",
-    ["load and fuse_lora", "fuse_lora at another scale", "unfuse_lora", "set_adapters",
-     "unload_lora_weights once merged", "load_state_dict"],
-)  # fmt: skip
+@pytest.mark.parametrize("name", CALLS)
 def test_graphs_on_a_gpu_equal_plain_across_a_change(
     name: str, fused_blocks: list[FusedBlocks]
 ) -> None:
-    case, masks = CASES[name], {"method": Full(recovery="aligned")}
+    masks: dict[str, Any] = {"method": Full(recovery="aligned")}
+    case = CASES[name]
     plain = across(case, "reference", fused_blocks, "cuda", **masks)
     graphs = across(case, "auto", fused_blocks, "cuda", **masks)
     torch.testing.assert_close(graphs, plain, atol=1e-3, rtol=0)
@@ -358,6 +386,19 @@ def test_every_row_and_column_of_a_matrix_and_every_number_of_a_vector_is_watche
                 flat[:, column] = -flat[:, column] - 1
                 assert watch.revision(model) == before + 1, (shape, column)
                 before += 1
+
+
+def test_what_only_numbers_tell_takes_reading_them() -> None:
+    model, watch = tiny.transformer(), WeightWatch()
+    assert watch.revision(model, read=False) == 0
+    model.proj_out.weight.data.add_(1)
+    assert watch.revision(model, read=False) == 0
+    assert watch.revision(model) == 1
+    model.load_state_dict(other_weights())
+    assert watch.revision(model, read=False) == 2
+    assert watch.revision(model) == 2
+    model.proj_out.weight = nn.Parameter(model.proj_out.weight.data.clone(), requires_grad=False)
+    assert watch.revision(model, read=False) == 3
 
 
 def test_what_does_not_change_is_no_change() -> None:

@@ -119,8 +119,12 @@ class Backbone(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def revision(self) -> int:
-        """A number that rises whenever the weights have been changed since it was asked for."""
+    def revision(self, *, read: bool = True) -> int:
+        """A number that rises whenever the weights have been changed since it was asked for.
+
+        Without ``read`` only what the host knows of is noticed: assignments, torch's own operations
+        and adapters. Numbers that were changed through ``.data`` take reading them.
+        """
 
     def text(self, embeds: Tensor) -> TextCache:
         """What a prompt's embeddings (B, L, text_dim) come to, once for all passes and blocks."""

@@ -282,7 +282,7 @@ class WanDenoiser:
         """See `Backbone.block_attention`."""
         return BlockAttention(cache, self.rotary, recovery, position_limit, context_sink)
 
-    def revision(self) -> int:
+    def revision(self, *, read: bool = True) -> int:
         """See `Backbone.revision`; another attention kernel counts as other weights.
 
         Raises:
@@ -295,7 +295,7 @@ class WanDenoiser:
                 f"adapters were merged into {len(away)} layers whose weights stay on the CPU, and "
                 f"are lost there: merge them with --lora, or when the model is loaded"
             )
-        return self._watch.revision(self.transformer, self._kernels)
+        return self._watch.revision(self.transformer, self._kernels, read=read)
 
     @property
     def _kernels(self) -> tuple[str | None, ...]:

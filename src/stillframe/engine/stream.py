@@ -53,8 +53,8 @@ from stillframe.turns import device_turn, model_turn
 __all__ = ["BlockStats", "EditStream", "StageClock", "StreamSettings", "check_settings"]
 
 
-# On an H100 looking at the weights of a 1.3B model takes 3.3 ms, a block 60 to 170.
-_LOOK_EVERY = 8
+# On an H100 reading the weights of a 1.3B model takes 3.3 ms, a block 60 to 170.
+_READ_EVERY = 8
 
 
 def check_settings(backbone: Backbone, settings: StreamSettings) -> None:
@@ -128,7 +128,7 @@ class EditStream:
         self._state: StreamState | None = None
         self._revision: int | None = None
         on_gpu = text.embeds.device.type == "cuda"
-        self._looks_every = _LOOK_EVERY if on_gpu else 1
+        self._reads_every = _READ_EVERY if on_gpu else 1
         self._whole = True
         self._recompute_due = False
         self._pixels = PixelBlocks(autoencoder.timeline)
@@ -340,9 +340,8 @@ class EditStream:
     def _follow_weights(self) -> None:
         """Make anew what was derived from weights that have changed since the block before, and
         this block whole, since what is shown was made with the old ones."""
-        if self.blocks % self._looks_every and self._text.revision == self._revision:
-            return
-        revision = self._backbone.revision()
+        due = self.blocks % self._reads_every == 0
+        revision = self._backbone.revision(read=due or self._text.revision != self._revision)
         if self._text.revision != revision:
             self._text = self._backbone.text(self._text.embeds)
         before, self._revision = self._revision, revision

@@ -58,22 +58,25 @@ class WeightWatch:
         self._numbers: list[Tensor] = []
 
     @torch.no_grad()
-    def revision(self, model: nn.Module, *beside: Hashable) -> int:
+    def revision(self, model: nn.Module, *beside: Hashable, read: bool = True) -> int:
         """A number that rises whenever the weights have changed since the last call.
-
-        On a GPU it waits for what the device was given before.
 
         Args:
             model: always the same one.
             beside: what else counts as a change if it differs.
+            read: whether the numbers are compared, too. On a GPU that waits for what the device was
+                given before; without, only what is known on the host tells.
         """
         with self.lock:
             seen, parameters = _described(model)
             seen.extend(beside)
-            numbers = _sampled(parameters)
-            if self._seen is not None and (seen != self._seen or _differ(numbers, self._numbers)):
-                self._revision += 1
-            self._seen, self._numbers = seen, numbers
+            changed = self._seen is not None and seen != self._seen
+            if read or changed or self._seen is None:
+                numbers = _sampled(parameters)
+                changed = changed or (self._seen is not None and _differ(numbers, self._numbers))
+                self._numbers = numbers
+            self._revision += changed
+            self._seen = seen
             return self._revision
 
     def settle(self, model: nn.Module, *beside: Hashable) -> None:

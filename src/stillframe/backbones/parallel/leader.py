@@ -201,13 +201,13 @@ class ParallelDenoiser(ShardedDenoiser):
         told = {"on_begin": begin, "on_commit": commit}
         return self.blocks(attention, fp8=fp8, **told)
 
-    def revision(self) -> int:
+    def revision(self, *, read: bool = True) -> int:
         """See `Backbone.revision`.
 
         Raises:
             ModelError: weights have changed, in this process alone.
         """
-        now = super().revision()
+        now = super().revision(read=read)
         if self._first is None:
             self._first = now
         if now != self._first:
