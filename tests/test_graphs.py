@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,14 +18,23 @@ class Ended:
         self.itself = self
 
 
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """A collector that runs at almost every object that is made."""
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    yield
+    gc.set_threshold(*before)
+
+
 def survives() -> bool:
     """Whether garbage is there after many objects were made."""
-    gc.collect()  # so that none begins before the garbage is there
     garbage = weakref.ref(Ended())
-    made: list[list[int]] = [[] for _ in range(5000)]
-    return garbage() is not None and len(made) == 5000
+    made: list[list[int]] = [[] for _ in range(2000)]
+    return garbage() is not None and len(made) == 2000
 
 
+@pytest.mark.usefixtures("eager")
 def test_garbage_stays_until_the_end_and_is_collected_afterwards() -> None:
     assert not survives()
     with uncollected():
