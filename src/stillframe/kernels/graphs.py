@@ -5,14 +5,13 @@ Knows neither models nor video.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
-__all__ = ["Graphs", "Replay", "capture", "uncollected"]
+__all__ = ["Graphs", "Replay", "capture"]
 
 _POOLS: dict[int, Any] = {}
 _STREAMS: dict[int, torch.cuda.Stream] = {}
@@ -41,22 +40,6 @@ def _stream() -> torch.cuda.Stream:
     return _STREAMS[device]
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Leave garbage alone within the ``with`` block.
-
-    Streams that have ended may be in cycles, and to destroy their graphs, events and tensors is
-    nothing that may happen in the middle of a capture.
-    """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
-
-
 def capture(work: Callable[[], Any]) -> tuple[Any, Replay]:
     """Do ``work`` eagerly, then capture it.
 
@@ -71,7 +54,7 @@ def capture(work: Callable[[], Any]) -> tuple[Any, Replay]:
     graph, pool = torch.cuda.CUDAGraph(), _pool()
     # `torch.cuda.graph` would first give all free memory back to the driver, of which the blocks
     # that follow would have to ask for it again
-    with uncollected(), torch.cuda.stream(_stream()):
+    with torch.cuda.stream(_stream()):
         # what other threads do meanwhile, load a model, say, is no fault of this one
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
