@@ -10,7 +10,7 @@ Where a latent frame stands for several pixel frames, a cut among those shows in
 frame, then the new scene. Both belong to one cut. Two cuts within three latent frames are taken for
 one, as are the beginning and the end of a flash. Dissolves are no cuts, and black bars over more
 than a tenth of the picture hide them: those places do not change. The minimum was measured on the
-bundled autoencoder, whose latents have a standard deviation of 0.37; others may need another.
+bundled autoencoder, whose latents are not normalised; others may need another.
 """
 
 from __future__ import annotations
