@@ -28,7 +28,8 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 from training.latents import load_latents
 from training.loop import Training, learning_rate
 from training.ranks import Ranks
-from training.transformer import CaptionPool, draw_batch, encode_text, noise_levels
+from training.transformer import CaptionPool, draw_batch, encode_text
+from training.velocity import noise_levels
 
 __all__ = ["Trainer", "main", "sibling"]
 
@@ -87,7 +88,7 @@ class Trainer:
         """One optimiser step; returns the loss, still on the device."""
         training = self.training
         batch = draw_batch(self.entries, self.odds, self.options.batch, training.rng)
-        sigma = noise_levels(len(batch.target), 1, self.device).view(-1, 1, 1, 1, 1)
+        sigma = noise_levels(len(batch.target), 1, self.device, certain=0.15).view(-1, 1, 1, 1, 1)
         noise = torch.randn_like(batch.target)
         with self.cast:
             velocity = self.model(

@@ -94,6 +94,7 @@ def decoder_losses(made: Tensor, target: Tensor, inside: Tensor) -> DecoderLosse
         + 12 * (emphasis * squared).mean()
         + 0.4 * edge_error(error)
         + grid_error(error)
+        + grid_error(error, _PATCH)
         + 2 * seams
         + 2 * shimmer
     )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stillframe.whole_file import open_whole
+from training.muon import Together
 from training.ranks import Ranks
 
 __all__ = [
@@ -154,7 +155,7 @@ class Training:
         self,
         name: str,
         module: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimiser: torch.optim.Optimizer | Together,
         path: Path,
         budget: tuple[float, float],
         ranks: Ranks,

@@ -2,9 +2,10 @@
 
 One step: a batch of latent crops of source and target, every block of the target at its own noise
 level; the velocity is predicted for all blocks at once (``teacher_forcing``). A quarter of the
-samples see no source, so that plain SDEdit works too. Clean context carries a little noise, and
-late in training it is, every other step, the model's own one-step prediction: at inference it
-never sees anything better. Channels of latents count by what is seen of them.
+samples see no source, so that plain SDEdit works too. Clean context carries a little noise. After a
+third of the training the model meets, every other step, what it made itself: as context, and as
+what a second step begins with, so that the second step mends what the first one makes. Channels of
+latents count by what is seen of them.
 
 This file knows nothing of pixels.
 
@@ -21,7 +22,6 @@ import math
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,23 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from training.captions import sample_caption
 from training.latents import STYLE_NAMES, load_latents
 from training.loop import Training, learning_rate, say
+from training.muon import Muon, Together
 from training.ranks import Ranks
 from training.teacher_forcing import TeacherForcing
+from training.velocity import BLOCK, Batch, channel_weights, own_prediction, velocity_loss
 from training.warm_start import start_from_source, teach_prompts
 
 __all__ = ["BLOCK", "CaptionPool", "Networks", "build", "draw_batch", "encode_text", "main"]
 
-BLOCK = 3
-"""Latent frames a block, S."""
-
 TEXT_LENGTH = 32
 """Tokens a caption is padded to."""
 
+# how often a style is drawn, 1 for those that are not here: lines are the hardest to learn
+_ODDS = {"photo": 0.5, "cartoon": 2.0, "neon": 2.0, "blueprint": 2.0, "pencil": 1.5}
+
+_OWN = 0.35  # of the training, after which every other step sees what the model itself made
+
 _CLIP = 12  # latent frames a sample
-_SHIFT = 3.0
 
 # latent heights and widths of a crop and how often: all have 390 tokens a frame, so one compiled
 # graph serves them; the long ones teach distances that a 240x416 crop does not have
@@ -142,15 +145,6 @@ class CaptionPool:
         return self.ids[index], self.mask[index]
 
 
-@dataclass
-class Batch:
-    """Latents (B, C, F, h, w) of targets and sources, and the style number of each sample."""
-
-    target: Tensor
-    source: Tensor
-    styles: list[int]
-
-
 def draw_batch(
     entries: Sequence[Tensor], odds: Sequence[float], count: int, rng: random.Random
 ) -> Batch:
@@ -163,7 +157,7 @@ def draw_batch(
     chosen = rng.choices(
         entries, [weight * fit for weight, fit in zip(odds, fits, strict=True)], k=count
     )
-    style_odds = [0.5 if name == "photo" else 1.0 for name in STYLE_NAMES]
+    style_odds = [_ODDS.get(name, 1.0) for name in STYLE_NAMES]
     styles = rng.choices(range(len(STYLE_NAMES)), style_odds, k=count)
     targets, sources = [], []
     for entry, style in zip(chosen, styles, strict=True):
@@ -177,66 +171,15 @@ def draw_batch(
     return Batch(target, source, styles)
 
 
-def noise_levels(batch: int, blocks: int, device: torch.device, certain: float = 0.15) -> Tensor:
-    """Noise levels (B, nb): uniform, shifted by 3 towards noise; a share of ``certain`` is 1."""
-    u = torch.rand(batch, blocks, device=device)
-    sigma = _SHIFT * u / (1 + (_SHIFT - 1) * u)
-    return torch.where(torch.rand_like(u) < certain, 1.0, sigma)
-
-
 def random_gap(rng: random.Random) -> int:
     """Latent frames between sink and clip: mostly none, else up to 1000, evenly in the exponent."""
     return 0 if rng.random() < 0.6 else int(math.exp(rng.uniform(0, math.log(1000))))
-
-
-def _noised(x0: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents, the noise, and sigma spread over (B, 1, F, 1, 1)."""
-    spread = sigma.repeat_interleave(BLOCK, 1)[:, None, :, None, None]
-    noise = torch.randn_like(x0)
-    return x0 + spread * (noise - x0), noise, spread
 
 
 def drop_sources(source: Tensor, share: float = 0.25) -> Tensor:
     """Sources (B, ...) with a share of the samples set to zero."""
     given = torch.rand(len(source), 1, 1, 1, 1, device=source.device) >= share
     return source * given
-
-
-@torch.no_grad()
-def own_prediction(predict: TeacherForcing, batch: Batch, text: Tensor, gap: int) -> Tensor:
-    """What the model itself makes of the batch in one step (B, C, F, h, w), from true context."""
-    count, _, frames, _, _ = batch.target.shape
-    sigma = noise_levels(count, frames // BLOCK, batch.target.device, certain=0.5)
-    noisy, _, spread = _noised(batch.target, sigma)
-    velocity = predict(noisy, batch.target, batch.source, sigma, text, gap)
-    return noisy - spread * velocity.float()
-
-
-def channel_weights(sensitivity: Tensor) -> Tensor:
-    """Weights (C, 1, 1, 1) of channels in the loss, of mean 1; none goes unlearnt, since what is
-    made is also what the next block sees."""
-    return (0.2 + 0.8 * sensitivity).view(-1, 1, 1, 1)
-
-
-def velocity_loss(
-    predict: TeacherForcing,
-    batch: Batch,
-    context: Tensor,
-    text: Tensor,
-    gap: int,
-    channels: Tensor,
-) -> Tensor:
-    """Mean squared error of the velocity, given clean ``context`` that gets a little noise.
-
-    ``channels`` are weights, see `channel_weights`.
-    """
-    count, _, frames, _, _ = batch.target.shape
-    strength = 0.1 * torch.rand(count, 1, 1, 1, 1, device=context.device)
-    context = context + strength * torch.randn_like(context)
-    sigma = noise_levels(count, frames // BLOCK, context.device)
-    noisy, noise, _ = _noised(batch.target, sigma)
-    velocity = predict(noisy, context, batch.source, sigma, text, gap)
-    return (channels * (velocity.float() - (noise - batch.target)).square()).mean()
 
 
 def prefer_fastest_attention(device: torch.device) -> None:
@@ -276,9 +219,23 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--total", type=float, help="of the whole schedule, if longer")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--batch", type=int, default=8, help="clips a card")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=2.4e-3)
     parser.add_argument("--eager", action="store_true", help="do not compile")
     return parser.parse_args()
+
+
+def build_optimiser(networks: Networks) -> Together:
+    """Muon for the matrices of the transformer's blocks, AdamW for everything else."""
+    blocks: Any = networks.transformer.blocks
+    matrices = [p for p in blocks.parameters() if p.ndim == 2]
+    known = {id(p) for p in matrices}
+    others = torch.optim.AdamW(
+        [p for p in networks.parameters() if id(p) not in known],
+        betas=(0.9, 0.95),
+        weight_decay=0.01,
+        fused=next(networks.parameters()).device.type == "cuda",
+    )
+    return Together([Muon(matrices), others])
 
 
 class Trainer:
@@ -292,12 +249,7 @@ class Trainer:
         self.channels = channel_weights(sensitivity)
         torch.manual_seed(0)
         self.networks = build(len(tokenizer), channels=len(sensitivity)).to(self.device)
-        optimiser = torch.optim.AdamW(
-            self.networks.parameters(),
-            betas=(0.9, 0.95),
-            weight_decay=0.01,
-            fused=self.device.type == "cuda",
-        )
+        optimiser = build_optimiser(self.networks)
         self.training = Training(
             "transformer",
             self.networks,
@@ -337,15 +289,15 @@ class Trainer:
         batch = draw_batch(self.entries, self.odds, self.options.batch, rng)
         batch.source = drop_sources(batch.source)
         ids, mask = self.captions.draw(batch.styles, rng)
-        gap, context = random_gap(rng), batch.target
-        if progress > 0.6 and training.step % 2 == 0:
+        gap, own = random_gap(rng), None
+        if progress > _OWN and training.step % 2 == 0:
             # a cast of its own: within one, weights cast without gradients would be used again
             with torch.no_grad(), self.cast:
                 text = encode_text(self.networks.text_encoder, ids, mask)
-                context = own_prediction(self.predict, batch, text, gap)
+                own = own_prediction(self.predict, batch, text, gap)
         with self.cast:
             text = encode_text(self.networks.text_encoder, ids, mask)
-            loss = velocity_loss(self.predict, batch, context, text, gap, self.channels)
+            loss = velocity_loss(self.predict, batch, own, text, gap, self.channels)
         norm = training.learn(loss, learning_rate(progress, self.options.learning_rate))
         return {"loss": loss, "gradient": norm}
 
