@@ -236,9 +236,10 @@ def test_the_bundled_model_loads_by_its_name(
     for part in ("transformer", "vae", "text_encoder"):
         weights, same = (getattr(p, part).state_dict() for p in (pipe, by_name))
         assert all(torch.equal(weights[name], x) for name, x in same.items())
+        assert all(weights[name].dtype == x.dtype for name, x in same.items())
     # the same numbers at other addresses, which matrix products may round otherwise
     frames = edit(by_name, prompt="sepia")
-    torch.testing.assert_close(edit(pipe, prompt="sepia"), frames, rtol=0, atol=1e-4)
+    torch.testing.assert_close(edit(pipe, prompt="sepia"), frames, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,8 @@ def test_after_a_block_that_lasting_motion_makes_whole_it_goes_on() -> None:
 
 def test_behind_a_cut_nothing_comes_from_before_it() -> None:
     old, new = pan(36), 1 - pan(36).flip(3)
-    through = run(torch.cat([old, new], 1), controls=Controls(Cuts()))
+    # latents of random weights are not normalised
+    through = run(torch.cat([old, new], 1), controls=Controls(Cuts(minimum=0.12)))
     state = through.stream.control_state
     assert state is not None
     assert state.report()["cut_frames"] == [36]

@@ -82,7 +82,7 @@ def export(state: Path, vae: Path, tokenizer: Path, out: Path, shard: str = "1GB
     transformer: Any = networks.transformer
     text_encoder: Any = networks.text_encoder
     transformer.save_pretrained(out / "transformer", max_shard_size=shard)
-    text_encoder.save_pretrained(out / "text_encoder")
+    _save_text_encoder(text_encoder, out / "text_encoder")
     shutil.copytree(vae, out / "vae", dirs_exist_ok=True)
     shutil.copytree(tokenizer, out / "tokenizer", dirs_exist_ok=True)
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(out / "scheduler")
@@ -90,6 +90,16 @@ def export(state: Path, vae: Path, tokenizer: Path, out: Path, shard: str = "1GB
     _write_json(styles_table(), out / "styles.json")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     say(f"{out.name}: {size / 1e6:.1f} MB after {checkpoint['step']} steps")
+
+
+def _save_text_encoder(text_encoder: Any, folder: Path) -> None:
+    """Write it so that it is used in float32, as diffusers uses the other parts unless told.
+
+    transformers uses the precision that the configuration names: by default the file's.
+    """
+    text_encoder.save_pretrained(folder)
+    path = folder / "config.json"
+    _write_json(json.loads(path.read_text()) | {"dtype": "float32"}, path)
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ the host.
 Where a latent frame stands for several pixel frames, a cut among those shows in two steps: a mixed
 frame, then the new scene. Both belong to one cut. Two cuts within three latent frames are taken for
 one, as are the beginning and the end of a flash. Dissolves are no cuts, and black bars over more
-than a tenth of the picture hide them: those places do not change. The minimum was measured on the
-bundled autoencoder, whose latents are not normalised; others may need another.
+than a tenth of the picture hide them: those places do not change.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Cuts(Control):
     Its distance, the geometric mean of lower decile and median over the patches, must exceed all of
 
     Attributes:
-        minimum: an absolute one, in the unit of the latents.
+        minimum: an absolute one, in standard deviations of the latents.
         ratio: so many times the median since the scene began.
         deviations: so many standard deviations, estimated from the median absolute deviation,
             above that median.
@@ -77,9 +76,9 @@ class Cuts(Control):
     unused: ClassVar = {"cuts": False, "cut_frames": []}
     makes_whole = True
 
-    minimum: float = 0.12
-    ratio: float = 1.4
-    deviations: float = 4.0
+    minimum: float = 0.3
+    ratio: float = 1.5
+    deviations: float = 3.0
     window: int = 24
 
     def __post_init__(self) -> None:
