@@ -3,7 +3,8 @@
 Every block of a guarded stream is computed twice: as it is, and whole, in a copy of the stream made
 before it. Reuse less the copy is what a sample estimates; the copy less a dense edit of the same
 noise is the drift. A row says both, the true error, and how near their squares add up to its
-square. `Guard.drift` is the 95th of 100 clips of it, for the model and the prompt at hand.
+square. `Guard.drift` is the 95th of 100 clips of it, for the model and the prompt at hand. Patches
+are reused at their own place alone: of those that moved a guard says nothing.
 
 Run as ``python -m benchmarks.drift CLIP... [--height 128] [--frames 72] [--prompt TEXT]``.
 """
@@ -86,7 +87,7 @@ def measure(bench: Bench, frames: Tensor, share: float) -> dict[str, Any] | None
     dense = noted_results(bench.run(find_method("full")()), latents, pixels)
     guard = Guard(share)
     alone = replace(guard, drift=0.0, lean=1.0)
-    run: Run = bench.run(InterFramePruning(), Controls(alone))
+    run: Run = bench.run(InterFramePruning(motion="off"), Controls(alone))
     asked = noted_masks(run)
     whole = [torch.empty(0)]
     noted_results(run, latents[:1], pixels[:1])

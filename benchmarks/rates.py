@@ -278,7 +278,7 @@ def guard(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
         latents = bench.latents(frames)
         pixels = bench.pixels(frames)
         dense = noted_results(bench.run(find_method("full")()), latents, pixels)
-        run = bench.run(InterFramePruning(), Controls(Guard(options.share)))
+        run = bench.run(InterFramePruning(motion="off"), Controls(Guard(options.share)))
         asked = noted_masks(run)
         noted_results(run, latents, pixels)
         told = run.control_state.report()["guard"]

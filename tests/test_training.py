@@ -17,7 +17,7 @@ from training.latents import channel_sensitivity
 from training.linear_start import build_linear
 from training.rollout import Rollout
 from training.teacher_forcing import TeacherForcing
-from training.transformer import channel_weights
+from training.velocity import channel_weights
 from training.warm_start import start_from_source
 
 from stillframe.autoencoders.tiny import TinyVideoAutoencoder

@@ -34,7 +34,7 @@ from training.latents import cover
 from training.loop import Training, learning_rate, say, write_checkpoint
 from training.ranks import Ranks
 from training.rollout import Rollout
-from training.transformer import BLOCK
+from training.velocity import BLOCK
 
 __all__ = ["DecoderLosses", "Sample", "decoder_losses", "make_entry", "window"]
 

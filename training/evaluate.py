@@ -32,7 +32,8 @@ from training.filters import FILTERS, apply_style
 from training.loop import say
 from training.patterns import grid_ratio, line_correlation, still_change
 from training.rollout import Rollout
-from training.transformer import BLOCK, TEXT_LENGTH, encode_text
+from training.transformer import TEXT_LENGTH, encode_text
+from training.velocity import BLOCK
 
 __all__ = ["Model", "latent_change", "psnr", "reconstruct", "whole_blocks"]
 

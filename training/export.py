@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 
 from training.captions import styles_table
 from training.loop import load_checkpoint, say
-from training.transformer import BLOCK, TEXT_LENGTH, build
+from training.transformer import TEXT_LENGTH, build
+from training.velocity import BLOCK
 
 __all__ = ["SHIFT", "export", "model_index"]
 

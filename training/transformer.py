@@ -40,7 +40,7 @@ from training.teacher_forcing import TeacherForcing
 from training.velocity import BLOCK, Batch, channel_weights, own_prediction, velocity_loss
 from training.warm_start import start_from_source, teach_prompts
 
-__all__ = ["BLOCK", "CaptionPool", "Networks", "build", "draw_batch", "encode_text", "main"]
+__all__ = ["CaptionPool", "Networks", "build", "draw_batch", "encode_text", "main"]
 
 TEXT_LENGTH = 32
 """Tokens a caption is padded to."""
