@@ -307,6 +307,7 @@ TRAITS: dict[str, dict[str, Any]] = {
         "first": (Pass(1.0, 1.0, 1.0), Pass(0.8, 0.7, 0.8), Pass(0.4, 0.4, 0.4))
     },
     "context without sink": {"context_sink": False},
+    "context noised": {"context_noise": 0.3},
     "sink an average": {"sink_frames": 3, "sink_average": 0.9},
     "another prompt recomputes": {"recompute_context": True, "window_frames": 9},
 }

@@ -103,6 +103,8 @@ def test_the_nearest_level_is_on_the_grid_and_none_is_nearer() -> None:
         ({"source_noise": 1.2}, r"noised to a level in \(0, 1\], got 1\.2"),
         ({"first": (Pass(1, 1, 1),)}, "a first block has at least 2 passes, got 1"),
         ({"sink_average": -0.1, "sink_frames": 3}, r"a share in \[0, 1\] of itself, got -0\.1"),
+        ({"context_noise": 1.0}, r"noised to a level in \[0, 1\), got 1\.0"),
+        ({"context_noise": 0.1, "recompute_context": True}, "clean, and this one is noised to 0.1"),
         ({"sink_average": 0.9}, "has the 3 frames of a block, got 1"),
         ({"sink_average": 0.9, "sink_frames": 3, "window_frames": 5}, "window of 6 frames, got 5"),
         ({"sink_average": 0.9, "sink_frames": 3, "cache": "fp8"}, "0.9 of itself cannot be kept"),

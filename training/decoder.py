@@ -141,7 +141,8 @@ def make_entry(model: Model, clip: Tensor, rng: random.Random, made: int = 3) ->
     with torch.autocast(source.device.type, torch.bfloat16), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mismatch dtype")  # of norms, which stay in float32
         text = model.text([canonical(style) for style in styles])
-        results = rollout(source.expand(made, *source.shape[1:]), text, _SIGMAS, noise)
+        sources = source.expand(made, *source.shape[1:])
+        results = rollout(sources, text, _SIGMAS, noise, context=model.context)
     # the filters cost more than the model: on what is kept alone
     seen = frames[4 * kept.start : 4 * kept.stop]
     named = (*styles, rng.choice(STYLES), "photo")

@@ -13,6 +13,7 @@ Run as ``python -m training.evaluate --model FOLDER --clips FOLDER``.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class Model:
             self.text_encoder = text_encoder.float().to(device).eval()
             transformer: Any = WanTransformer3DModel.from_pretrained(folder / "transformer")
             self.transformer = transformer.float().to(device).eval()
+            index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+            self.context: float = index.get("context_noise", 0.0)
 
     @torch.no_grad()
     def text(self, captions: Sequence[str]) -> Tensor:
@@ -106,7 +109,8 @@ def edits(
     noise = torch.randn(len(sigmas), *source.shape, generator=generator).to(model.device)
     rollout, results = Rollout(model.transformer, BLOCK), []
     for style in styles:
-        made = rollout(source, model.text([canonical(style)]), sigmas, noise, sdedit=sdedit)
+        text = model.text([canonical(style)])
+        made = rollout(source, text, sigmas, noise, sdedit=sdedit, context=model.context)
         results.append(model.vae.decode(made)[0])
     return results
 

@@ -25,6 +25,9 @@ from training.velocity import BLOCK
 
 __all__ = ["SHIFT", "export", "model_index"]
 
+CONTEXT_NOISE = 0.15
+"""Noise level of the context pass: with clean context, errors grow from block to block."""
+
 SHIFT = 3.0
 """The scheduler's shift: training draws its noise levels with it."""
 
@@ -47,6 +50,7 @@ def model_index(tokenizer: Any) -> dict[str, Any]:
         "num_inference_steps": 2,
         # a second pass near the end takes away what the first left of its noise
         "edit_sigmas": [1.0, 0.4],
+        "context_noise": CONTEXT_NOISE,
         "generates": False,
     }
 

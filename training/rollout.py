@@ -112,6 +112,7 @@ class Rollout:
         noise: Tensor,
         *,
         sdedit: bool = False,
+        context: float = 0.0,
     ) -> Tensor:
         """Restyle ``source``.
 
@@ -121,6 +122,7 @@ class Rollout:
             sigmas: falling noise levels, one a step.
             noise: (steps, B, C, F, h, w).
             sdedit: start from the noised source, and give the model no source channels.
+            context: noise level of the context pass, whose noise is the last step's.
 
         Returns:
             (B, C, F, h, w)
@@ -141,7 +143,8 @@ class Rollout:
                 for sigma, draw in zip(sigmas, noise, strict=True):
                     x = (1 - sigma) * x0 + sigma * draw[:, :, window]
                     x0 = x - sigma * self._velocity(x, given, sigma, text)
-                self._velocity(x0, given, 0.0, text)
+                x = (1 - context) * x0 + context * noise[-1][:, :, window]
+                self._velocity(x, given, context, text)
                 for processor in processors:
                     processor.commit()
                 done.append(x0)

@@ -46,6 +46,7 @@ class BlockInputs(NamedTuple):
         kept: passes that a recovery has a store for, the last ones.
         timestep_scale: the model's timestep at sigma 1.
         shows_source: whether the model sees the source beside what it denoises.
+        context: noise level of the context pass; its noise is the last pass's.
     """
 
     source: Tensor
@@ -54,6 +55,7 @@ class BlockInputs(NamedTuple):
     kept: int
     timestep_scale: float
     shows_source: bool
+    context: float = 0.0
 
 
 class FusedPasses(Protocol):

@@ -76,7 +76,9 @@ class BlockPasses:
                     x0 = x - sigma * self._velocity(state, x, here, told)
             with self.clock("context"):
                 attention.step = None
-                self._velocity(state, x0, here, 0.0)
+                level = self.settings.context_noise
+                x = (1 - level) * x0 + level * of_kept(noise[-1])
+                self._velocity(state, x, here, level)
                 attention.end_block()
         return plan.scattered(x0)
 
@@ -97,6 +99,7 @@ class BlockPasses:
             len(settings.sigmas),
             settings.timestep_scale,
             settings.conditioning == "source",
+            settings.context_noise,
         )
         with self.clock("denoise"):
             x0 = fused.denoise(plan, self.text, inputs)

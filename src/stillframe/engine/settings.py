@@ -71,6 +71,9 @@ class StreamSettings:
             source latents that are not normalised.
         first: the passes of a stream's first block; none: those of the others.
         context_sink: whether the context pass sees the sink, also when frames have left the window.
+        context_noise: level that results are brought to for the context pass, by the last pass's
+            noise: a model that has not learnt what errors its own results have makes more of them
+            from block to block where its context is taken for clean.
         sink_average: share that a sink keeps of itself when frames leave the window; the rest
             comes from the latest block. None: sinks stay as they are.
         recompute_context: whether another prompt computes keys and values of the window anew.
@@ -96,6 +99,7 @@ class StreamSettings:
     source_scale: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     first: tuple[Pass, ...] = ()
     context_sink: bool = True
+    context_noise: float = 0.0
     sink_average: float | None = None
     recompute_context: bool = False
 
@@ -126,6 +130,7 @@ class StreamSettings:
                 f"{self.window_frames} window frames"
             )
         self._check_passes()
+        self._check_context()
         self._check_average()
 
     def _check_passes(self) -> None:
@@ -136,6 +141,15 @@ class StreamSettings:
             raise ValueError(f"a source is noised to a level in (0, 1], got {self.source_noise}")
         if self.first and len(self.first) < count:
             raise ValueError(f"a first block has at least {count} passes, got {len(self.first)}")
+
+    def _check_context(self) -> None:
+        if not 0 <= self.context_noise < 1:
+            raise ValueError(f"context is noised to a level in [0, 1), got {self.context_noise}")
+        if self.context_noise and self.recompute_context:
+            raise ValueError(
+                f"context that is computed anew is clean, and this one is noised to "
+                f"{self.context_noise}"
+            )
 
     def _check_average(self) -> None:
         if self.sink_average is None:

@@ -80,7 +80,7 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo, NoiseLev
         edit_noise: level that the source is brought to where the schedule is ``edit_sigmas``; None
             means its first one.
         edit_normalised: whether the model starts from source latents that are normalised.
-        context_sink, sink_average, recompute_context: see `StreamSettings`.
+        context_sink, context_noise, sink_average, recompute_context: see `StreamSettings`.
         store, cache, products: what "auto" means in `StreamSettings`.
     """
 
@@ -115,6 +115,7 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo, NoiseLev
         edit_noise: float | None = None,
         edit_normalised: bool = True,
         context_sink: bool = True,
+        context_noise: float = 0.0,
         sink_average: float | None = None,
         recompute_context: bool = False,
         store: str = "auto",
@@ -150,6 +151,7 @@ class CausalWanPipeline(SettableParts, WanLoraLoaderMixin, TextToVideo, NoiseLev
             edit_noise=edit_noise,
             edit_normalised=edit_normalised,
             context_sink=context_sink,
+            context_noise=context_noise,
             sink_average=sink_average,
             recompute_context=recompute_context,
             store=store,

@@ -41,7 +41,7 @@ class NoiseLevels:
     @property
     def traits(self) -> dict[str, Any]:
         """What of `StreamSettings` is a model's own, whatever it is asked for."""
-        names = "context_sink", "sink_average", "recompute_context"
+        names = "context_sink", "context_noise", "sink_average", "recompute_context"
         return {name: self.config[name] for name in names}
 
     @property

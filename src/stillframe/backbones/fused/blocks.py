@@ -92,14 +92,15 @@ class FusedBlocks:
             static.entry.fill_(reuse.bank.offset(max(step - extra, 0)))
             static.noise[: self._length] = inputs.noise[step][slots]
             self._run(self._kinds.denoise, self._pass, self._length)
+        static.level.fill_(inputs.context)
+        static.timestep.fill_(inputs.context * inputs.timestep_scale)
         self._collect(self._length)
         whole = torch.zeros_like(inputs.source)
         whole[static.slots[:count].long()] = static.x0[:count]
         return whole.unsqueeze(0)
 
     def commit(self) -> None:
-        """The context pass: commit the block's clean keys and values."""
-        self._buffers.timestep.zero_()
+        """The context pass: commit the keys and values of the block's results."""
         self._run(self._kinds.context, self._context_pass, self._length)
         self.cache.advance()
 
@@ -189,7 +190,8 @@ class FusedBlocks:
 
     def _context_pass(self, length: int) -> None:
         static, own = self._buffers, self._slice(length)
-        tokens = self._tokens(static.x0[own], own)
+        x = (1 - static.level) * static.x0[own] + static.level * static.noise[own]
+        tokens = self._tokens(x, own)
         self.model(tokens, static.timestep, self._prompt, self._context_inputs(length))
 
     @property
