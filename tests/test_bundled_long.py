@@ -13,8 +13,8 @@ from training.filters import apply_style
 from stillframe import load_pipeline
 from stillframe.cli.demo import find_clip
 
-BLOCKS, FRAMES = 24, 12
-HEIGHT, WIDTH = 96, 160
+BLOCKS, FRAMES = 14, 12
+HEIGHT, WIDTH = 96, 144
 
 
 @pytest.fixture(scope="module")
