@@ -152,6 +152,7 @@ def test_recoveries_on_a_batch_of_unequal_masks(both: Both, recovery: str) -> No
         ("reference", {"sink_frames": 0, "window_frames": 3}),
         ("fused", {"sink_frames": 3, "position_limit": 9}),
         ("fused", {"sink_frames": 3, "context_sink": False}),
+        ("fused", {"context_noise": 0.3}),
         ("reference", {"sink_frames": 3, "sink_average": 0.5}),
         ("fused", {"cache": "fp8", "store": "fp8"}),
     ],
