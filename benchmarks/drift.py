@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=72, help="of each clip, at most")
     parser.add_argument("--steps", type=int, default=None, help="denoising passes")
     parser.add_argument("--share", type=float, default=0.02, help="that the guard draws")
-    parser.add_argument("--out", type=Path, default=Path("drift"))
+    parser.add_argument("--out", type=Path, default=Path("runs/drift"))
     parser.set_defaults(random_13b=False)
     options = parser.parse_args()
     bench = Bench(options)

@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--taus", type=float, nargs="+", default=[0.15, 0.3])
     parser.add_argument("--share", type=float, default=0.02, help="of the guard")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=Path("rates"))
+    parser.add_argument("--out", type=Path, default=Path("runs/rates"))
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)

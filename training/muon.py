@@ -64,9 +64,10 @@ class Muon(torch.optim.Optimizer):
 
     def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None]
-        buffers = [
-            self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters
-        ]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         momentum, rate = group["momentum"], group["lr"]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)
