@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import signal
@@ -11,14 +12,17 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from tests import tiny
 from tests.server_fixtures import WAIT, Client, wait_until
 from typer.testing import CliRunner
-from websockets.sync.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 
 pytest.importorskip("cryptography")
 
@@ -31,6 +35,35 @@ from stillframe.server.certificate import check_certificate, own_certificate
 from stillframe.server.serving import address, listen, make_server
 
 KEY = "a-key-of-16-chars"
+
+
+class TlsSocket:
+    """A WebSocket over TLS that one thread reads and writes.
+
+    ``websockets.sync`` reads on one thread and writes on another, which OpenSSL's connections are
+    not made for: of a thousand connections one never sent its request.
+    """
+
+    def __init__(self, portal: BlockingPortal, socket: ClientConnection) -> None:
+        self._portal, self._socket = portal, socket
+
+    def send(self, message: str | bytes) -> None:
+        self._portal.call(self._socket.send, message)
+
+    def recv(self, timeout: float | None = None) -> str | bytes:
+        return self._portal.call(asyncio.wait_for, self._socket.recv(), timeout)
+
+
+@contextmanager
+def secure_client(port: int, trusting: ssl.SSLContext, **options: Any) -> Iterator[Client]:
+    """A client of the live socket over TLS."""
+    url = f"wss://127.0.0.1:{port}/live"
+    options = {"open_timeout": WAIT, "close_timeout": 1, "max_size": None, **options}
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(connect(url, ssl=trusting, **options)) as socket,
+    ):
+        yield Client(cast(Any, TlsSocket(portal, socket)))
 
 
 def test_a_certificate_is_made_once_for_all_names_and_kept_from_others(tmp_path: Path) -> None:
@@ -68,10 +101,7 @@ def test_page_and_socket_come_over_tls_and_over_nothing_else(tmp_path: Path) -> 
             httpx.get(url, timeout=WAIT)
         with pytest.raises(httpx.HTTPError):
             httpx.get(f"http://127.0.0.1:{port}/", timeout=WAIT)
-        options: dict[str, Any] = {"ssl": trusting, "open_timeout": WAIT, "max_size": None}
-        origin: Any = url.rstrip("/")
-        with connect(f"wss://127.0.0.1:{port}/live", origin=origin, **options) as line:
-            client = Client(line)
+        with secure_client(port, trusting, origin=url.rstrip("/")) as client:
             client.say("hello", prompt="oil", width=96, height=64)
             client.until("ready")
             client.works()
@@ -142,6 +172,11 @@ def test_serve_says_what_it_does_and_serves_until_it_is_interrupted(tmp_path: Pa
             port = int(lines[1].partition(";")[0].rpartition(" ")[2])
             use(port, ssl.create_default_context(cafile=str(made)), process)
             rest = process.communicate(timeout=3 * WAIT)[0]
+        except BaseException as error:
+            error.add_note(f"exit status {process.poll()}")
+            process.kill()
+            error.add_note("\n".join([*lines, process.communicate()[0]]))
+            raise
         finally:
             process.kill()
     assert process.returncode == 0
@@ -171,10 +206,7 @@ def use(port: int, trusting: ssl.SSLContext, process: subprocess.Popen[str]) -> 
     assert httpx.get(f"{url}healthz", **asked).json() == {"ok": True}
     bearer = {"Authorization": f"Bearer {KEY}"}
     assert httpx.get(f"{url}api/models", headers=bearer, **asked).json()["loaded"] == "tiny"
-    with connect(
-        f"wss://127.0.0.1:{port}/live", ssl=trusting, open_timeout=WAIT, close_timeout=1
-    ) as line:
-        client = Client(line)
+    with secure_client(port, trusting) as client:
         client.say("hello", prompt="oil", width=96, height=64, token=KEY)
         client.works()
         assert client.texts[0]["holding"] == HELD
