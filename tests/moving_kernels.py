@@ -129,7 +129,9 @@ def blocks_of(pixels: Tensor, find: Find) -> Iterator[Block]:
         now = pixels[:, number * size : (number + 1) * size + TIMES]
         tokens = random(1, FRAMES, 12, 12)
         block = SourceBlock(tokens, before[1], before[1], GRID, now, anchors.pixels)
-        own, decoded = random(1, 24, 12), random(1, size, 3, ROWS, COLUMNS).sigmoid()
+        decoded = random(1, size, 3, ROWS, COLUMNS).sigmoid()
+        # results that follow their sources more or less
+        own = (random(1, 24, 12) + tokens.flatten(1, 2)) / 2**0.5
         keep = torch.rand(1, FRAMES, 12, generator=drawn).to(pixels.device) < 0.1
         if not number:
             motion.restart(block)

@@ -1,11 +1,16 @@
 """Latents of what is not computed: those of the frame before, or of the place that it came from.
 
-Of what moved, the *edit* is taken along, the result less its source, by linear interpolation from
-the frame in which it was computed, and added to the source as it is now. Where an edit is even,
-that is what an edit that computes everything has, and its picture is better than pixels that were
-moved: so `Taken.even` says how even it is. Where it is not, what is decoded beside it is at least
-in its place: with whole latent pixels of the result instead, patches beside what moved are twice as
-far from an edit that computes everything.
+Of what moved, the *edit* is taken along, from the frame in which it was computed to the source as
+it is now. Around a patch it is taken for a line, as guided filters take it (He et al., Guided Image
+Filtering, 2010): result = slope source + offset, with the slope that leaves least of the result's
+steps from one latent pixel to the next. The offset is interpolated linearly. So what an edit keeps
+of its source is as sharp as the source is now, and what it smoothes away does not come back where
+interpolation blurs.
+
+Where offsets are even, that is what an edit that computes everything has, and its picture is better
+than pixels that were moved: so `Taken.even` says how even they are. Where they are not, what is
+decoded beside it is at least in its place: with whole latent pixels of the result instead, patches
+beside what moved are twice as far from an edit that computes everything.
 """
 
 from __future__ import annotations
@@ -23,10 +28,13 @@ from stillframe.tokens.grid import Grid
 
 __all__ = ["Results", "drawn_lines"]
 
-# Grey levels by which an edit differs from one latent pixel to the next, root mean square. Up to
+# Grey levels by which an offset differs from one latent pixel to the next, root mean square. Up to
 # the first, what is decoded is better than moved pixels, in every style; from the second on it is
 # worse (docs/method.md).
-_EVEN, _UNEVEN = 6.0, 12.0
+_EVEN, _UNEVEN = 4.0, 10.0
+# Squared grey levels of a source's steps, below which its edit's slope is taken for 1: what changes
+# there is light.
+_FAINT = 1.0
 # The same of an edit and of its result alike: from here on it draws lines, and moved pieces of them
 # do not meet those that are computed beside them.
 _LINES = 24.0
@@ -57,7 +65,7 @@ def drawn_lines(result: Tensor, source: Tensor, grid: Grid, gains: Tensor) -> Te
 
 
 class Results:
-    """Edits of the latest latent frames of one stream.
+    """Results of the latest latent frames of one stream, and their sources.
 
     Args:
         grid: of a block.
@@ -88,12 +96,12 @@ class Results:
             settled: what became of the others, of each video.
 
         Returns:
-            (B, S*N, P); and of every video and latent frame how even the edit is of what moved,
+            (B, S*N, P); and of every video and latent frame how even offsets are of what moved,
             (M,) each, see `Moved`: 1 where its picture is to be decoded, 0 where its pixels are to
             be moved.
         """
-        first, (last, its_source) = settled[0].first, before
-        self.put(first - 1, last - its_source)
+        first, last = settled[0].first, before[0]
+        self.put(first - 1, *before)
         if settled[0].patches[0].mask is not None:
             return self._carried(own, last, source, keep, settled)
         filled, even = [], [list[Tensor]() for _ in settled]
@@ -102,21 +110,25 @@ class Results:
             last = torch.where(keep[:, t].unsqueeze(-1), frame, last)
             for b, found in enumerate(settled):
                 moved = found.patches[t]
-                edit, steps = self._edit(b, moved)
-                last[b].index_copy_(0, moved.index, sources[t][b, moved.index] + edit)
+                carried, steps = self._taken(b, moved, sources[t][b, moved.index])
+                last[b].index_copy_(0, moved.index, carried)
                 even[b].append(((_UNEVEN - steps) / (_UNEVEN - _EVEN)).clamp(0, 1))
-            self.put(first + t, last - sources[t])
+            self.put(first + t, last, sources[t])
             filled.append(last)
         return torch.cat(filled, 1), even
 
-    def put(self, number: int, tokens: Tensor) -> None:
-        """Keep the edit of a latent frame, (B, N, P)."""
+    def put(self, number: int, result: Tensor, source: Tensor) -> None:
+        """Keep tokens of a latent frame, (B, N, P) each."""
+        both = torch.stack([self._latent_pixels(result), self._latent_pixels(source)], 3)
+        if self._frames is None:
+            self._frames = both.new_zeros(self._count, *both.shape)
+        self._frames[number % self._count] = both
+
+    def _latent_pixels(self, tokens: Tensor) -> Tensor:
+        """(B, h*p, w*p, C) of (B, N, P)."""
         grid, side = self._grid, self._patch
         pixels = tokens.unflatten(2, (side, side, -1)).unflatten(1, (grid.height, grid.width))
-        pixels = pixels.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, h*p, w*p, C)
-        if self._frames is None:
-            self._frames = pixels.new_zeros(self._count, *pixels.shape)
-        self._frames[number % self._count] = pixels
+        return pixels.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
     def _carried(
         self, own: Tensor, last: Tensor, source: Tensor, keep: Tensor, settled: Sequence[Settled]
@@ -134,26 +146,47 @@ class Results:
                 row = filled[b, here]
                 carry(
                     given, moved.mask, (moved.numbers, moved.places), self._frames[:, b],
-                    found.first + t, self._gains, (_EVEN, _UNEVEN), (row, even[b, t]),
+                    found.first + t, self._gains, (_FAINT, _EVEN, _UNEVEN), (row, even[b, t]),
                 )  # fmt: skip
         return filled, [list(rows.unbind(0)) for rows in even]
 
-    def _edit(self, video: int, moved: Moved) -> tuple[Tensor, Tensor]:
-        """That of tokens which moved, (M, P), and how far its pixels differ, (M,) grey levels."""
+    def _taken(self, video: int, moved: Moved, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Results of tokens which moved, (M, P), and the steps of their offsets, (M,) grey levels.
+
+        Args:
+            video: which one.
+            moved: what moved.
+            source: of these tokens now, (M, P).
+        """
         assert self._frames is not None
-        frames = self._frames[:, video]
+        frames = self._frames[:, video]  # (K, h*p, w*p, 2, C) of results and of their sources
         numbers, places = moved.centres(self._patch)
         number = (numbers % self._count).long()
         height, width = frames.shape[1:3]
         corner = places.floor()
-        right, down = (places - corner).unsqueeze(-1).unbind(-2)
+        right, down = (places - corner)[..., None, None].unbind(-3)
         x, y = corner.long().unbind(-1)
 
         def at(x: Tensor, y: Tensor) -> Tensor:
             return frames[number, y.clamp(0, height - 1), x.clamp(0, width - 1)]
 
         here, beside, below = at(x, y), at(x + 1, y), at(x, y + 1)
-        steps = torch.stack([beside - here, below - here]) @ self._gains
+        slope, steps = self._slope(torch.stack([beside - here, below - here]))
         lower = below.lerp(at(x + 1, y + 1), right)
-        edit = here.lerp(beside, right).lerp(lower, down).flatten(1)
-        return edit, steps.square().mean((0, 2, 3, 4)).sqrt()
+        was, its_source = here.lerp(beside, right).lerp(lower, down).flatten(1, 2).unbind(2)
+        now = source.unflatten(1, its_source.shape[1:])
+        return (was + slope.view(-1, 1, 1) * (now - its_source)).flatten(1), steps
+
+    def _slope(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Slopes of edits from 0 to 1, and steps of what is left of the results, (M,) each.
+
+        Args:
+            steps: (2, M, p, p, 2, C) of results and of their sources, to the right and down.
+        """
+        result, source = (steps @ self._gains).unbind(4)
+        own, shared, given = (
+            product.mean((0, 2, 3, 4)) for product in (result**2, result * source, source**2)
+        )
+        slope = ((shared + _FAINT) / (given + _FAINT)).clamp(0, 1)
+        left = own - 2 * slope * shared + slope.square() * given
+        return slope, left.clamp(min=0).sqrt()

@@ -1,8 +1,8 @@
 """Snapshots of the latest latent frames on a GPU, and what is taken from them.
 
-A ring holds a picture, or an edit, of every latent frame that anything may come from. What moved
-takes along pixels, by bicubic interpolation in what was shown, and edits, by linear interpolation
-in what was made of latents. ``engine.moved`` and ``engine.results`` do the same in torch.
+A ring holds a picture, or a result and its source, of every latent frame that anything may come
+from. What moved takes along pixels, by bicubic interpolation in what was shown, and edits, by
+linear interpolation in latents. ``engine.moved`` and ``engine.results`` do the same in torch.
 """
 
 from __future__ import annotations
@@ -75,33 +75,35 @@ def show(
 
 def carry(
     given: tuple[Tensor, Tensor, Tensor, Tensor], mask: Tensor, places: tuple[Tensor, Tensor],
-    edits: Tensor, number: int, gains: Tensor, even: tuple[float, float],
+    pairs: Tensor, number: int, gains: Tensor, limits: tuple[float, float, float],
     to: tuple[Tensor, Tensor],
 ) -> None:  # fmt: skip
-    """Results of a latent frame, and how even edits are, see ``engine.results``.
+    """Results of a latent frame, and how even offsets are, see ``engine.results``.
 
     Args:
         given: (N, P) what was computed, what the latent frame before has, and the source; (N,) bool
             which were computed.
         mask: (N,) bool, what moved.
         places: numbers and places (N, t, 16, 16) and (N, t, 16, 16, 2), see ``moving.Found``.
-        edits: (K, h*p, w*p, C) ring of them, P is p*p*C; that of this latent frame is put in. It
-            may have gaps between latent frames. Nothing may come from one that is K frames old.
+        pairs: (K, h*p, w*p, 2, C) ring of results and their sources, P is p*p*C; those of this
+            latent frame are put in. It may have gaps between latent frames. Nothing may come from
+            one that is K frames old.
         number: of the latent frame.
         gains: (C, C) of channels in grey levels.
-        even: grey levels by which edits differ up to which they are even, and from which they are
-            not at all.
+        limits: squared grey levels of a source's steps that are faint; grey levels of an offset's
+            steps up to which it is even, and from which it is not at all.
         to: (N, P) and (N,) float32 that results, and how even they are, are written to; both
             contiguous, and 1 where nothing moved.
     """
-    count, rows, columns, channels = edits.shape
+    count, rows, columns, _, channels = pairs.shape
     filled, steps = to
+    faint, even, uneven = limits
     side = round((filled.shape[1] // channels) ** 0.5)
     own, last, source, keep = (x.contiguous() for x in given)
     _carry[(len(filled),)](
-        own, last, source, keep.view(torch.uint8), mask.view(torch.uint8), edits, *places,
-        gains.contiguous(), filled, steps, edits.stride(0), number % count, columns, rows,
-        T=places[0].shape[1], COUNT=count, CHANNELS=channels, EVEN=even[0], UNEVEN=even[1],
+        own, last, source, keep.view(torch.uint8), mask.view(torch.uint8), pairs, *places,
+        gains.contiguous(), filled, steps, pairs.stride(0), number % count, columns, rows,
+        T=places[0].shape[1], COUNT=count, CHANNELS=channels, FAINT=faint, EVEN=even, UNEVEN=uneven,
         WIDTH=triton.next_power_of_2(channels), COLUMNS=side, SQUARE=_SIDE // side, num_warps=1,
     )  # fmt: skip
 
@@ -211,43 +213,98 @@ if triton is not None:
         tl.store(to, _blend(blue, own, shown, moved, share))
 
     @triton.jit
-    def _graded(step, gains, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
-        """Square of the difference (WIDTH,) of two edits, in grey levels."""
+    def _levels(step, gains, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
+        """A difference (WIDTH,) of two latent pixels, in grey levels."""
         c = tl.arange(0, WIDTH)
         there = (c < CHANNELS)[:, None] & (c < CHANNELS)[None, :]
         gain = tl.load(gains + c[:, None] * CHANNELS + c[None, :], there, 0.0).to(tl.float32)
-        levels = tl.sum(step[:, None] * gain, 0)
-        return tl.sum(levels * levels, 0)
+        return tl.sum(step[:, None] * gain, 0)
 
     @triton.jit
-    def _edit(edits, frame, x, y, rows, columns, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
-        """Of a place in a latent frame: here, beside, below and across."""
+    def _around(pairs, frame, x, y, rows, columns, CHANNELS: tl.constexpr, WIDTH: tl.constexpr):
+        """Latent pixels at a place of a latent frame: here, beside, below and across."""
         c = tl.arange(0, WIDTH)
-        there, at = c < CHANNELS, edits + frame + c
+        there, at = c < CHANNELS, pairs + frame + c
         i, j = x.to(tl.int32), y.to(tl.int32)
         upper, lower = inside(j, rows) * columns, inside(j + 1, rows) * columns
         left, right = inside(i, columns), inside(i + 1, columns)
-        here = tl.load(at + (upper + left) * CHANNELS, there, 0.0).to(tl.float32)
-        beside = tl.load(at + (upper + right) * CHANNELS, there, 0.0).to(tl.float32)
-        below = tl.load(at + (lower + left) * CHANNELS, there, 0.0).to(tl.float32)
-        return here, beside, below, tl.load(at + (lower + right) * CHANNELS, there, 0.0)
+        here = tl.load(at + (upper + left) * 2 * CHANNELS, there, 0.0).to(tl.float32)
+        beside = tl.load(at + (upper + right) * 2 * CHANNELS, there, 0.0).to(tl.float32)
+        below = tl.load(at + (lower + left) * 2 * CHANNELS, there, 0.0).to(tl.float32)
+        across = tl.load(at + (lower + right) * 2 * CHANNELS, there, 0.0).to(tl.float32)
+        return here, beside, below, across
+
+    @triton.jit
+    def _came_from(numbers, places, pixel, COUNT: tl.constexpr, SQUARE: tl.constexpr):
+        """Of a pixel: the slot of its latent frame, and its place there in latent pixels."""
+        x = (tl.load(places + 2 * pixel) - SQUARE // 2) / SQUARE
+        y = (tl.load(places + 2 * pixel + 1) - SQUARE // 2) / SQUARE
+        return slot(tl.load(numbers + pixel), COUNT), x, y
+
+    @triton.jit
+    def _slope(
+        pairs, numbers, places, gains, first, step, columns, rows, COUNT: tl.constexpr,
+        CHANNELS: tl.constexpr, FAINT: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+        SQUARE: tl.constexpr,
+    ):  # fmt: skip
+        """That of a patch's edit, and the steps of its offset, in grey levels."""
+        own = tl.full((), 0.0, tl.float32)
+        shared, given = own, own
+        for k in range(COLUMNS * COLUMNS):
+            pixel = first + (k // COLUMNS * 16 + k % COLUMNS) * SQUARE
+            frame, x, y = _came_from(numbers, places, pixel, COUNT, SQUARE)
+            left, top = tl.floor(x), tl.floor(y)
+            here, beside, below, _ = _around(
+                pairs, frame * step, left, top, rows, columns, CHANNELS, WIDTH
+            )
+            its, its_beside, its_below, _ = _around(
+                pairs + CHANNELS, frame * step, left, top, rows, columns, CHANNELS, WIDTH
+            )
+            result = _levels(beside - here, gains, CHANNELS, WIDTH)
+            source = _levels(its_beside - its, gains, CHANNELS, WIDTH)
+            own += tl.sum(result * result, 0)
+            shared += tl.sum(result * source, 0)
+            given += tl.sum(source * source, 0)
+            result = _levels(below - here, gains, CHANNELS, WIDTH)
+            source = _levels(its_below - its, gains, CHANNELS, WIDTH)
+            own += tl.sum(result * result, 0)
+            shared += tl.sum(result * source, 0)
+            given += tl.sum(source * source, 0)
+        count = 2 * COLUMNS * COLUMNS * CHANNELS
+        own, shared, given = own / count, shared / count, given / count
+        slope = tl.minimum(tl.maximum((shared + FAINT) / (given + FAINT), 0.0), 1.0)
+        left_over = own - 2 * slope * shared + slope * slope * given
+        return slope, tl.sqrt_rn(tl.maximum(left_over, 0.0))
+
+    @triton.jit
+    def _between(here, beside, below, across, right, down):
+        """What lies between four latent pixels."""
+        upper = here + (beside - here) * right
+        return upper + (below + (across - below) * right - upper) * down
 
     @triton.jit(
         do_not_specialize=["own_slot"],
         do_not_specialize_on_alignment=["keep", "mask", "filled", "even"],
     )
     def _carry(
-        own, last, source, keep, mask, edits, numbers, places, gains, filled, even, step, own_slot,
+        own, last, source, keep, mask, pairs, numbers, places, gains, filled, even, step, own_slot,
         columns, rows, T: tl.constexpr, COUNT: tl.constexpr, CHANNELS: tl.constexpr,
-        EVEN: tl.constexpr, UNEVEN: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-        SQUARE: tl.constexpr,
+        FAINT: tl.constexpr, EVEN: tl.constexpr, UNEVEN: tl.constexpr, WIDTH: tl.constexpr,
+        COLUMNS: tl.constexpr, SQUARE: tl.constexpr,
     ):  # fmt: skip
         place = tl.program_id(0)
         computed = tl.load(keep + place) != 0
         moved = (tl.load(mask + place) != 0) & (computed == 0)
         c = tl.arange(0, WIDTH)
         there = c < CHANNELS
-        total = tl.full((), 0.0, tl.float32)
+        steps = tl.full((), 0.0, tl.float32)
+        slope = steps
+        first = (place * T + T // 2) * 256 + SQUARE // 2 * 17
+        if moved:
+            slope, steps = _slope(
+                pairs, numbers, places, gains, first, step, columns, rows, COUNT, CHANNELS, FAINT,
+                WIDTH, COLUMNS, SQUARE,
+            )  # fmt: skip
         for k in range(COLUMNS * COLUMNS):
             at = (place * COLUMNS * COLUMNS + k) * CHANNELS + c
             base = tl.load(source + at, there, 0.0).to(tl.float32)
@@ -255,24 +312,23 @@ if triton is not None:
             value += tl.load(last + at, there & (computed == 0) & (moved == 0), 0.0).to(tl.float32)
             down, right = k // COLUMNS, k % COLUMNS
             if moved:
-                pixel = (place * T + T // 2) * 256 + SQUARE // 2 * 17 + (down * 16 + right) * SQUARE
-                frame = slot(tl.load(numbers + pixel), COUNT) * step
-                x = (tl.load(places + 2 * pixel) - SQUARE // 2) / SQUARE
-                y = (tl.load(places + 2 * pixel + 1) - SQUARE // 2) / SQUARE
+                pixel = first + (down * 16 + right) * SQUARE
+                frame, x, y = _came_from(numbers, places, pixel, COUNT, SQUARE)
                 left, top = tl.floor(x), tl.floor(y)
-                here, beside, below, across = _edit(
-                    edits, frame, left, top, rows, columns, CHANNELS, WIDTH
+                here, beside, below, across = _around(
+                    pairs, frame * step, left, top, rows, columns, CHANNELS, WIDTH
                 )
-                total += _graded(beside - here, gains, CHANNELS, WIDTH)
-                total += _graded(below - here, gains, CHANNELS, WIDTH)
-                here += (beside - here) * (x - left)
-                below += (across - below) * (x - left)
-                value = base + here + (below - here) * (y - top)
+                was = _between(here, beside, below, across, x - left, y - top)
+                here, beside, below, across = _around(
+                    pairs + CHANNELS, frame * step, left, top, rows, columns, CHANNELS, WIDTH
+                )
+                its_source = _between(here, beside, below, across, x - left, y - top)
+                value = was + slope * (base - its_source)
             tl.store(filled + at, value, there)
             row = place // (columns // COLUMNS) * COLUMNS + down
             column = place % (columns // COLUMNS) * COLUMNS + right
-            mine = edits + own_slot * step + (row * columns + column) * CHANNELS + c
-            tl.store(mine, value - base, there)
-        steps = tl.sqrt_rn(total / (2 * COLUMNS * COLUMNS * CHANNELS))
+            mine = pairs + own_slot * step + (row * columns + column) * 2 * CHANNELS + c
+            tl.store(mine, value, there)
+            tl.store(mine + CHANNELS, base, there)
         share = tl.minimum(tl.maximum((UNEVEN - steps) / (UNEVEN - EVEN), 0.0), 1.0)
         tl.store(even + place, share)

@@ -334,7 +334,8 @@ def _followed(job: _Job, temporal: int, patch: int, channels: int, on_cpu: bool)
                 held.append(DenseVideo("full", limits, video, longest, shape, place))
         rings, results = Rings(grid.frames), Results(grid, patch, gains)
         rings.open(picture, dense=not sparse)
-        results.put(0, torch.zeros(job.batch, tokens, patch**2 * len(gains), device=META))
+        frame = torch.zeros(job.batch, tokens, patch**2 * len(gains), device=META)
+        results.put(0, frame, frame)
         return meter.live
 
 
