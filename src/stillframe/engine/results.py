@@ -31,7 +31,7 @@ __all__ = ["Results", "drawn_lines"]
 # Grey levels by which an offset differs from one latent pixel to the next, root mean square. Up to
 # the first, what is decoded is better than moved pixels, in every style; from the second on it is
 # worse (docs/method.md).
-_EVEN, _UNEVEN = 4.0, 10.0
+_EVEN, _UNEVEN = 6.0, 12.0
 # Squared grey levels of a source's steps, below which its edit's slope is taken for 1: what changes
 # there is light.
 _FAINT = 1.0
