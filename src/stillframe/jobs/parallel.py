@@ -27,6 +27,7 @@ from stillframe.backbones.parallel.follower import follow
 from stillframe.backbones.parallel.group import Group, join
 from stillframe.backbones.parallel.leader import ParallelDenoiser
 from stillframe.errors import StillframeError, WorkerError
+from stillframe.loading.host import not_interrupted
 from stillframe.pipelines.causal_wan import CausalWanPipeline
 
 __all__ = ["Followers", "Load", "lead"]
@@ -110,7 +111,8 @@ class Followers:
                 process = context.Process(
                     target=_follow, args=(its, *member, self._store, self._load), daemon=True
                 )
-                process.start()
+                with not_interrupted():
+                    process.start()
                 its.close()
                 self._processes.append(process)
                 self._connections.append(mine)

@@ -24,7 +24,7 @@ from stillframe.live.ipc import Channel, ChannelClosedError, ModelInfo, Pixels
 from stillframe.live.worker import SessionError
 from stillframe.live.worker_main import Load, run_worker
 from stillframe.loading.devices import environment_of
-from stillframe.loading.host import run_with
+from stillframe.loading.host import not_interrupted, run_with
 
 __all__ = ["WorkerProcess"]
 
@@ -116,7 +116,8 @@ class WorkerProcess:
                 # one that is may start none; it ends with its channel either way
                 daemon=not self._starts_others,
             )
-            self._process.start()
+            with not_interrupted():
+                self._process.start()
             self._begun, self.pid = True, self._process.pid
         its.close()  # or this end would never hear that the other one is gone
         self._channel = Channel(mine)

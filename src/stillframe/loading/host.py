@@ -9,11 +9,15 @@ import ctypes
 import os
 import pickle
 import platform
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
-__all__ = ["keep_freed_memory", "peak_resident_bytes", "run_with"]
+__all__ = ["keep_freed_memory", "not_interrupted", "peak_resident_bytes", "run_with"]
 
 # names and numbers of glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -69,3 +73,22 @@ def run_with(variables: dict[str, str], work: bytes, *arguments: Any) -> None:
     """
     os.environ.update(variables)
     pickle.loads(work)(*arguments)
+
+
+@contextmanager
+def not_interrupted() -> Iterator[None]:
+    """Let processes that are started in here not hear Ctrl-C.
+
+    A terminal sends it to all processes. One that still imports would end with a traceback, and
+    cannot ignore it before. The signal is kept back, not dropped: this process hears it afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # not a Unix
+        yield
+        return
+    # whoever starts it lets signals through again
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
