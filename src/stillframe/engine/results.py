@@ -1,16 +1,16 @@
 """Latents of what is not computed: those of the frame before, or of the place that it came from.
 
 Of what moved, the *edit* is taken along, from the frame in which it was computed to the source as
-it is now. Around a patch it is taken for a line, as guided filters take it (He et al., Guided Image
+it is now. Around a patch it is taken for linear, as guided filters take it (He et al., Guided Image
 Filtering, 2010): result = slope source + offset, with the slope that leaves least of the result's
 steps from one latent pixel to the next. The offset is interpolated linearly. So what an edit keeps
-of its source is as sharp as the source is now, and what it smoothes away does not come back where
+of its source is as sharp as the source is now, and what it smooths away does not come back where
 interpolation blurs.
 
 Where offsets are even, that is what an edit that computes everything has, and its picture is better
-than pixels that were moved: so `Taken.even` says how even they are. Where they are not, what is
-decoded beside it is at least in its place: with whole latent pixels of the result instead, patches
-beside what moved are twice as far from an edit that computes everything.
+than pixels that were moved: so `MovedPictures.even` says how even they are. Where they are not,
+what is decoded beside it is at least in its place: with whole latent pixels of the result instead,
+patches beside what moved are twice as far from an edit that computes everything.
 """
 
 from __future__ import annotations
